@@ -1,0 +1,1 @@
+"""GPT-1 (Radford et al., 2018) in JAX: generative pre-training, then discriminative fine-tuning."""

@@ -1,0 +1,60 @@
+"""Metrics of labelled data sets (Radford et al. 2018, section 4.2), and predictions from logits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.special
+import scipy.stats
+from sklearn import metrics
+
+from gpt1_jax.errors import UserError
+
+
+def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
+    """Logits [n, classes] (or the scores [n, choices]) -> label ids int32 [n]; 'ordinal': scores float32 [n].
+
+    The score is the expected class, as the release does for STS-B.
+
+    Raises:
+      UserError: a logit that is not finite.
+    """
+    logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits).all():
+        raise UserError('The logits are not finite: the model has diverged; lower the learning rate.')
+    if loss_kind == 'ordinal':
+        return (scipy.special.softmax(logits, axis=-1) @ np.arange(logits.shape[-1])).astype(np.float32)
+    return logits.argmax(axis=-1).astype(np.int32)
+
+
+def _correlation(function):
+    def metric(labels, predicted):
+        if np.ptp(labels) == 0 or np.ptp(predicted) == 0:
+            return 0.0  # undefined: a constant goes with nothing
+        # Nearly constant values may still round to an undefined result.
+        return np.nan_to_num(function(labels, predicted).statistic)
+    return metric
+
+
+METRICS = {
+    'accuracy': metrics.accuracy_score,
+    'matthews': metrics.matthews_corrcoef,  # 0 where a side is constant
+    'f1': lambda labels, predicted: metrics.f1_score(labels, predicted, zero_division=0.0),  # of label 1
+    'pearson': _correlation(scipy.stats.pearsonr),
+    'spearman': _correlation(scipy.stats.spearmanr),
+}
+
+
+def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The named metrics of METRICS, in 0..1 or -1..1; a metric that is undefined (constant predictions) is 0.
+
+    Args:
+      labels, predicted: [n] label ids or scores.
+
+    Raises:
+      UserError: a prediction that is NaN.
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    if np.isnan(predicted).any():
+        raise UserError(f'{np.isnan(predicted).sum()} of {len(predicted)} predictions are NaN; the model has '
+                        'diverged, so lower the learning rate.')
+    return {name: float(METRICS[name](labels, predicted)) for name in names}

@@ -1,0 +1,104 @@
+"""What the configs share: defaults, the saved form, and the comparison on resume."""
+
+import json
+
+import ml_collections
+from etils import epath
+from ml_collections import config_dict
+
+from gpt1_jax.errors import UserError
+
+SIZES = {  # layers, width, heads, feed-forward width, positions, vocabulary
+    'tiny': (4, 128, 4, 512, 128, 4000),
+    'small': (6, 256, 4, 1024, 256, 8000),
+    'gpt1': (12, 768, 12, 3072, 512, 40000),  # Radford et al. 2018, section 4.1
+}
+MAY_CHANGE = ('mesh', 'checkpoint', 'log')  # a run may be resumed with other values of these
+
+
+def model_defaults() -> ml_collections.ConfigDict:
+    """How a model of any size is trained and computed. Dropout: section 4.1; the choices: the release."""
+    return ml_collections.ConfigDict(dict(
+        dropout=0.1, attention_dropout=0.1, residual_dropout=0.1,
+        embedding_dropout='table', softmax_rows='all', scan=True, remat=False, dtype='auto'))
+
+
+def model_size(size: str) -> ml_collections.ConfigDict:
+    """`model_defaults` with the architecture of SIZES[size]."""
+    check_choice('size', size, SIZES)
+    layers, width, heads, mlp_width, n_positions, _ = SIZES[size]
+    model = model_defaults()
+    model.update(layers=layers, width=width, heads=heads, mlp_width=mlp_width, n_positions=n_positions)
+    return model
+
+
+def optimizer_defaults(**values) -> ml_collections.ConfigDict:
+    """Adam of the release; `values` are those that differ between pre-training and fine-tuning."""
+    return ml_collections.ConfigDict(dict(
+        warmup_steps=0, warmup_fraction=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, max_grad_norm=1.0,
+        accumulation=1, max_skipped=5) | values)
+
+
+def data_defaults(**values) -> ml_collections.ConfigDict:
+    """What `prepare` needs to turn a corpus into shards."""
+    return ml_collections.ConfigDict(dict(
+        source='', output='', vocab_size=40000, tokenizer='', tokenizer_sample_mb=64, held_out=0.01,
+        tokens_per_shard=2**26, workers=0) | values)
+
+
+def run_defaults(checkpoint_every: int, eval_every: int) -> dict:
+    """The sub-dicts `mesh`, `checkpoint` and `log` of a training run. The state is saved with every evaluation, and every
+    `checkpoint.every` steps besides (0: no)."""
+    return dict(
+        mesh=ml_collections.ConfigDict(dict(strategy='dp', shape=())),
+        checkpoint=ml_collections.ConfigDict(dict(every=checkpoint_every, keep_latest=2, keep_best=1)),
+        log=ml_collections.ConfigDict(dict(every=50, eval_every=eval_every, eval_windows=2000, wandb=False)))
+
+
+def optional_int():
+    """A key that is None until it is set to an integer."""
+    return config_dict.placeholder(int)
+
+
+def check_choice(key: str, value: str, choices) -> None:
+    if value not in choices:
+        raise UserError(f'{key}={value!r} is unknown; choose one of {", ".join(choices)}')
+
+
+def save_or_compare(config: ml_collections.ConfigDict, workdir: epath.Path, *, write: bool) -> None:
+    """Writes workdir/config.json (`write`: in one process), or, where the workdir holds checkpoints, checks that they
+    are of the same config.
+
+    Raises UserError that lists the keys whose values differ (`MAY_CHANGE` excepted).
+    """
+    path = workdir / 'config.json'
+    given = json.loads(config.to_json_best_effort())
+    if path.exists() and (workdir / 'checkpoints').exists():
+        differences = [
+            f'{key}: {old!r} there, {new!r} now'
+            for key, (old, new) in sorted(_differences(json.loads(path.read_text()), given).items())
+            if key.split('.')[0] not in MAY_CHANGE]
+        if differences:
+            raise UserError(f'{workdir} holds a run of another config ({"; ".join(differences)}): give the same config to '
+                            'resume it, or another --workdir')
+    elif write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, given)
+
+
+def write_json(path: epath.Path, value) -> None:
+    """Writes JSON whole or not at all."""
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(json.dumps(value, indent=2) + '\n')
+    temporary.replace(path)
+
+
+def _differences(old, new, prefix=''):
+    result = {}
+    for key in {**old, **new}:
+        a, b = old.get(key, 'nothing'), new.get(key, 'nothing')
+        if isinstance(a, dict) and isinstance(b, dict):
+            result |= _differences(a, b, f'{prefix}{key}.')
+        elif a != b:
+            result[prefix + key] = (a, b)
+    return result

@@ -1,0 +1,82 @@
+"""The one entry point: `python -m gpt1_jax.main --config=configs/TASK.py [--workdir=DIR] [--config.KEY=VALUE ...]`.
+
+Exit status: 0 done; 2 a mistake that the message says how to mend; 75 stopped by SIGTERM or a preemption notice, after
+saving (the same command goes on).
+"""
+
+import importlib
+import logging as standard_logging
+import os
+import re
+import sys
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from gpt1_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; default runs/TASK')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'this is one of several processes that train together (on TPU pods, Slurm and GKE they find '
+    'each other)')
+
+
+def main(argv: list[str]) -> None:
+    """Runs the task that the config names. Raises UserError."""
+    if len(argv) > 1:
+        raise UserError(f'{argv[1]!r} is not a flag: write --config=FILE, --workdir=DIR, --config.KEY=VALUE')
+    if _CONFIG.value is None:
+        raise UserError('no --config is given: try --config=configs/quickstart.py')
+    try:
+        task = _CONFIG.value.task
+    except OSError as error:  # raised by the first use of a config whose file could not be read
+        reason = str(error).strip().splitlines()[-1].strip(' )')
+        raise UserError(f'the config file cannot be read ({reason}): configs/ has one per task') from None
+    workdir = epath.Path(_WORKDIR.value or f'runs/{task}').expanduser()
+    # JAX and the task are imported here: worker processes import this module again and need neither.
+    if _DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
+    importlib.import_module(f'gpt1_jax.tasks.{task}').run(_CONFIG.value, workdir)
+
+
+def _set_up():
+    """Must come before JAX and TensorFlow are imported."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # only its note about itself
+    if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+        os.environ.setdefault('NPROC', '32')  # XLA's thread pool; too small a one deadlocks host-device collectives
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    standard_logging.getLogger('jax').setLevel(standard_logging.WARNING)
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as error:  # ml_collections: no such key; it names the nearest, if one is near
+        unknown, *nearest = re.findall(r"""['"]([\w.]+)['"]""", str(error).replace('\\', ''))
+        hint = f'did you mean {nearest[0]!r}?' if nearest else 'the keys are in the config file'
+        _fail(f'the config has no key {unknown!r}: {hint}')
+    except (flags.Error, UserError, KeyError, TypeError, ValueError) as error:
+        _fail(error)
+
+
+def _run(argv):
+    try:
+        main(argv)
+    except UserError as error:
+        _fail(error)
+
+
+def _fail(message):
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+    _set_up()
+    app.run(_run, flags_parser=_parse)

@@ -1,0 +1,80 @@
+"""Multi-head causal self-attention of the release, with segments and a key-value cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt1_jax.model.dropout import dropout
+
+MASKED = -1e9  # the release adds this to masked scores; after the softmax it is an exact zero
+
+
+def attention_mask(query_positions: jax.Array, key_positions: jax.Array, query_segments: jax.Array | None = None,
+                   key_segments: jax.Array | None = None) -> jax.Array:
+    """Boolean [B, 1, Q, K]: a query sees keys of its own segment at its own or earlier positions.
+
+    Args:
+      query_positions, key_positions: int [B, Q] and [B, K], order within the row.
+      query_segments, key_segments: int [B, Q] and [B, K], or None where a row is one sequence.
+    """
+    mask = query_positions[:, None, :, None] >= key_positions[:, None, None, :]
+    if query_segments is not None:
+        mask &= query_segments[:, None, :, None] == key_segments[:, None, None, :]
+    return mask
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, rate: float = 0.0,
+           dropout_key: jax.Array | None = None) -> jax.Array:
+    """Scaled dot-product attention with dropout on the probabilities; softmax in float32.
+
+    Args:
+      query: [B, Q, H, D]; key, value: [B, K, H, D]; mask: boolean, broadcast to [B, H, Q, K].
+    Returns:
+      [B, Q, H, D] in the dtype of `value`.
+    """
+    scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    probabilities = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    probabilities = dropout(probabilities, dropout_key, rate).astype(value.dtype)
+    return jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
+
+
+class SelfAttention(nn.Module):
+    """Attention sub-layer: joint q|k|v projection, attention, output projection (the release's `attn`)."""
+
+    heads: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, train: bool, cache: tuple | None = None):
+        """`x` [B, Q, width] -> ([B, Q, width], cache).
+
+        `cache` is (key [B, K, H, D], value [B, K, H, D], index): the new keys and values are written from `index`
+        on, and `mask` is [B, 1, Q, K] over the whole cache.
+        """
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f'width {width} is not a multiple of heads {self.heads}')
+        head_dim = width // self.heads
+        normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+        # [width, 3, H, D] is the release's c_attn [width, 3 * width] with its columns q|k|v named.
+        qkv_kernel = self.param('qkv_kernel', nn.with_logical_partitioning(
+            normal, ('embed', None, 'heads', None)), (width, 3, self.heads, head_dim))
+        qkv_bias = self.param('qkv_bias', nn.with_logical_partitioning(
+            zeros, (None, 'heads', None)), (3, self.heads, head_dim))
+        out_kernel = self.param('out_kernel', nn.with_logical_partitioning(
+            normal, ('heads', None, 'embed')), (self.heads, head_dim, width))
+        out_bias = self.param('out_bias', nn.with_logical_partitioning(zeros, ('norm',)), (width,))
+
+        qkv = jnp.einsum('bqw,wchd->cbqhd', x, qkv_kernel.astype(self.dtype)) + (
+            qkv_bias.astype(self.dtype)[:, None, None])
+        query, key, value = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads', None))
+        if cache is not None:
+            index = cache[2]
+            key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), (0, index, 0, 0))
+            value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), (0, index, 0, 0))
+            cache = (key, value, index + x.shape[1])
+        dropout_key = self.make_rng('dropout') if train and self.dropout_rate else None
+        mixed = attend(query, key, value, mask, self.dropout_rate, dropout_key)
+        out = jnp.einsum('bqhd,hdw->bqw', mixed, out_kernel.astype(self.dtype)) + out_bias.astype(self.dtype)
+        return out, cache

@@ -1,0 +1,157 @@
+"""The decoder of GPT-1 (Radford et al., 2018, sections 3.1 and 4.1; details from the release)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt1_jax.model.attention import SelfAttention, attention_mask
+from gpt1_jax.model.dropout import dropout
+
+
+class Output(NamedTuple):
+    """What a model gives: its states, and the rows that score the next token (tied softmax).
+
+    hidden: [B, T, width]; embedding: [rows, width] (dropped like the table that was read, in training); cache: the
+    updated key-value cache, or None.
+    """
+
+    hidden: jax.Array
+    embedding: jax.Array
+    cache: tuple | None = None
+
+
+class FeedForward(nn.Module):
+    """width -> mlp_width -> width with the tanh form of GELU."""
+
+    mlp_width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = lambda features, name, kernel_axes, bias_axis: nn.Dense(
+            features, name=name, dtype=self.dtype,
+            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), kernel_axes),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (bias_axis,)))
+        h = jax.nn.gelu(dense(self.mlp_width, 'in', ('embed', 'mlp'), 'mlp')(x), approximate=True)
+        h = nn.with_logical_constraint(h, ('batch', None, 'mlp'))
+        return dense(x.shape[-1], 'out', ('mlp', 'embed'), 'norm')(h)
+
+
+class Block(nn.Module):
+    """One post-layer-norm layer: n = LN1(x + attention(x)); h = LN2(n + mlp(n))."""
+
+    heads: int
+    mlp_width: int
+    attention_dropout: float
+    residual_dropout: float
+    dtype: jnp.dtype
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: tuple | None, mask: jax.Array):
+        norm = lambda name: nn.LayerNorm(
+            epsilon=1e-5, name=name, dtype=self.dtype, use_fast_variance=False,
+            scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)))
+        branch = lambda y: dropout(
+            y, self.make_rng('dropout') if self.train and self.residual_dropout else None, self.residual_dropout)
+        attention = SelfAttention(self.heads, self.attention_dropout, self.dtype, name='attention')
+        attended, cache = attention(x, mask, self.train, cache)
+        n = norm('norm_1')(x + branch(attended))
+        h = norm('norm_2')(n + branch(FeedForward(self.mlp_width, self.dtype, name='mlp')(n)))
+        return nn.with_logical_constraint(h, ('batch', None, None)), cache
+
+
+class Decoder(nn.Module):
+    """Token and position rows of one table, `layers` blocks, no final norm (the release).
+
+    The table's rows are: tokens [0, vocab_size), then `n_special` special tokens (start, delimiter, extract; added
+    for fine-tuning), then one row per position. All layers' parameters are stacked on a leading axis, whatever
+    `scan` says, so that checkpoints do not depend on it.
+
+    Attributes:
+      scan: compile one layer and loop (short compile) or unroll the layers (XLA may overlap them).
+      remat: recompute a layer's activations in the backward pass instead of keeping them.
+      embedding_dropout: 'table' drops elements of the table, once a forward pass, for look-up and softmax alike
+        (release); 'sum' drops the sum of token and position row (the Hugging Face port).
+      softmax_rows: 'all' lets special and position rows compete in the softmax (release); 'tokens' leaves
+        position rows out (the port).
+    """
+
+    vocab_size: int
+    n_special: int
+    n_positions: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    embedding_dropout: str = 'table'
+    softmax_rows: str = 'all'
+    scan: bool = True
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array | None = None, segment_ids: jax.Array | None = None,
+                 *, train: bool = False, cache: tuple | None = None) -> Output:
+        """Hidden states of every position.
+
+        Args:
+          tokens: int [B, T].
+          positions: int [B, T], within each sequence; None counts from 0 (from the cache's length, if there is one).
+          segment_ids: int [B, T]; tokens see only their own segment. None: each row is one sequence.
+          train: apply dropout (needs the rng stream 'dropout').
+          cache: from `init_cache`; the tokens continue what it holds.
+        """
+        batch, length = tokens.shape
+        n_rows = self.vocab_size + self.n_special
+        table = self.param('table', nn.with_logical_partitioning(
+            nn.initializers.normal(0.02), ('table_rows', 'table_embed')), (n_rows + self.n_positions, self.width))
+        # Gathered once, before the look-up: a look-up in a sharded table is rematerialised by the partitioner.
+        table = nn.with_logical_constraint(table.astype(self.dtype), (None, None))
+        offset = jnp.zeros((), jnp.int32) if cache is None else cache[2][0]
+        order = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
+        positions = order if positions is None else positions
+        key = self.make_rng('dropout') if train and self.dropout else None
+        if self.embedding_dropout == 'table':
+            table = dropout(table, key, self.dropout)
+        x = table[tokens] + table[n_rows + positions]
+        if self.embedding_dropout == 'sum':
+            x = dropout(x, key, self.dropout)
+        x = nn.with_logical_constraint(x, ('batch', None, None))
+
+        if cache is None:
+            mask = attention_mask(order, order, segment_ids, segment_ids)
+        else:
+            keys = jnp.broadcast_to(jnp.arange(cache[0].shape[2], dtype=jnp.int32), (batch, cache[0].shape[2]))
+            mask = attention_mask(order, keys)
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat and train else Block
+        stack = nn.scan(
+            block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+            in_axes=(0, nn.broadcast), length=self.layers, unroll=1 if self.scan else self.layers,
+            metadata_params={nn.PARTITION_NAME: 'layers'})
+        x, cache = stack(self.heads, self.mlp_width, self.attention_dropout, self.residual_dropout, self.dtype, train,
+                         name='blocks')(x, cache, mask)
+        return Output(x, table if self.softmax_rows == 'all' else table[:n_rows], cache)
+
+
+def init_cache(model: Decoder, batch: int, length: int) -> tuple:
+    """An empty key-value cache for `length` tokens: (key, value [layers, B, length, H, D], index [layers])."""
+    shape = (model.layers, batch, length, model.heads, model.width // model.heads)
+    return jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype), jnp.zeros((model.layers,), jnp.int32)
+
+
+def model_from_config(model_config, vocab_size: int, n_special: int) -> Decoder:
+    """The model that `config.model` describes; 'auto' compute dtype is bfloat16 on TPU and GPU, float32 on CPU."""
+    names = {field.name for field in dataclasses.fields(Decoder)}
+    values = {name: value for name, value in model_config.items() if name in names}
+    dtype = values.pop('dtype')
+    if dtype == 'auto':
+        dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    return Decoder(vocab_size=vocab_size, n_special=n_special, dtype=jnp.dtype(dtype), **values)

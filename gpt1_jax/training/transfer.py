@@ -1,0 +1,98 @@
+"""What a run leaves for other runs: its model's description, tokenizer and parameters; and how they are taken over."""
+
+import functools
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from gpt1_jax.config import write_json
+from gpt1_jax.data.tokenizers import load_tokenizer
+from gpt1_jax.errors import UserError
+from gpt1_jax.model.heads import ClassifierHead
+from gpt1_jax.training.checkpoint import Checkpointer
+from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.state import abstract_tree, params_initialiser
+
+ARCHITECTURE = ('layers', 'width', 'heads', 'mlp_width', 'n_positions')
+
+
+class Source(NamedTuple):
+    """A run to start from. `architecture`: the keys ARCHITECTURE; `n_special`: special rows in its table; `head`: the
+    task head's {'kind', 'classes'}, or None."""
+
+    directory: epath.Path
+    architecture: dict
+    vocab_size: int
+    n_special: int
+    head: dict | None
+    tokenizer: object
+
+
+def describe_run(workdir: epath.Path, model, tokenizer, head=None) -> None:
+    """Writes workdir/model.json and workdir/tokenizer, all that `open_source` needs besides a checkpoint."""
+    if jax.process_index() != 0:
+        return
+    tokenizer.save(workdir / 'tokenizer')
+    write_json(workdir / 'model.json', {
+        'architecture': {name: getattr(model, name) for name in ARCHITECTURE}, 'vocab_size': model.vocab_size,
+        'n_special': model.n_special, 'head': head and {'kind': head.kind, 'classes': head.classes}})
+
+
+def open_source(init_from: str) -> Source:
+    """Opens the workdir of a pre-training or fine-tuning run. Raises UserError if it is none, or has no checkpoint."""
+    directory = epath.Path(init_from).expanduser()
+    try:
+        description = json.loads((directory / 'model.json').read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f'init_from={init_from} is not the workdir of a training run (it has no model.json): name the '
+                        '--workdir of a pre-training run') from None
+    return Source(directory=directory, tokenizer=load_tokenizer(directory / 'tokenizer'), **description)
+
+
+def loader(source: Source, model, n_layers: int, partitioner: Partitioner):
+    """A function params -> params that takes over the source's table and first `n_layers` layers, on their shardings.
+
+    The head, and with n_layers -1 everything, stays as it was. Call it outside `Partitioner.activate`.
+    """
+    if n_layers < 0:
+        return None
+    head = source.head and ClassifierHead(**source.head)
+    boxed = jax.eval_shape(params_initialiser(model.clone(n_special=source.n_special), head), jax.random.key(0))
+    abstract = abstract_tree(boxed, partitioner)
+
+    def load(params):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, params['decoder'])
+        decoder = jax.jit(functools.partial(
+            transfer, vocab_size=model.vocab_size, n_special=model.n_special, source_special=source.n_special,
+            n_layers=n_layers), out_shardings=shardings)(params['decoder'], _load_params(source, abstract)['decoder'])
+        return params | {'decoder': decoder}
+
+    return load
+
+
+def _load_params(source, abstract):
+    """The source's best parameters, or its latest where none is best."""
+    metric, mode = ('valid_loss', 'min') if source.head is None else ('dev_score', 'max')
+    checkpointer = Checkpointer(source.directory / 'checkpoints', best_metric=metric, best_mode=mode)
+    best = checkpointer.best_step()
+    if best is not None:
+        return checkpointer.restore(best, {'params': abstract})[1]['params']
+    restored = checkpointer.restore_latest({'params': abstract})
+    if restored is None:
+        raise UserError(f'init_from={source.directory} has no checkpoint yet: let its run save one first')
+    return restored[1]['params']
+
+
+def transfer(fresh, source, *, vocab_size: int, n_special: int, source_special: int, n_layers: int):
+    """Decoder parameters `fresh` with those of `source` in their place (release, `n_transfer`).
+
+    Token and position rows, special rows where both have them, and the first `n_layers` layers come from the source.
+    """
+    tokens, positions = source['table'][:vocab_size], source['table'][vocab_size + source_special:]
+    special = source['table'] if source_special and n_special else fresh['table']
+    table = jnp.concatenate([tokens, special[vocab_size:vocab_size + n_special], positions])
+    take = lambda new, old: jnp.concatenate([old[:n_layers], new[n_layers:]])
+    return {'table': table, 'blocks': jax.tree.map(take, fresh['blocks'], source['blocks'])}

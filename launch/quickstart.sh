@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# From nothing but Python 3.11+ to a small pre-trained and fine-tuned model, on any machine:
+#
+#   bash launch/quickstart.sh [flags of gpt1_jax.main, such as --workdir=runs/first]
+#
+# Makes .venv in the repository root on the first run. Paths in the flags are relative to the repository root.
+
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+exec "$PYTHON" -m gpt1_jax.main --config=configs/quickstart.py "$@"

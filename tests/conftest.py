@@ -1,0 +1,8 @@
+"""Eight host devices for every test. Must be set before JAX starts its backend."""
+
+import os
+
+os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

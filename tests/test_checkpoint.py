@@ -1,0 +1,349 @@
+"""Round trips, retention, damage, kills and full disks, on eight host devices."""
+
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import logging
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from gpt1_jax.errors import UserError
+from gpt1_jax.training.checkpoint import Checkpointer, PreemptionGuard, checksums
+
+# Orbax leaves unfinished reads behind when one of them fails.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+def mesh_of(*shape):
+    return jax.make_mesh(shape, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+
+
+def placed(array, mesh, *spec):
+    return jax.device_put(array, NamedSharding(mesh, P(*spec)))
+
+
+def state(step, mesh=None):
+    """Parameters and optimizer state whose values say which step they are of."""
+    mesh, rng = mesh or mesh_of(2, 4), np.random.default_rng(step)
+    params = {'h': {'w': placed(rng.standard_normal((64, 128), dtype=np.float32), mesh, 'data', 'fsdp'),
+                    'b': placed(jnp.asarray(rng.standard_normal(128), jnp.bfloat16), mesh)},
+              'wte': placed(rng.standard_normal((512, 64), dtype=np.float32), mesh, 'fsdp')}
+    decayed = {'h': {'w': True, 'b': False}, 'wte': True}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3, mask=decayed))
+    key = placed(np.array([0, step], np.uint32), mesh)
+    return {'params': params, 'opt_state': jax.jit(optimizer.init)(params), 'rng': {'key': key}}
+
+
+def abstract(tree, change=lambda spec: spec, mesh=None):
+    """Shapes with shardings on `mesh`, whose specs are changed by `change`."""
+    mesh = mesh or mesh_of(2, 4)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(
+        mesh, change(getattr(x.sharding, 'spec', P())))), tree)
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes checkpointers of one directory and closes them at the end."""
+    made = []
+
+    def make(**options):
+        made.append(Checkpointer(tmp_path / 'checkpoints', **options))
+        return made[-1]
+    yield make
+    for checkpointer in made:
+        checkpointer.close()
+    gc.collect()  # so that the mark above is in force when those reads are found unfinished
+
+
+@pytest.fixture
+def warnings_seen(monkeypatch):
+    seen = []
+    monkeypatch.setattr(logging, 'warning', lambda message, *args: seen.append(message % args))
+    return seen
+
+
+def largest_files(folder, count):
+    files = [file for file in folder.rglob('*') if file.is_file()]
+    return sorted(files, key=lambda file: file.stat().st_size)[-count:]
+
+
+def test_round_trip_on_another_mesh(make, tmp_path):
+    saved = state(7)
+    writer = make()
+    writer.save(7, saved, {'data': {'position': 123456789012, 'name': 'é'}, 'list': [1, 2.5, None]})
+    writer.wait()
+    other = mesh_of(8, 1)
+    wanted = abstract(saved, lambda spec: P(*reversed(spec)), other)
+    step, items, meta = make().restore_latest(wanted)
+    assert step == 7 and meta == {'data': {'position': 123456789012, 'name': 'é'}, 'list': [1, 2.5, None]}
+    assert_same(items, saved)
+    assert items['params']['h']['w'].sharding == NamedSharding(other, P('fsdp', 'data'))
+    assert items['params']['wte'].sharding.is_equivalent_to(NamedSharding(other, P('fsdp')), 2)
+
+
+def test_parameters_alone_do_not_read_or_verify_the_rest(make, tmp_path):
+    saved = state(1)
+    writer = make()
+    writer.save(1, saved, {})
+    writer.wait()
+    for file in largest_files(tmp_path / 'checkpoints/1/opt_state', 2):
+        os.truncate(file, 10)
+    step, items, _ = make().restore_latest({'params': abstract(saved['params'])})
+    assert step == 1 and list(items) == ['params']
+    assert_same(items['params'], saved['params'])
+    with pytest.raises(UserError, match='damaged'):
+        make().restore(1, abstract(saved))
+    with pytest.raises(UserError, match="no 'ema': it has params, opt_state, rng"):
+        make().restore(1, {'ema': abstract(saved['params'])})
+
+
+def test_an_empty_directory_is_not_created_by_reading(make, tmp_path):
+    reader = make()
+    assert reader.restore_latest({}) is None and reader.steps() == []
+    assert reader.latest_step() is None and reader.best_step() is None
+    assert not (tmp_path / 'checkpoints').exists()
+    with pytest.raises(UserError, match='no checkpoint of step 3: it has none'):
+        reader.restore(3, {})
+
+
+@pytest.mark.parametrize('mode, losses', [('min', [5., 1., 3., 4., 9.]), ('max', [5., 9., 3., 4., 1.])])
+def test_the_newest_and_the_best_are_both_kept(make, mode, losses):
+    best, options = 2, dict(keep_latest=2, keep_best=1, best_metric='loss', best_mode=mode)
+    writer = make(**options)
+    for step, loss in enumerate(losses, 1):  # the newest is the worst
+        writer.save(step, state(step), {}, {'loss': loss, 'other': -loss})
+    writer.wait()
+    assert writer.steps() == [best, 4, 5]
+    assert (writer.best_step(), writer.latest_step()) == (best, 5)
+    # A later process reads the metrics from the files. Saves without one count as newest but never as best.
+    writer = make(**options)
+    writer.save(6, state(6), {})
+    writer.save(7, state(7), {}, {'loss': float('-inf' if mode == 'min' else 'inf')})
+    writer.save(8, state(8), {}, {'loss': float('nan'), 'other': 0.})
+    writer.wait()
+    assert writer.steps() == [best, 7, 8]
+    assert make(**options).best_step() == best
+
+
+def test_all_are_kept_when_asked_and_a_repeated_step_stays(make):
+    writer = make(keep_latest=None)
+    for step in (1, 2, 3, 3):
+        writer.save(step, state(step), {'call': step})
+    writer.save(2, state(9), {})
+    writer.close()
+    writer.close()
+    assert writer.steps() == [1, 2, 3]
+    assert_same(make().restore(2, abstract(state(2)))[1], state(2))
+
+
+def test_bit_flips_never_restore_wrong_values(make, tmp_path, warnings_seen):
+    writer = make(keep_latest=2)
+    for step in (1, 2):
+        writer.save(step, state(step), {'step': step})
+    writer.wait()
+    wanted, rng, skipped = abstract(state(2)), np.random.default_rng(0), 0
+    folder = tmp_path / 'checkpoints/2'
+    places = [(file, offset) for file in largest_files(folder, 5) + [folder / 'record/metadata']
+              for offset in rng.integers(0, file.stat().st_size, 5)]
+    for file, offset in places:
+        whole = file.read_bytes()
+        flipped = bytes([whole[offset] ^ 1 << rng.integers(8)])
+        file.write_bytes(whole[:offset] + flipped + whole[offset + 1:])
+        step, items, meta = make().restore_latest(wanted)
+        assert meta == {'step': step}
+        assert_same(items, state(step))
+        skipped += step == 1
+        file.write_bytes(whole)
+    assert skipped == len(warnings_seen) >= 15  # some bytes of the folder mean nothing
+    assert all(f'{folder} is damaged' in line for line in warnings_seen)
+    assert make().restore_latest(wanted)[0] == 2
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_run_that_goes_on(make, tmp_path, warnings_seen):
+    writer = make(keep_latest=2)
+    for step in (10, 20):
+        writer.save(step, state(step), {})
+    writer.close()
+    os.truncate(largest_files(tmp_path / 'checkpoints/20/params', 1)[0], 1000)
+    writer = make(keep_latest=2)
+    step, items, _ = writer.restore_latest(abstract(state(10)))
+    assert step == 10 and len(warnings_seen) == 1
+    assert_same(items, state(10))
+    assert writer.steps() == [10, 20]  # reading removed nothing
+    writer.save(15, state(15), {})
+    writer.save(20, state(20), {})
+    writer.wait()
+    assert writer.steps() == [15, 20]
+    assert_same(writer.restore_latest(abstract(state(20)))[1], state(20))
+
+
+@pytest.mark.parametrize('breakage', ['missing', 'truncated', 'record'])
+def test_all_damaged_is_an_error(make, tmp_path, breakage):
+    writer = make()
+    for step in (1, 2):
+        writer.save(step, state(step), {})
+    writer.wait()
+    for step in ('1', '2'):
+        folder = tmp_path / 'checkpoints' / step
+        file = folder / 'record/metadata' if breakage == 'record' else largest_files(folder / 'params', 1)[0]
+        file.unlink() if breakage == 'missing' else os.truncate(file, 20)
+    with pytest.raises(UserError, match=r'every checkpoint in .*checkpoints is damaged \(1, 2; .*copy'):
+        make().restore_latest(abstract(state(1)))
+    assert make(best_metric='loss').best_step() is None
+
+
+def test_what_does_not_fit_is_named_and_is_not_damage(make, warnings_seen):
+    saved = state(1)
+    writer = make()
+    writer.save(1, {'params': saved['params']}, {})
+    writer.wait()
+
+    def error(change):
+        params = abstract(saved['params'])
+        change(params)
+        with pytest.raises(UserError) as caught:
+            make().restore_latest({'params': params})
+        return str(caught.value)
+
+    def leaf(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh_of(2, 4), P()))
+    assert 'params/wte is float32[512, 64] in it, float32[500, 64] in this run' in error(
+        lambda params: params.update(wte=leaf((500, 64), jnp.float32)))
+    assert 'params/h/b is bfloat16[128] in it, float32[128] in this run' in error(
+        lambda params: params['h'].update(b=leaf((128,), jnp.float32)))
+    assert 'params/h/c is absent in it, float32[3] in this run' in error(
+        lambda params: params['h'].update(c=leaf((3,), jnp.float32)))
+    assert 'params/wte is float32[512, 64] in it, absent in this run' in error(
+        lambda params: params.pop('wte'))
+    assert not warnings_seen
+
+
+KILLED = '''
+import sys
+import jax.numpy as jnp
+from gpt1_jax.training.checkpoint import Checkpointer
+checkpointer = Checkpointer(sys.argv[1])
+for step in range(1, 1000):
+    checkpointer.save(step, {'params': {'w': jnp.full((1000, 1000), step, jnp.float32)}}, {'step': step})
+    print(step, flush=True)
+'''
+
+
+def test_killed_while_saving_restores_the_latest_complete(make, tmp_path, warnings_seen):
+    process = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path / 'checkpoints')],
+                               stdout=subprocess.PIPE, text=True)
+    saved = [next(line for line in process.stdout if line == '4\n')]
+    process.kill()
+    last = int((saved + list(process.stdout))[-1])
+    process.wait()
+    reader = make()
+    step, items, meta = reader.restore_latest({'params': {'w': jax.ShapeDtypeStruct(
+        (1000, 1000), jnp.float32, sharding=NamedSharding(mesh_of(2, 4), P('data')))}})
+    assert last - 1 <= step <= last + 1 and meta == {'step': step}
+    np.testing.assert_array_equal(np.asarray(items['params']['w']), np.full((1000, 1000), step, np.float32))
+    assert not warnings_seen
+    (tmp_path / 'checkpoints/99.orbax-checkpoint-tmp/params').mkdir(parents=True)  # the kill may leave none
+    reader.save(step + 1, items, meta)  # cleans up
+    reader.wait()
+    assert not [folder for folder in (tmp_path / 'checkpoints').iterdir() if 'tmp' in folder.name]
+
+
+def test_a_full_disk_is_an_error_and_the_former_checkpoint_stays(make, tmp_path):
+    big = {'params': {'w': jnp.ones((500, 500))}}
+    writer = make()
+    writer.save(1, big, {})
+    writer.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as good as full: every longer file fails
+    try:
+        writer.save(2, big, {})
+        with pytest.raises(UserError, match=r'cannot write checkpoints to .*checkpoints .*free some space'):
+            writer.save(3, big, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert writer.steps() == [1]
+    writer.save(2, big, {})
+    writer.wait()
+    assert writer.steps() == [1, 2]
+
+
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=f'cannot write checkpoints to {tmp_path}/file/x .*writable folder'):
+        Checkpointer(tmp_path / 'file' / 'x').save(1, {'params': {'w': jnp.ones(3)}}, {})
+    with pytest.raises(UserError, match='keep_latest is 0'):
+        Checkpointer(tmp_path, keep_latest=0)
+    with pytest.raises(UserError, match="best_mode is 'lowest'"):
+        Checkpointer(tmp_path, best_mode='lowest')
+
+
+def test_nothing_of_orbax_is_logged(make, caplog):
+    logging.set_verbosity(logging.INFO)
+    try:
+        with caplog.at_level('INFO'):
+            writer = make()
+            writer.save(1, state(1), {})
+            writer.restore_latest(abstract(state(1)))
+            logging.info('our own line')
+    finally:
+        logging.set_verbosity(logging.WARNING)
+    assert [record.getMessage() for record in caplog.records if record.name == 'absl'] == ['our own line']
+
+
+def numpy_checksum(array):
+    """The definition again, with Python integers, from the bytes."""
+    width = min(array.dtype.itemsize, 4)
+    total = 0
+    for index, word in enumerate(np.frombuffer(array.tobytes(), f'<u{width}').tolist()):
+        x = word ^ (index * 0x9E3779B9 & 0xFFFFFFFF)
+        x = (x ^ x >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+        x = (x ^ x >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+        total += x ^ x >> 16
+    return total % 2**32
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'int32', 'uint32', 'int8', 'bool'])
+def test_checksum_is_the_definition_for_any_sharding(dtype):
+    values = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4, 6)) * 50).astype(dtype)
+    mesh = mesh_of(2, 4)
+    for spec in ((), ('fsdp', 'data'), (None, 'fsdp', 'data')):
+        assert checksums([placed(values, mesh, *spec)]) == [numpy_checksum(np.asarray(values))]
+    assert checksums({'scalar': jnp.asarray(3, dtype)}) == [numpy_checksum(np.asarray(jnp.asarray(3, dtype)))]
+
+
+def test_checksum_notices_swaps_and_signs():
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal(1000, dtype=np.float32)
+    before = checksums([jnp.asarray(values)])
+    for _ in range(20):
+        i, j = rng.choice(1000, 2, replace=False)
+        swapped, flipped = values.copy(), values.copy()
+        swapped[[i, j]] = values[[j, i]]
+        flipped[[i, j]] *= -1  # top bits: a plain weighted sum of words does not notice two of them
+        assert checksums([jnp.asarray(swapped)]) != before
+        assert checksums([jnp.asarray(flipped)]) != before
+
+
+def test_sigterm_is_a_request_and_the_handler_comes_back():
+    former = signal.getsignal(signal.SIGTERM)
+    guard = PreemptionGuard()
+    assert not guard.should_stop(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert guard.should_stop(2) and guard.should_stop(3)
+    guard.close()
+    assert signal.getsignal(signal.SIGTERM) == former

@@ -1,0 +1,171 @@
+"""The whole program from the command line: prepare, pre-train, kill, resume, fine-tune; and what a user can get wrong."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# One device: the mesh is tested elsewhere, and a start of the program is what takes the time here.
+ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
+SUBJECTS = {'sea': 'ship sail wave anchor harbour captain deck storm'.split(),
+            'farm': 'cow field plough barn harvest wheat fence meadow'.split()}
+
+
+def sentence(rng, subject):
+    words = SUBJECTS[subject]
+    return f'the {rng.choice(words)} and the {rng.choice(words)} were near the {rng.choice(words)} that {rng.choice(["day", "night"])}.'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Books to pre-train on, and a labelled set (which subject?) of a few hundred lines."""
+    folder, rng = tmp_path_factory.mktemp('program'), random.Random(0)
+    (folder / 'books').mkdir()
+    for number in range(6):
+        subject = ('sea', 'farm')[number % 2]
+        (folder / 'books' / f'{number}.txt').write_text('\n'.join(sentence(rng, subject) for _ in range(400)))
+    (folder / 'labelled').mkdir()
+    for split, n in (('train', 300), ('dev', 100)):
+        rows = [(sentence(rng, label), label) for label in rng.choices(('sea', 'farm'), k=n)]
+        lines = [json.dumps({'text': text, 'label': label}) for text, label in rows]
+        (folder / 'labelled' / f'{split}.jsonl').write_text('\n'.join(lines))
+    return folder
+
+
+def command(config, *flags):
+    return [sys.executable, '-m', 'gpt1_jax.main', f'--config=configs/{config}', *flags]
+
+
+def run(config, *flags, status=0):
+    """The program's standard error; its exit status must be `status`."""
+    done = subprocess.run(command(config, *flags), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def pretrain_flags(folder, workdir):
+    return ['pretrain.py:tiny', f'--workdir={folder / workdir}', f'--config.data.source=shards:{folder / "shards"}',
+            '--config.model.layers=2', '--config.model.width=32', '--config.model.mlp_width=64',
+            '--config.model.n_positions=32', '--config.data.batch_size=8', '--config.data.tokens=30720',
+            '--config.optimizer.warmup_steps=10', '--config.optimizer.learning_rate=0.01', '--config.log.every=10',
+            '--config.log.eval_every=40', '--config.checkpoint.every=20']
+
+
+@pytest.fixture(scope='module')
+def shards(folder):
+    run('prepare.py', f'--config.data.source=text:{folder / "books"}', f'--config.data.output={folder / "shards"}',
+        '--config.data.vocab_size=400', '--config.data.workers=2', f'--workdir={folder / "prepare"}')
+    return folder / 'shards'
+
+
+@pytest.fixture(scope='module')
+def language_model(folder, shards):
+    run(*pretrain_flags(folder, 'whole'))
+    return folder / 'whole'
+
+
+def metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ('time', 'tokens_per_second')} for line in lines]
+
+
+def arrays(workdir, step):
+    """The bytes of every array file of a checkpoint."""
+    checkpoint = workdir / 'checkpoints' / str(step)
+    record = json.loads((checkpoint / 'record' / 'metadata').read_text())['record']
+    return {f'{item}/{name}': leaf['checksum'] for item, leaves in record['leaves'].items() for name, leaf in leaves.items()}
+
+
+def test_pretraining_learns(language_model):
+    results = json.loads((language_model / 'results.json').read_text())
+    assert results['steps'] == results['step'] == 120
+    evaluations = [line['valid_loss'] for line in metrics(language_model) if 'valid_loss' in line]
+    assert len(evaluations) == 3 and evaluations[-1] == results['valid_loss'] == min(evaluations)
+    assert results['valid_perplexity'] < 100 < 400  # a uniform guess over the vocabulary has 400
+    assert any(path.name.startswith('events') for path in (language_model / 'tensorboard').iterdir())
+
+
+def wait_for(path, process):
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, 'the run ended before it saved'
+        time.sleep(0.05)
+    raise AssertionError(f'{path} did not appear')
+
+
+@pytest.mark.parametrize('blow', [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder, shards, language_model, blow):
+    workdir = folder / blow.name
+    flags = pretrain_flags(folder, blow.name)
+    process = subprocess.Popen(command(*flags), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(workdir / 'checkpoints' / '40', process)
+    process.send_signal(blow)
+    status = process.wait(timeout=120)
+    assert status in ((-9,) if blow == signal.SIGKILL else (75, 0))
+    run(*flags)
+    assert arrays(workdir, 120) == arrays(language_model, 120)
+    assert metrics(workdir) == metrics(language_model)
+    results = [json.loads((where / 'results.json').read_text()) for where in (workdir, language_model)]
+    assert results[0] == results[1]
+
+
+def finetune_flags(folder, language_model, workdir):
+    return ['finetune.py:custom', f'--workdir={folder / workdir}', f'--config.init_from={language_model}',
+            f'--config.data.source=files:{folder / "labelled"}', '--config.data.kind=classification',
+            '--config.data.fields=text', '--config.data.labels=sea,farm', '--config.optimizer.learning_rate=0.01', '--config.data.epochs=6']
+
+
+def test_finetuning_from_the_command_line(folder, language_model):
+    flags = finetune_flags(folder, language_model, 'classifier')
+    run(*flags)
+    results = json.loads((folder / 'classifier' / 'results.json').read_text())
+    assert results['train_examples'] == 300 and results['dev_examples'] == 100 and results['step'] == 54
+    assert results['best_dev_accuracy'] > 0.9
+    before = metrics(folder / 'classifier')
+    run(*flags)  # nothing is left to do, and nothing changes
+    assert metrics(folder / 'classifier') == before
+    assert json.loads((folder / 'classifier' / 'results.json').read_text()) == results
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (['--config.data.sorce=x'], "did you mean 'source'?"),
+    (['--config.data.source=files:/nowhere'], '/nowhere'),
+    (['--config.data.fields=body'], "'body'"),
+    (['--config.data.labels=sea,town'], "'farm'"),
+    (['--config.init_from=/nowhere'], '/nowhere'),
+    (['--config.mesh.shape=(3,1,1)'], 'does not fit 2 devices'),
+    (['--config.mesh.strategy=ddp'], 'dp, fsdp, tp'),
+    (['--config.n_transfer=5'], 'between -1'),
+])
+def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
+    error = run(*finetune_flags(folder, language_model, 'mistake'), *changes, status=2)
+    last = error.splitlines()[-1]
+    assert last.startswith('error: ') and message in last and 'Traceback' not in error
+
+
+def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
+    before = arrays(language_model, 120)
+    error = run(*pretrain_flags(folder, 'whole'), '--config.seed=1', status=2)
+    assert 'seed: 0 there, 1 now' in error.splitlines()[-1]
+    assert arrays(language_model, 120) == before
+
+
+def test_a_sequence_longer_than_the_positions_is_cut_and_counted(folder, language_model):
+    long = folder / 'long'
+    long.mkdir()
+    for split in ('train', 'dev'):
+        rows = [{'text': 'the ship and the cow ' * (30 if i == 0 else 1), 'label': ('sea', 'farm')[i % 2]} for i in range(40)]
+        (long / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    error = run(*finetune_flags(folder, language_model, 'cut'), f'--config.data.source=files:{long}', '--config.data.epochs=1')
+    results = json.loads((folder / 'cut' / 'results.json').read_text())
+    assert results['cut_sequences'] == 2 and results['cut_tokens'] > 100
+    assert 'were cut' in error

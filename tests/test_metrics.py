@@ -1,0 +1,66 @@
+"""Metrics against formulas written out by hand, and their edge cases."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from gpt1_jax.analysis import metrics
+from gpt1_jax.data import datasets
+from gpt1_jax.errors import UserError
+
+# 3 true positives, 4 true negatives, 1 false positive, 2 false negatives.
+LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 0, 1, 0])
+GUESSES = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0, 0])
+
+
+def test_class_metrics_by_hand():
+    result = metrics.compute(['accuracy', 'f1', 'matthews'], LABELS, GUESSES)
+    assert result['accuracy'] == pytest.approx(0.7)
+    assert result['f1'] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert result['matthews'] == pytest.approx((3 * 4 - 1 * 2) / np.sqrt(4 * 5 * 5 * 6))
+    assert all(type(value) is float for value in result.values())
+
+
+def test_score_metrics_by_hand():
+    labels, guesses = np.array([0.0, 1.5, 3.0, 5.0, 2.0]), np.array([0.1, 1.0, 4.0, 4.5, 4.2])
+    result = metrics.compute(['pearson', 'spearman'], labels, guesses)
+    ranks = lambda x: np.argsort(np.argsort(x))
+    assert result['pearson'] == pytest.approx(np.corrcoef(labels, guesses)[0, 1])
+    assert result['spearman'] == pytest.approx(np.corrcoef(ranks(labels), ranks(guesses))[0, 1])
+
+
+@pytest.mark.parametrize('constant', [0, 1])
+def test_constant_predictions_are_zero_not_nan(constant):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        guesses = np.full(10, constant)
+        assert metrics.compute(['matthews', 'pearson', 'spearman'], LABELS, guesses) == {
+            'matthews': 0.0, 'pearson': 0.0, 'spearman': 0.0}
+        if constant == 0:
+            assert metrics.compute(['f1'], LABELS, guesses) == {'f1': 0.0}
+        assert metrics.compute(['pearson'], np.full(10, 2.5), np.arange(10.0)) == {'pearson': 0.0}
+
+
+def test_nan_is_an_error():
+    guesses = GUESSES.astype(float)
+    guesses[3] = np.nan
+    with pytest.raises(UserError, match='1 of 10 predictions'):
+        metrics.compute(['pearson'], LABELS, guesses)
+    with pytest.raises(UserError, match='not finite'):
+        metrics.predictions('classification', np.array([[0.0, np.inf]]))
+
+
+def test_predictions():
+    logits = np.array([[0.0, 2.0, 1.0], [3.0, -1.0, 0.0]])
+    for kind in ('classification', 'multiple_choice'):
+        assert metrics.predictions(kind, logits).tolist() == [1, 0]
+    # Logits log p give back p: the expectation of classes 0, 1, 2.
+    p = np.array([[0.2, 0.5, 0.3], [0.0625, 0.0625, 0.875]])
+    np.testing.assert_allclose(metrics.predictions('ordinal', np.log(p) + 7), [1.1, 1.8125], rtol=1e-6)
+
+
+def test_every_metric_of_a_data_set_exists():
+    assert set(metrics.METRICS) == {*datasets.CLASS_METRICS, *datasets.SCORE_METRICS}
+    for dataset in datasets.REGISTRY.values():
+        assert set(dataset.metrics) <= set(metrics.METRICS)

@@ -1,0 +1,64 @@
+"""The optimizer against the float64 transcription of the release's rule, and against torch's numbers."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import ours
+import pytest
+import reference
+
+from gpt1_jax.config import optimizer_defaults
+from gpt1_jax.errors import UserError
+from gpt1_jax.training.optimizer import decayed, make_optimizer
+
+
+def config(**values):
+    return optimizer_defaults(**{'schedule': 'linear', 'learning_rate': 0.01, 'warmup_fraction': 0.2} | values)
+
+
+@pytest.mark.parametrize('schedule', ['linear', 'cosine'])
+@pytest.mark.parametrize('clip', [0.5, 1e9])
+def test_ten_updates_equal_the_releases(schedule, clip):
+    rng = np.random.default_rng(0)
+    params = ours.random_params()
+    optimizer, _ = make_optimizer(config(schedule=schedule, max_grad_norm=clip), total_steps=10)
+    tree = ours.from_reference(params)
+    state, adam = optimizer.init(tree), reference.adam_init(params)
+    update = jax.jit(optimizer.update)
+    for t in range(1, 11):
+        gradients = ours.random_params(seed=t)
+        scale = rng.choice([1e-3, 1.0])
+        for path in reference.paths(gradients):
+            gradients = reference.replace(gradients, path, scale * reference.get(gradients, path))
+        before = tree
+        updates, state = update(ours.from_reference(gradients), state, tree)
+        tree = jax.tree.map(jnp.add, tree, updates)
+        params, adam = reference.adam_update(
+            params, gradients, adam, t, lr=0.01, schedule=getattr(reference, f'{schedule}_schedule'), total=10, warmup=0.2,
+            l2=0.01, clip=clip)
+        ours.assert_trees_close(tree, ours.from_reference(params), rtol=1e-5, atol=1e-6)
+        if t == 1:  # with a warm-up the first rate is 0
+            jax.tree.map(np.testing.assert_array_equal, tree, before)
+
+
+def test_rates():
+    _, rate = make_optimizer(config(warmup_fraction=0.0, warmup_steps=2000, schedule='cosine', learning_rate=2.5e-4), 10_000)
+    np.testing.assert_allclose([rate(jnp.float32(n)) for n in (0, 1000, 2000, 10_000)], [0, 1.25e-4, 2.5e-4, 0], atol=1e-9)
+    _, rate = make_optimizer(config(warmup_fraction=0.0), 100)
+    np.testing.assert_allclose([rate(jnp.float32(n)) for n in (0, 50, 100)], [0.01, 0.005, 0], atol=1e-9)
+
+
+def test_biases_and_gains_do_not_decay():
+    tree = ours.from_reference(ours.random_params())
+    flags = jax.tree_util.tree_leaves_with_path(decayed(tree))
+    names = {jax.tree_util.keystr(path, simple=True, separator='/') for path, flag in flags if flag}
+    assert names == {'decoder/table', 'head/kernel', 'decoder/blocks/attention/qkv_kernel',
+                     'decoder/blocks/attention/out_kernel', 'decoder/blocks/mlp/in/kernel', 'decoder/blocks/mlp/out/kernel'}
+
+
+def test_errors():
+    with pytest.raises(UserError, match='linear, cosine'):
+        make_optimizer(config(schedule='cosin'), 10)
+    with pytest.raises(UserError, match='warmup_steps=10'):
+        make_optimizer(config(warmup_steps=10), 10)

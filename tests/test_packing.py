@@ -1,0 +1,212 @@
+"""Packed fine-tuning batches against the sequences they are made of."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from gpt1_jax.data.packing import EvaluationBatches, FinetuningBatches, auto_row_length
+from gpt1_jax.data.transforms import Encoded
+from gpt1_jax.errors import UserError
+
+
+def make(n=50, sequences=1, longest=30, seed=0, scores=False):
+    rng = np.random.default_rng(seed)
+    sequence = lambda: rng.integers(1, 1000, rng.integers(2, longest + 1)).astype(np.int32)
+    examples = [[sequence() for _ in range(sequences)] for _ in range(n)]
+    labels = rng.uniform(0, 5, n).astype(np.float32) if scores else rng.integers(0, 3, n).astype(np.int32)
+    return Encoded(examples, labels, [str(i) for i in range(n)], 0, 0)
+
+
+def members(batch):
+    return sorted(batch['example_ids'][batch['example_ids'] >= 0].tolist())
+
+
+def segments(rows):
+    """{(row, segment): its columns} of one group, rows = segment_ids [R, T]."""
+    return {(r, s): np.flatnonzero(row == s) for r, row in enumerate(rows) for s in range(1, row.max() + 1)}
+
+
+def check_group(encoded, group, sequence_weight, example_weight):
+    """One group's arrays (no axes k, G) hold exactly the sequences of its examples, wherever they stand."""
+    length = group['tokens'].shape[-1]
+    found = segments(group['segment_ids'])
+    by_end = {row * length + columns[-1]: (row, columns) for (row, _), columns in found.items()}
+    real = [place for place, i in enumerate(group['example_ids']) if i >= 0]
+    count = len(encoded.sequences[0])
+    assert len(found) == len(real) * count == len({*group['extract'][real].ravel().tolist()})
+    for place in real:
+        example = group['example_ids'][place]
+        assert group['labels'][place] == encoded.labels[example]
+        assert group['example_weights'][place] == np.float32(example_weight)
+        for s, sequence in enumerate(encoded.sequences[example]):
+            row, columns = by_end[group['extract'][place, s]]
+            assert columns.tolist() == list(range(columns[0], columns[0] + len(sequence)))
+            one = {name: group[name][row, columns].tolist() for name in
+                   ('tokens', 'positions', 'lm_targets', 'lm_weights')}
+            assert one['tokens'] == sequence.tolist()
+            assert one['positions'] == list(range(len(sequence)))
+            assert one['lm_targets'] == [*sequence[1:].tolist(), 0]
+            weight = sequence_weight / (len(sequence) - 1)
+            np.testing.assert_allclose(one['lm_weights'], [weight] * (len(sequence) - 1) + [0.0], rtol=1e-6)
+    empty = group['segment_ids'] == 0
+    for name in ('tokens', 'positions', 'lm_targets', 'lm_weights'):
+        assert not group[name][empty].any()
+    padding = group['example_ids'] < 0
+    for name in ('example_weights', 'labels', 'extract'):
+        assert not group[name][padding].any()
+
+
+@pytest.mark.parametrize('packing', [True, False])
+@pytest.mark.parametrize('sequences, groups, accumulation, batch_size',
+                         [(1, 1, 1, 8), (2, 4, 1, 8), (4, 2, 2, 8), (1, 4, 2, 12), (2, 3, 1, 7),
+                          (1, 8, 1, 4)])
+def test_training_arrays(sequences, groups, accumulation, batch_size, packing):
+    encoded = make(sequences=sequences, scores=sequences == 2)
+    batches = FinetuningBatches(encoded, batch_size=batch_size, row_length=64, groups=groups,
+                                accumulation=accumulation, packing=packing)
+    places = int(np.ceil(batch_size / accumulation / groups))
+    for step in range(3):
+        batch = batches.batch_at(step)
+        k, g, rows, length = batch['tokens'].shape
+        assert (k, g, length) == (accumulation, groups, 64)
+        for name in ('segment_ids', 'positions', 'lm_targets', 'lm_weights'):
+            assert batch[name].shape == batch['tokens'].shape
+        for name in ('labels', 'example_weights', 'example_ids'):
+            assert batch[name].shape == (k, g, places)
+        assert batch['extract'].shape == (k, g, places, sequences)
+        assert packing or rows == places * sequences
+        assert {name: array.dtype for name, array in batch.items()} == dict(
+            dict.fromkeys(batch, np.dtype(np.int32)), lm_weights=np.float32, example_weights=np.float32,
+            labels=encoded.labels.dtype)
+        assert len(set(members(batch))) == len(members(batch)) == batch_size
+        assert batch['lm_weights'].sum() == pytest.approx(1, abs=1e-5)
+        assert batch['example_weights'].sum() == pytest.approx(1, abs=1e-5)
+        for a in range(k):
+            for b in range(g):
+                check_group(encoded, {name: array[a, b] for name, array in batch.items()},
+                            1 / batch_size / sequences, 1 / batch_size)
+
+
+def test_lm_weights_give_the_mean_of_means():
+    """sum(weight * nll) with an nll that depends on (token, target) alone equals the loss of the release."""
+    encoded = make(n=8, sequences=2)
+    nll = np.random.default_rng(1).uniform(1, 9, (1000, 1000))
+    batch = FinetuningBatches(encoded, batch_size=8, row_length=40, groups=2, accumulation=2).batch_at(0)
+    packed = (batch['lm_weights'] * nll[batch['tokens'], batch['lm_targets']]).sum()
+    means = [np.mean([nll[a, b] for a, b in zip(sequence, sequence[1:])])
+             for example in encoded.sequences for sequence in example]
+    assert packed == pytest.approx(np.mean(means), rel=1e-6)
+
+
+def test_an_epoch_holds_no_example_twice_and_epochs_differ():
+    batches = FinetuningBatches(make(n=50), batch_size=8, row_length=64, seed=3)
+    assert batches.steps_per_epoch == 6
+    epochs = [[members(batches.batch_at(epoch * 6 + i)) for i in range(6)] for epoch in range(3)]
+    for epoch in epochs:
+        flat = [i for batch in epoch for i in batch]
+        assert len(flat) == len(set(flat)) == 48
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    # What is dropped changes: over some epochs every example is seen.
+    seen = {i for step in range(120) for i in members(batches.batch_at(step))}
+    assert seen == set(range(50))
+    other = FinetuningBatches(make(n=50), batch_size=8, row_length=64, seed=4)
+    assert members(other.batch_at(0)) != epochs[0][0]
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    def new():
+        return FinetuningBatches(make(), batch_size=8, row_length=64, groups=2, seed=5)
+
+    running = new()
+    expected = [running.batch_at(step) for step in range(14)]
+    for step in (13, 2, 7):
+        for name, array in new().batch_at(step).items():
+            np.testing.assert_array_equal(array, expected[step][name])
+    layouts = [(1, 1, True), (4, 1, True), (1, 4, True), (2, 2, False), (8, 3, True)]
+    for groups, accumulation, packing in layouts:
+        batches = FinetuningBatches(make(), batch_size=8, row_length=64, groups=groups, packing=packing,
+                                    accumulation=accumulation, seed=5)
+        for step in (0, 9):
+            assert members(batches.batch_at(step)) == members(expected[step])
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_slices_of_processes_are_the_whole(processes):
+    encoded = make(sequences=2)
+    kwargs = dict(batch_size=10, row_length=48, groups=4)
+    for step in (0, 4):
+        whole = FinetuningBatches(encoded, accumulation=2, **kwargs).batch_at(step)
+        parts = [FinetuningBatches(encoded, accumulation=2, process_index=i, process_count=processes,
+                                   **kwargs).batch_at(step) for i in range(processes)]
+        for name in whole:
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], axis=1), whole[name])
+        whole = EvaluationBatches(encoded, **kwargs).batch_at(step)
+        parts = [EvaluationBatches(encoded, process_index=i, process_count=processes, **kwargs).batch_at(step)
+                 for i in range(processes)]
+        for name in whole:
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+@pytest.mark.parametrize('n', [16, 19, 3])
+def test_evaluation_visits_every_example_once_in_order(n):
+    encoded = make(n=n, sequences=2)
+    batches = EvaluationBatches(encoded, batch_size=8, row_length=64, groups=4)
+    assert batches.steps == -(-n // 8)
+    for i in range(batches.steps):
+        batch = batches.batch_at(i)
+        assert batch['example_ids'].shape == (4, 2) and batch['extract'].shape == (4, 2, 2)
+        assert members(batch) == list(range(8 * i, min(8 * i + 8, n)))
+        for g in range(4):
+            check_group(encoded, {name: array[g] for name, array in batch.items()}, 1.0, 1.0)
+
+
+def test_evaluation_without_labels():
+    encoded = make(n=5)
+    encoded.labels = None
+    batch = EvaluationBatches(encoded, batch_size=8, row_length=64).batch_at(0)
+    assert members(batch) == list(range(5)) and not batch['labels'].any()
+
+
+def test_rows_are_few_and_of_few_numbers():
+    encoded = make(n=640, longest=60)
+    batches = FinetuningBatches(encoded, batch_size=32, row_length=64)
+    rows = [batches.batch_at(step)['tokens'].shape[2] for step in range(20)]
+    assert set(rows) <= {1, 2, 3, 4, 6, 8, 12, 16, 24, 32} and len(set(rows)) <= 3
+    for step, r in enumerate(rows):
+        batch = batches.batch_at(step)
+        lengths = sorted((len(encoded.sequences[i][0]) for i in members(batch)), reverse=True)
+        bins = []  # first-fit-decreasing, written out
+        for length in lengths:
+            fits = [b for b in bins if sum(b) + length <= 64]
+            (fits[0] if fits else bins.append([]) or bins[-1]).append(length)
+        ladder = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+        assert r == min(x for x in ladder if x >= len(bins))
+
+
+def test_groups_hold_like_numbers_of_tokens():
+    batch = FinetuningBatches(make(n=64, longest=60), batch_size=64, row_length=64, groups=8).batch_at(0)
+    tokens = (batch['segment_ids'] > 0).sum(axis=(0, 2, 3))
+    assert tokens.max() < 1.04 * tokens.mean()
+    assert collections.Counter((batch['example_ids'] >= 0).sum(axis=(0, 2)).tolist()) == {8: 8}
+
+
+def test_auto_row_length():
+    def longest(length):
+        return Encoded([[np.zeros(3, np.int32), np.zeros(length, np.int32)]], None, ['0'], 0, 0)
+
+    assert [auto_row_length(longest(n), 512) for n in (5, 64, 65, 128, 400)] == [64, 64, 128, 128, 512]
+    assert [auto_row_length(longest(n), 77) for n in (5, 70, 77)] == [64, 77, 77]
+
+
+def test_mistakes_are_user_errors():
+    encoded = make(n=6)
+    with pytest.raises(UserError, match='6 training examples'):
+        FinetuningBatches(encoded, batch_size=8, row_length=64)
+    with pytest.raises(UserError, match='row_length 16'):
+        EvaluationBatches(encoded, batch_size=8, row_length=16)
+    with pytest.raises(UserError, match='3 data-parallel groups'):
+        EvaluationBatches(encoded, batch_size=8, row_length=64, groups=3, process_count=2)
+    encoded.labels = None
+    with pytest.raises(UserError, match='no labels'):
+        FinetuningBatches(encoded, batch_size=2, row_length=64)

@@ -1,0 +1,254 @@
+"""The whole of prepare: against encoding by hand, over workers, interruptions and what can go wrong."""
+
+import gzip
+import json
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+
+from gpt1_jax.data import corpora, shards, tokenizers
+from gpt1_jax.errors import UserError
+from gpt1_jax.tasks import prepare
+
+ROOT = pathlib.Path(prepare.__file__).parents[2]
+
+
+def make_text(seed, lines):
+    rng = random.Random(seed)
+    words = 'the Captain said naïve house again walking river don’t morning lady Sir'.split()
+    ends = ['.\n', '!\n', ' --\n', '\n']
+    lines = (' '.join(rng.choices(words, k=rng.randint(0, 12))) for _ in range(lines))
+    return ''.join(line + rng.choice(ends) for line in lines)
+
+
+@pytest.fixture(scope='module')
+def books(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('books')
+    for i in range(12):
+        data = make_text(i, 50 if i % 2 else 1500).encode()
+        if i % 4:
+            (folder / f'{i:02d}.txt').write_bytes(data)
+        else:
+            (folder / f'{i:02d}.txt.gz').write_bytes(gzip.compress(data))
+    (folder / '98.txt').write_text(' \n\n')
+    (folder / '99.txt').write_text('no newline at the end')
+    return folder
+
+
+def options(source, **values):
+    return ml_collections.ConfigDict(dict(
+        source=source, output='', vocab_size=320, tokenizer='', tokenizer_sample_mb=1, held_out=0.2,
+        tokens_per_shard=8000, workers=2) | values)
+
+
+def content(directory):
+    paths = [path for path in directory.rglob('*') if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope='module')
+def prepared(books, tmp_path_factory):
+    output = tmp_path_factory.mktemp('prepared') / 'deep' / 'shards'
+    prepare.prepare(options(f'text:{books}'), output)
+    return output
+
+
+def test_tokens_are_the_documents(books, prepared):
+    """Each document read whole, standardised and encoded in one piece."""
+    loaded = shards.load_shards(prepared)
+    loaded.verify()
+    tokenizer = tokenizers.load_tokenizer(prepared / 'tokenizer')
+    assert (loaded.tokenizer_fingerprint, loaded.vocab_size) == (tokenizer.fingerprint, 320)
+    held_out = {block.name for block in corpora.open_corpus(f'text:{books}').blocks(0.2) if block.held_out}
+    expected = {'train': [], 'valid': []}
+    starts = {'train': [0], 'valid': [0]}
+    for path in sorted(books.iterdir()):
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()).decode()
+        ids, = tokenizer.encode_batch([text])
+        split = 'valid' if path.name in held_out else 'train'
+        if len(ids):
+            expected[split] += *ids.tolist(), tokenizer.end_id
+            starts[split].append(len(expected[split]))
+    for name, split in loaded.splits.items():
+        tokens = split.read(np.array([0]), split.tokens)[0]
+        assert tokens.tolist() == expected[name]
+        assert split.document_starts.tolist() == starts[name][:-1]
+        assert split.documents == len(starts[name]) - 1
+    assert sum(split.documents for split in loaded.splits.values()) == 13  # one is only white space
+
+
+def test_same_bytes_for_any_number_of_workers_and_small_blocks(books, prepared, tmp_path, monkeypatch):
+    prepare.prepare(options(f'text:{books}', workers=1), tmp_path / 'one')
+    assert content(tmp_path / 'one') == content(prepared)
+    monkeypatch.setattr(prepare, '_TASK', 20000)
+    prepare.prepare(options(f'text:{books}', workers=3), tmp_path / 'three')
+    assert content(tmp_path / 'three') == content(prepared)
+
+
+def test_block_joints_are_seamless(books, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, 'BLOCK_BYTES', 5000)
+    data = options(f'text:{books}', tokenizer=str(prepared / 'tokenizer'))
+    prepare.prepare(data, tmp_path / 'shards')
+    small, whole = content(tmp_path / 'shards'), content(prepared)
+    assert small.pop('index.json') != whole.pop('index.json')  # the options differ
+    assert small == whole
+
+
+def test_done_already_and_other_options(books, prepared):
+    before = content(prepared)
+    prepare.prepare(options(f'text:{books}', workers=1), prepared)
+    assert content(prepared) == before
+    with pytest.raises(UserError, match='vocab_size was 320, is 400'):
+        prepare.prepare(options(f'text:{books}', vocab_size=400), prepared)
+    with pytest.raises(UserError, match='source was text:.*, is docs:numpy'):
+        prepare.prepare(options('docs:numpy'), prepared)
+    with pytest.raises(UserError, match='tokenizer was not given, is .*; vocab_size was 320, is not given'):
+        prepare.prepare(options(f'text:{books}', tokenizer=str(prepared / 'tokenizer')), prepared)
+
+
+SCRIPT = '''
+import json, os, sys
+from gpt1_jax.data import shards
+from gpt1_jax.tasks import prepare
+from gpt1_jax.errors import UserError
+data, output, die_after = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+prepare._TASK = 20000
+commit = shards.ShardWriter.commit
+def commit_and_die(writer, position):
+    global die_after
+    commit(writer, position)
+    die_after -= 1
+    if die_after == 0:
+        os.kill(os.getpid(), 9)
+shards.ShardWriter.commit = commit_and_die
+try:
+    prepare.prepare(data, output)
+except UserError as error:
+    sys.exit(f'error: {error}')
+'''
+
+
+def run(data, output, die_after=0, **kwargs):
+    arguments = [sys.executable, '-c', SCRIPT, json.dumps(data.to_dict()), str(output), str(die_after)]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def test_killed_and_resumed_is_byte_identical(books, prepared, tmp_path):
+    data = options(f'text:{books}')
+    for die_after in (1, 3):
+        output = tmp_path / str(die_after)
+        assert run(data, output, die_after).returncode == -signal.SIGKILL
+        journal = shards.read_journal(output)
+        finished = [shard['file'] for split in shards.SPLITS for shard in journal['shards'][split]]
+        assert finished and not (output / 'index.json').exists()
+        times = {file: (output / file).stat().st_mtime_ns for file in finished}
+        with pytest.raises(UserError, match='held_out was 0.2, is 0.3'):
+            prepare.prepare(options(f'text:{books}', held_out=0.3), output)
+        prepare.prepare(data, output)
+        assert content(output) == content(prepared)
+        # Kept, not written again.
+        assert times == {file: (output / file).stat().st_mtime_ns for file in finished}
+
+
+def test_killed_at_any_time(books, prepared, tmp_path):
+    """A real kill -9 from outside, at several moments; the workers die with their parent."""
+    data = options(f'text:{books}')
+    for seconds in (0.6, 1.2, 1.6):
+        arguments = [sys.executable, '-c', SCRIPT, json.dumps(data.to_dict()), str(tmp_path / 'shards'), '0']
+        process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    prepare.prepare(data, tmp_path / 'shards')
+    assert content(tmp_path / 'shards') == content(prepared)
+    deadline = time.monotonic() + 20
+    while (alive := subprocess.run(['pgrep', '-s', str(process.pid)], capture_output=True).stdout) and \
+            time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive
+
+
+def test_changed_source_is_refused_when_resumed(tmp_path):
+    folder = tmp_path / 'books'
+    folder.mkdir()
+    for i in range(4):
+        (folder / f'{i}.txt').write_text(make_text(i, 2000))
+    data = options(f'text:{folder}')
+    assert run(data, tmp_path / 'out', 1).returncode == -signal.SIGKILL
+    (folder / '4.txt').write_text('new')
+    with pytest.raises(UserError, match='documents was 4, is 5; fingerprint was'):
+        prepare.prepare(data, tmp_path / 'out')
+
+
+def test_full_disk(prepared, tmp_path):
+    """A limit on the size of files stands for the full disk; then there is room again."""
+    (tmp_path / 'one.txt').write_text(make_text(0, 25000))
+    data = options(f'text:{tmp_path}/one.txt', tokens_per_shard=150000,
+                   tokenizer=str(prepared / 'tokenizer'))
+    limit = 280_000  # bytes: enough for the tokenizer, not for a shard
+
+    def set_limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    limited = run(data, tmp_path / 'out', preexec_fn=set_limit)
+    assert limited.returncode == 1
+    assert 'error: Cannot write' in limited.stderr and 'make room' in limited.stderr
+    assert not (tmp_path / 'out' / 'train-00000.bin').exists()
+    assert run(data, tmp_path / 'out').returncode == 0
+    shards.load_shards(tmp_path / 'out').verify()
+
+
+def test_wrong_outputs_and_options(books, tmp_path):
+    source = f'text:{books}'
+    (tmp_path / 'file').write_text('x')
+    for output in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(UserError, match='Cannot make the directory'):
+            prepare.prepare(options(source), output)
+    with pytest.raises(UserError, match='is not empty and holds no preparation'):
+        prepare.prepare(options(source), tmp_path)
+    for name, value in (('held_out', 1.0), ('held_out', -0.1), ('workers', -1), ('tokens_per_shard', 0)):
+        with pytest.raises(UserError, match=f'data.{name} is {value}'):
+            prepare.prepare(options(source, **{name: value}), tmp_path / 'out')
+    with pytest.raises(UserError, match='No tokenizer in'):
+        prepare.prepare(options(source, tokenizer=str(tmp_path)), tmp_path / 'out')
+    with pytest.raises(UserError, match='too small for a vocabulary of 40,000'):  # raised in a worker
+        prepare.prepare(options(source, vocab_size=40000), tmp_path / 'out')
+
+
+def test_one_document_and_no_held_out_text(tmp_path):
+    (tmp_path / 'one.txt').write_text(make_text(0, 300))
+    source = f'text:{tmp_path}/one.txt'
+    loaded = prepare.prepare(options(source), tmp_path / 'a')
+    assert loaded.splits['train'].documents == loaded.splits['valid'].documents == 1
+    share = loaded.splits['valid'].tokens / (loaded.splits['valid'].tokens + loaded.splits['train'].tokens)
+    assert 0.15 < share < 0.25
+    loaded = prepare.prepare(options(source, held_out=0.0), tmp_path / 'b')
+    assert set(loaded.splits) == {'train'}
+    (tmp_path / 'two.txt').write_text('a single line ' * 100)
+    reused = options(f'text:{tmp_path}/two.txt', tokenizer=str(tmp_path / 'a' / 'tokenizer'))
+    with pytest.raises(UserError, match='too short to hold out 0.2'):
+        prepare.prepare(reused, tmp_path / 'c')
+
+
+def test_sample_is_bounded_and_spread():
+    blocks = [corpora.Block(d, f'book{d}', d == 7, f'{d} ' + 'line\n' * 200000, 0, 1, 1) for d in range(20)]
+    sample = prepare._sample(blocks, 600_000)
+    assert 600_000 <= sum(map(len, sample)) < 650_000
+    assert sample == prepare._sample(reversed(blocks), 600_000)  # what is taken does not depend on the order
+    everything = prepare._sample(blocks, 10**9)
+    assert sum(map(len, everything)) == sum(len(block.text) for block in blocks if not block.held_out)
+
+
+def test_run_writes_into_the_workdir(tmp_path):
+    (tmp_path / 'one.txt').write_text(make_text(0, 300))
+    config = ml_collections.ConfigDict({'data': options(f'text:{tmp_path}/one.txt', workers=1)})
+    prepare.run(config, tmp_path / 'work')
+    assert shards.load_shards(tmp_path / 'work' / 'shards').splits['train'].tokens > 0

@@ -1,0 +1,129 @@
+"""Shards against the array that they were written from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt1_jax.data import shards
+from gpt1_jax.errors import UserError
+
+
+def write(directory, train, valid=(), per_shard=100, vocab_size=40000, documents=((0, 30, 250), (0,))):
+    shards.start_journal(directory, {'source': 'test'})
+    writer = shards.ShardWriter(directory, vocab_size, per_shard)
+    for split, ids, starts in zip(shards.SPLITS, (train, valid), documents, strict=True):
+        ids = np.asarray(ids)
+        for start, end in zip(starts, (*starts[1:], len(ids)), strict=True):
+            if end > start:
+                writer.start_document(split)
+                writer.append(split, ids[start:end])
+    writer.commit('end')
+    writer.finish('fingerprint')
+
+
+@pytest.fixture
+def ids():
+    return np.random.default_rng(0).integers(0, 40000, 1037)
+
+
+def test_files(tmp_path, ids):
+    write(tmp_path, ids, ids[:50])
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ['index.json', *(f'train-{i:05d}.bin' for i in range(11)), 'train-starts.npy',
+                     'valid-00000.bin', 'valid-starts.npy']
+    assert (tmp_path / 'train-00000.bin').read_bytes() == ids[:100].astype('<u2').tobytes()
+    assert (tmp_path / 'train-00010.bin').read_bytes() == ids[1000:].astype('<u2').tobytes()
+    loaded = shards.load_shards(tmp_path)
+    loaded.verify()
+    assert (loaded.tokenizer_fingerprint, loaded.vocab_size) == ('fingerprint', 40000)
+    assert {name: (split.tokens, split.documents) for name, split in loaded.splits.items()} == {
+        'train': (1037, 3), 'valid': (50, 1)}
+    assert loaded.splits['train'].document_starts.tolist() == [0, 30, 250]
+    assert loaded.splits['train'].document_starts.dtype == np.int64
+
+
+@pytest.mark.parametrize('per_shard', [7, 100, 5000])
+@pytest.mark.parametrize('vocab_size', [40000, 70000])
+def test_read(tmp_path, ids, per_shard, vocab_size):
+    write(tmp_path, ids, per_shard=per_shard, vocab_size=vocab_size)
+    split = shards.load_shards(tmp_path).splits['train']
+    assert set(shards.load_shards(tmp_path).splits) == {'train'}
+    for length in (1, 2, 33, 513):
+        starts = np.random.default_rng(length).integers(0, len(ids) - length + 1, 40)
+        starts[:3] = 0, len(ids) - length, len(ids) - length
+        windows = split.read(starts, length)
+        assert windows.dtype == (np.uint16 if vocab_size == 40000 else np.uint32)
+        np.testing.assert_array_equal(windows, np.stack([ids[s:s + length] for s in starts]))
+    assert split.read(np.array([], np.int64), 5).shape == (0, 5)
+    for start in (-1, len(ids) - 4):
+        with pytest.raises(IndexError):
+            split.read(np.array([0, start]), 5)
+
+
+def test_writing_goes_on_from_the_last_commit(tmp_path, ids):
+    """Every interruption point gives the same bytes as none."""
+    write(tmp_path / 'whole', ids, ids[:150], documents=((0, 30, 250), (0, 140)))
+    expected = {path.name: path.read_bytes() for path in (tmp_path / 'whole').iterdir()}
+    # One list of operations: the splits take turns.
+    operations = []
+    for i in range(0, len(ids), 37):
+        operations.append(('train', ids[i:i + 37], [s for s in (0, 30, 250) if i <= s < i + 37], i))
+        if i < 150:
+            part = ids[i:min(150, i + 37)]
+            operations.append(('valid', part, [s for s in (0, 140) if i <= s < i + 37], i))
+
+    def apply(writer, operation):
+        split, part, starts, offset = operation
+        cuts = sorted({0, len(part), *(s - offset for s in starts)})
+        for a, b in zip(cuts, cuts[1:]):
+            if a + offset in starts:
+                writer.start_document(split)
+            writer.append(split, part[a:b])
+
+    for died_at in range(0, len(operations), 3):
+        directory = tmp_path / f'died_at_{died_at}'
+        shards.start_journal(directory, {'source': 'test'})
+        writer = shards.ShardWriter(directory, 40000, 100)
+        for i, operation in enumerate(operations[:died_at]):
+            apply(writer, operation)
+            if i % 4 == 1:
+                writer.commit(i + 1)
+        writer = shards.ShardWriter(directory, 40000, 100)  # the first one is dead
+        for operation in operations[writer.position or 0:]:
+            apply(writer, operation)
+        with pytest.raises(UserError, match='no index.json'):
+            shards.load_shards(directory)
+        writer.commit(None)
+        writer.finish('fingerprint')
+        assert {path.name: path.read_bytes() for path in directory.iterdir()} == expected
+
+
+def test_damage_is_found(tmp_path, ids):
+    write(tmp_path, ids)
+    loaded = shards.load_shards(tmp_path)
+    path = tmp_path / 'train-00003.bin'
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    shards.load_shards(tmp_path)
+    with pytest.raises(UserError, match='train-00003.bin is damaged'):
+        loaded.verify()
+    path.write_bytes(content[:-2])
+    with pytest.raises(UserError, match='train-00003.bin has 198 bytes'):
+        shards.load_shards(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match='train-00003.bin is missing'):
+        shards.load_shards(tmp_path)
+
+
+def test_no_index_another_version_damaged_index(tmp_path, ids):
+    with pytest.raises(UserError, match='no index.json'):
+        shards.load_shards(tmp_path / 'none')
+    write(tmp_path, ids)
+    index = json.loads((tmp_path / 'index.json').read_text())
+    (tmp_path / 'index.json').write_text(json.dumps(index | {'format_version': 9}))
+    with pytest.raises(UserError, match='format version 9'):
+        shards.load_shards(tmp_path)
+    (tmp_path / 'index.json').write_text('{"format_version": 1')
+    with pytest.raises(UserError, match='damaged'):
+        shards.load_shards(tmp_path)
