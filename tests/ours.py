@@ -7,7 +7,8 @@ import reference
 from gpt1_jax.model.transformer import Decoder
 
 _NAMES = {
-    ('norm_1', 'scale'): 'ln_1_g', ('norm_1', 'bias'): 'ln_1_b', ('norm_2', 'scale'): 'ln_2_g', ('norm_2', 'bias'): 'ln_2_b',
+    ('norm_1', 'scale'): 'ln_1_g', ('norm_1', 'bias'): 'ln_1_b',
+    ('norm_2', 'scale'): 'ln_2_g', ('norm_2', 'bias'): 'ln_2_b',
     ('mlp', 'in', 'kernel'): 'c_fc_w', ('mlp', 'in', 'bias'): 'c_fc_b',
     ('mlp', 'out', 'kernel'): 'mlp_proj_w', ('mlp', 'out', 'bias'): 'mlp_proj_b',
     ('attention', 'qkv_kernel'): 'c_attn_w', ('attention', 'qkv_bias'): 'c_attn_b',
@@ -64,6 +65,6 @@ def without_invariant(tree):
 def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):
     """Leaf by leaf; atol is relative to the largest entry of the expected leaf."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), (_, e) in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree_util.tree_leaves_with_path(expected)):
+    for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         scale = max(float(np.abs(e).max()), 1e-30)
         np.testing.assert_allclose(a, e, rtol=rtol, atol=atol * scale, err_msg=jax.tree_util.keystr(path))

@@ -1,6 +1,7 @@
 """The four sets made of documentation strings: what they promise, checked on files made up here."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -20,24 +21,40 @@ def word(number):
     return 'q' + ''.join('abcdefghij'[int(digit)] for digit in f'{number:06d}')
 
 
-def make_files(per_package=40, docstrings=3, parts=4, dev=0.25):
-    """Docstrings of `parts` passages (21 words each), which share one word of their own, the topic."""
-    rng, files, topic = np.random.default_rng(0), [], 0
-    for package in PACKAGES:
+def make_files(per_package=40, docstrings=3, parts=4, dev=0.25, packages=PACKAGES):
+    """Docstrings of `parts` passages of 20 words; the second and the last but one are found nowhere else."""
+    rng, files, number = np.random.default_rng(0), [], 0
+    for package in packages:
         for i in range(per_package if package != 'small' else 2):
             texts = []
             for _ in range(docstrings):
-                topic += 1
-                sentences = [' '.join(['Passage', word(100000 + 10 * topic + part), 'about', word(topic),
-                                       *rng.choice(FILLER, 17)]) + '.' for part in range(parts)]
+                sentences = []
+                for _ in range(parts):
+                    number += 2
+                    words = ['Passage', word(number), *rng.choice(FILLER, 16), word(number + 1), 'here.']
+                    sentences.append(' '.join(words))
                 texts.append('\n\n'.join(sentences))
             files.append(DocFile(package, f'{package}/f{i:03d}.py', i < dev * per_package, texts))
     return files
 
 
+def origins(files):
+    """The text's (file, number of docstring, passage): passages, and both parts of each where it is cut."""
+    found = {}
+    for file in files:
+        for n, docstring in enumerate(file.docstrings):
+            for passage in docstring.split('\n\n'):
+                words = passage.split()
+                parts = [' '.join(part) for cut in range(8, 13) for part in (words[:cut], words[cut:])]
+                for text in (passage, *parts):
+                    assert text not in found
+                    found[text] = file, n, passage
+    return found
+
+
 FILES = make_files()
-DOCSTRING_OF = {passage: (file, n) for file in FILES for n, text in enumerate(file.docstrings)
-                for passage in text.split('\n\n')}
+ORIGIN = origins(FILES)
+PAIRS = ('docs_follows', 'docs_same')
 
 
 def build(name, **kwargs):
@@ -50,7 +67,7 @@ def texts_of(examples):
     return [[text for value in row for text in flat(value)] for row in zip(*examples.fields.values())]
 
 
-def test_passages_are_running_text_of_ten_to_forty_words():
+def test_passages_are_running_text_of_some_length():
     docstring = '''Returns the sum of the values along one axis of the array that was given.
 
     >>> add([1, 2, 3])
@@ -67,12 +84,13 @@ See https://example.org/a/very/long/address for all of the things that are not e
 
 ''' + 'word ' * 95
     found = docs_tasks.passages(docstring)
-    assert found[0] == (
+    prose = [passage for passage in found if not passage.startswith('word')]
+    assert ' '.join(prose) == (
         'Returns the sum of the values along one axis of the array that was given. '
         'The values are summed in pairs, which is a little slower but keeps the errors small.')
-    assert found[1].startswith('word')  # what stood between, 9 words, is too short
-    assert all(10 <= len(passage.split()) <= 40 for passage in found)
-    assert not any('axis' in passage or 'address' in passage for passage in found[1:])
+    assert found[len(prose)].startswith('word')  # what stood between, 9 words, is too short
+    assert all(10 <= len(passage.split()) <= docs_tasks._MOST_WORDS <= 40 for passage in found)
+    assert not any('address' in passage or 'caller' in passage for passage in found)
     assert docs_tasks.passages('Too short.') == docs_tasks.passages('') == []
 
 
@@ -80,7 +98,9 @@ See https://example.org/a/very/long/address for all of the things that are not e
 def test_balanced_deterministic_and_split_by_file(name):
     splits, again = build(name), build(name)
     dataset = REGISTRY[name]
-    assert {part: len(examples) for part, examples in splits.items()} == {'train': 200, 'dev': 80}
+    for part, size in (('train', 200), ('dev', 80)):  # a few pairs find no partner
+        lost = 0 if name == 'docs_package' else len(PACKAGES)
+        assert size - lost <= len(splits[part]) <= size
     for part, examples in splits.items():
         assert examples.fields == again[part].fields and tuple(examples.fields) == dataset.fields
         assert examples.labels.tolist() == again[part].labels.tolist() and examples.labels.dtype == np.int32
@@ -88,7 +108,7 @@ def test_balanced_deterministic_and_split_by_file(name):
         assert counts == {label: len(examples) // len(dataset.labels) for label in range(len(dataset.labels))}
         assert len(set(examples.ids)) == len(examples)
         for texts in texts_of(examples):
-            assert all(DOCSTRING_OF[text][0].held_out == (part == 'dev') for text in texts)
+            assert all(ORIGIN[text][0].held_out == (part == 'dev') for text in texts)
     assert build(name, seed=1)['train'].fields != splits['train'].fields
     labels = splits['train'].labels
     assert len(set(labels[:20].tolist())) == len(dataset.labels)  # shuffled, so that any first part is of use
@@ -98,7 +118,7 @@ def test_package():
     names = sorted(PACKAGES[:4])  # the four with most files
     examples = build('docs_package')['train']
     for (text,), label in zip(texts_of(examples), examples.labels, strict=True):
-        assert DOCSTRING_OF[text][0].package == names[label]
+        assert ORIGIN[text][0].package == names[label]
     assert len({text for text, in texts_of(examples)}) == len(examples)
 
 
@@ -113,75 +133,96 @@ def test_package_leaves_out_passages_that_name_one():
         assert {text.split()[0] for text, in texts_of(examples)} == {'Wtfx'}
 
 
-def test_follows():
-    examples = build('docs_follows')['train']
-    for (first, second), label in zip(texts_of(examples), examples.labels, strict=True):
-        (file1, n1), (file2, n2) = DOCSTRING_OF[first], DOCSTRING_OF[second]
-        assert file1.package == file2.package
-        follows = f'{first}\n\n{second}' in file1.docstrings[n1]
-        assert follows == (REGISTRY['docs_follows'].labels[label] == 'follows')
-        assert follows or file1 != file2
+def package_of(text, origin=ORIGIN):
+    return origin[text][0].package
 
 
-def test_same():
-    examples = build('docs_same')['train']
+def is_true(name, label):
+    return REGISTRY[name].labels[label] in ('follows', 'same')
+
+
+def assert_pair(name, first, second, origin=ORIGIN):
+    """These are the halves of one passage, or two passages of one docstring."""
+    (file1, n1, passage1), (file2, n2, passage2) = origin[first], origin[second]
+    if name == 'docs_same':
+        assert (file1.path, n1) == (file2.path, n2) and first == passage1 and second == passage2
+        assert file1.docstrings[n1].index(first) < file1.docstrings[n1].index(second)
+    else:
+        assert passage1 == passage2 == f'{first} {second}'
+
+
+def check_pairs(name, examples, origin=ORIGIN):
+    """True ones are pairs, false ones are of two packages, and each text is used once."""
     for (first, second), label in zip(texts_of(examples), examples.labels, strict=True):
-        (file1, n1), (file2, n2) = DOCSTRING_OF[first], DOCSTRING_OF[second]
-        assert first != second
-        if REGISTRY['docs_same'].labels[label] == 'same':
-            assert (file1.path, n1) == (file2.path, n2)
+        if is_true(name, label):
+            assert_pair(name, first, second, origin)
         else:
-            assert file1.path != file2.path
+            assert package_of(first, origin) != package_of(second, origin)
+    for column in examples.fields.values():
+        assert len(set(column)) == len(column)
 
 
-def test_continuation():
-    examples = build('docs_continuation')['train']
-    for context, endings, label in zip(*examples.fields.values(), examples.labels, strict=True):
-        file, n = DOCSTRING_OF[context]
-        assert len(set(endings)) == 4
-        true = [f'{context}\n\n{ending}' in file.docstrings[n] for ending in endings]
-        assert true == [i == label for i in range(4)]
-        assert {DOCSTRING_OF[ending][0].package for ending in endings} == {file.package}
-        assert [DOCSTRING_OF[ending][0].path == file.path for ending in endings] == true
-
-
-@pytest.mark.parametrize('name', ['docs_follows', 'docs_same', 'docs_continuation'])
-def test_the_second_text_alone_says_nothing(name):
-    """Where all pairs are used, every second passage is right and wrong as often as any other."""
+def check_choices(examples, origin=ORIGIN):
+    """One ending is of the context's passage, three are of other packages; none is used too often."""
     right, wrong = collections.Counter(), collections.Counter()
-    for seed in range(3):
-        examples = docs_tasks.build_from_files(name, FILES, seed, train=10 ** 6, dev=80)['train']
-        last = list(examples.fields.values())[1]
-        for texts, label in zip(last, examples.labels, strict=True):
-            if name == 'docs_continuation':
-                right[texts[label]] += 1
-                wrong.update(text for i, text in enumerate(texts) if i != label)
-            else:
-                true = REGISTRY[name].labels[label] in ('follows', 'same')
-                (right if true else wrong)[texts] += 1
-        if name == 'docs_continuation':
-            often = collections.Counter(wrong[text] / right[text] for text in right)
-            assert often[3.0] > 0.9 * len(right)
-        else:
-            assert not set(right) & set(wrong) and abs(len(right) - len(wrong)) <= 0.02 * len(right)
-            right.clear(), wrong.clear()
+    for context, endings, label in zip(*examples.fields.values(), examples.labels, strict=True):
+        assert len(endings) == len(set(endings)) == 4
+        assert_pair('docs_continuation', context, endings[label], origin)
+        others = [ending for i, ending in enumerate(endings) if i != label]
+        assert package_of(context, origin) not in {package_of(other, origin) for other in others}
+        right[endings[label]] += 1
+        wrong.update(others)
+    assert not right or max(right.values()) == 1
+    assert not wrong or max(wrong.values()) <= 3
+    return right, wrong
 
 
-@pytest.mark.parametrize('name', ['docs_follows', 'docs_continuation'])
-def test_what_does_not_follow_shares_no_rare_word(name):
-    """Some passages of other files share the topic's word here: they must never be the wrong answers."""
-    shared = {word(topic): word(31) for topic in (34, 37, 40)}  # each in a file of its own
+@pytest.mark.parametrize('size', [200, 10 ** 6])
+@pytest.mark.parametrize('name', PAIRS)
+def test_true_and_false_pairs(name, size):
+    examples = build(name, train=size)['train']
+    check_pairs(name, examples)
+    # False ones are taken apart from pairs like the true ones: firsts and seconds of the same pairs.
+    false = [texts for texts, label in zip(texts_of(examples), examples.labels) if not is_true(name, label)]
+    if name == 'docs_follows':
+        passages = [{ORIGIN[text][2] for text in column} for column in zip(*false)]
+    else:  # the passages 0 and 2 of a docstring are firsts, 1 and 3 are seconds
+        place = lambda text: ORIGIN[text][0].docstrings[ORIGIN[text][1]].split('\n\n').index(text)
+        assert {place(first) for first, _ in false} == {0, 2}
+        assert {place(second) for _, second in false} == {1, 3}
+        passages = [{(ORIGIN[text][0].path, ORIGIN[text][1], place(text) // 2) for text in column}
+                    for column in zip(*false)]
+    assert len(passages[0] & passages[1]) >= 0.97 * len(false)
+
+
+@pytest.mark.parametrize('size', [200, 10 ** 6])
+def test_continuation(size):
+    right, wrong = check_choices(build('docs_continuation', train=size)['train'])
+    # Wrong endings are the right ones of other examples, three times each, but for the few without a partner.
+    assert sum(text in right for text in wrong) >= 0.98 * len(wrong)
+    assert sum(wrong[text] == 3 for text in right) >= 0.9 * len(right)
+
+
+@pytest.mark.parametrize('size', [200, 10 ** 6])
+@pytest.mark.parametrize('name', [*PAIRS, 'docs_continuation'])
+@pytest.mark.parametrize('largest', [30, 60])
+def test_the_second_text_alone_says_nothing(name, size, largest):
+    """Its package is as often right as wrong, also where one package has more text than the others."""
+    files = make_files(largest, packages=('jax',)) + make_files(30, packages=('tensorflow', 'keras', 'scipy'))
     files = [DocFile(file.package, file.path, file.held_out,
-                     [' '.join(shared.get(w, w) for w in text.split(' ')) for text in file.docstrings])
-             for file in FILES]
-    examples = docs_tasks.build_from_files(name, files, train=10 ** 6, dev=40)['train']
-    topic = lambda text: text.split()[3]
-    used = 0
-    for (first, *others), label in zip(texts_of(examples), examples.labels, strict=True):
-        true = label if name == 'docs_continuation' else (0 if label == 0 else None)
-        assert [topic(other) == topic(first) for other in others] == [i == true for i in range(len(others))]
-        used += topic(first) == word(31)
-    assert used > 3
+                     [text.replace('Passage', file.package).replace('here.', f'{file.package}.')
+                      for text in file.docstrings]) for file in files]
+    examples = docs_tasks.build_from_files(name, files, train=size, dev=40)['train']
+    right, wrong = collections.Counter(), collections.Counter()  # packages
+    for seconds, label in zip(examples.fields[REGISTRY[name].fields[1]], examples.labels, strict=True):
+        if isinstance(seconds, str):
+            seconds, label = [seconds], 0 if is_true(name, label) else None
+        for i, text in enumerate(seconds):
+            (right if i == label else wrong)[text.split()[-1].rstrip('.')] += 1
+    assert set(right) == set(wrong) == {'jax', 'tensorflow', 'keras', 'scipy'}
+    for package in right:
+        share = right[package] / right.total(), wrong[package] / wrong.total()
+        assert abs(share[0] - share[1]) < 0.06, (package, share)
 
 
 def test_repeated_passages_are_used_once():
@@ -192,11 +233,18 @@ def test_repeated_passages_are_used_once():
         assert len(set(first)) == len(first)
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_one_package_is_too_little(name):
+    """Where there is no other package there are no wrong texts."""
+    with pytest.raises(UserError, match=f'only 0 train examples of {name!r}.*name larger ones'):
+        docs_tasks.build_from_files(name, [file for file in FILES if file.package == 'jax'])
+
+
 def test_too_little_text_and_other_names():
     with pytest.raises(UserError, match="only 0 train examples of 'docs_package'"):
         docs_tasks.build_from_files('docs_package', [f for f in FILES if f.package in ('jax', 'keras')])
-    with pytest.raises(UserError, match="only 2 train examples of 'docs_same'|only 0 train"):
-        docs_tasks.build_from_files('docs_same', FILES[:2])
+    with pytest.raises(UserError, match="only 0 dev examples of 'docs_same'"):
+        docs_tasks.build_from_files('docs_same', [file for file in FILES if not file.held_out])
     with pytest.raises(UserError, match="no data set 'sst2'"):
         load_examples(REGISTRY['sst2'], 'docs:', 'train')
     with pytest.raises(UserError, match='has no test split'):
@@ -204,44 +252,49 @@ def test_too_little_text_and_other_names():
 
 
 def test_installed_packages():
-    """The real thing, on one package that every installation has."""
+    """The real thing, on packages that every installation has."""
     train = load_examples(REGISTRY['docs_continuation'], 'docs:numpy,scipy', 'train', limit=100)
     dev = load_examples(REGISTRY['docs_continuation'], 'docs:numpy,scipy', 'dev')
     assert len(train) == 100 and len(dev) >= 50
-    assert not {*train.fields['context']} & {*dev.fields['context']}
+    whole = [{f'{context} {endings[label]}' for context, endings, label in
+              zip(*examples.fields.values(), examples.labels)} for examples in (train, dev)]
+    assert not whole[0] & whole[1]  # no passage is in both; short beginnings may be
 
 
-@pytest.mark.parametrize('per_package, docstrings', [(4, 3), (6, 2), (8, 1), (8, 2), (10, 1), (10, 3)])
-@pytest.mark.parametrize('name', ['docs_follows', 'docs_same', 'docs_continuation'])
-def test_few_files(name, per_package, docstrings):
-    """Wrong passages still come from other files, and the choices of an example differ."""
-    files = make_files(per_package, docstrings, dev=0.5)
-    path_of = {passage: file.path for file in files for text in file.docstrings
-               for passage in text.split('\n\n')}
-    examples = docs_tasks.build_from_files(name, files, train=10 ** 6, dev=4)['train']
-    dataset = REGISTRY[name]
-    for (first, *others), label in zip(texts_of(examples), examples.labels, strict=True):
-        if name != 'docs_continuation':
-            label = 0 if dataset.labels[label] in ('follows', 'same') else None
-        true = [path_of[first] == path_of[other] for other in others]
-        assert true == [i == label for i in range(len(others))]
-        assert len(set(others)) == len(others)
+@pytest.mark.parametrize('packages', [1, 2, 3, 5])
+@pytest.mark.parametrize('name', NAMES)
+def test_few_files(name, packages):
+    """Either an error that says so, or right examples."""
+    outcomes = set()
+    for per_package, docstrings in itertools.product((0, 1, 2, 3, 5, 8), (0, 1, 2)):
+        files = make_files(per_package, docstrings, dev=0.5, packages=PACKAGES[:packages])
+        origin = origins(files)
+        try:
+            splits = docs_tasks.build_from_files(name, files, train=10 ** 6, dev=40)
+        except UserError:
+            outcomes.add('error')
+            continue
+        outcomes.add('examples')
+        for examples in splits.values():
+            if name in PAIRS:
+                check_pairs(name, examples, origin)
+            elif name == 'docs_continuation':
+                check_choices(examples, origin)
+            assert len(set(collections.Counter(examples.labels.tolist()).values())) == 1  # balanced
+    assert 'error' in outcomes
+    least = {'docs_package': 4}.get(name, 2)
+    assert ('examples' in outcomes) == (packages >= least)
 
 
-def test_passages_without_a_common_rare_word_are_no_pair():
-    files = []
-    for i, file in enumerate(FILES):
-        docstrings = [text.replace(text.split()[3], 'thing') if i % 2 else text for text in file.docstrings]
-        files.append(DocFile(file.package, file.path, file.held_out, docstrings))
-    for name in ('docs_follows', 'docs_same', 'docs_continuation'):
-        examples = docs_tasks.build_from_files(name, files, train=100, dev=40)['train']
-        assert not any('thing' in text for texts in texts_of(examples) for text in texts)
-
-
-def test_a_pair_with_too_few_rivals_is_left_out():
-    seconds = ['zero', 'alpha', 'beta', 'gamma', 'delta']
-    firsts = ['gamma delta', 'other', 'other', 'other', 'other']
-    pairs = [('package', f'{i}.py', *texts) for i, texts in enumerate(zip(firsts, seconds))]
-    rivals = docs_tasks._rivals(pairs, {'gamma', 'delta'}, range(5), 3, by_package=True)
-    assert 0 not in rivals and rivals  # only alpha and beta do not fit its first passage
-    assert all(len({i, *others}) == 4 for i, others in rivals.items())
+def test_rivals():
+    """By hand: of another package, different ones, each as often as any, and none where there are too few."""
+    pairs = [(package, f'{package}.py', f'first {i}', f'second {i}') for i, package in enumerate('aabbccdd')]
+    for number in (1, 2, 3):
+        rivals = docs_tasks._rivals(pairs, range(8), number)
+        used = collections.Counter(j for others in rivals.values() for j in others)
+        assert set(rivals) == set(range(8)) and set(used.values()) == {number}
+        for i, others in rivals.items():
+            assert len(set(others)) == number and pairs[i][0] not in {pairs[j][0] for j in others}
+    assert docs_tasks._rivals(pairs, [0, 1], 1) == docs_tasks._rivals(pairs, [], 3) == {}
+    assert docs_tasks._rivals(pairs, [0, 1, 2], 3) == {}  # there are at most two
+    assert docs_tasks._rivals(pairs, [4, 6], 1) == {4: [6], 6: [4]}  # only these, no other pairs

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import ours
 import pytest
@@ -35,16 +34,18 @@ def test_ten_updates_equal_the_releases(schedule, clip):
         updates, state = update(ours.from_reference(gradients), state, tree)
         tree = jax.tree.map(jnp.add, tree, updates)
         params, adam = reference.adam_update(
-            params, gradients, adam, t, lr=0.01, schedule=getattr(reference, f'{schedule}_schedule'), total=10, warmup=0.2,
-            l2=0.01, clip=clip)
+            params, gradients, adam, t, lr=0.01, schedule=getattr(reference, f'{schedule}_schedule'), total=10,
+            warmup=0.2, l2=0.01, clip=clip)
         ours.assert_trees_close(tree, ours.from_reference(params), rtol=1e-5, atol=1e-6)
         if t == 1:  # with a warm-up the first rate is 0
             jax.tree.map(np.testing.assert_array_equal, tree, before)
 
 
 def test_rates():
-    _, rate = make_optimizer(config(warmup_fraction=0.0, warmup_steps=2000, schedule='cosine', learning_rate=2.5e-4), 10_000)
-    np.testing.assert_allclose([rate(jnp.float32(n)) for n in (0, 1000, 2000, 10_000)], [0, 1.25e-4, 2.5e-4, 0], atol=1e-9)
+    paper = config(warmup_fraction=0.0, warmup_steps=2000, schedule='cosine', learning_rate=2.5e-4)
+    _, rate = make_optimizer(paper, 10_000)
+    rates = [rate(jnp.float32(n)) for n in (0, 1000, 2000, 10_000)]
+    np.testing.assert_allclose(rates, [0, 1.25e-4, 2.5e-4, 0], atol=1e-9)
     _, rate = make_optimizer(config(warmup_fraction=0.0), 100)
     np.testing.assert_allclose([rate(jnp.float32(n)) for n in (0, 50, 100)], [0.01, 0.005, 0], atol=1e-9)
 
@@ -53,8 +54,9 @@ def test_biases_and_gains_do_not_decay():
     tree = ours.from_reference(ours.random_params())
     flags = jax.tree_util.tree_leaves_with_path(decayed(tree))
     names = {jax.tree_util.keystr(path, simple=True, separator='/') for path, flag in flags if flag}
-    assert names == {'decoder/table', 'head/kernel', 'decoder/blocks/attention/qkv_kernel',
-                     'decoder/blocks/attention/out_kernel', 'decoder/blocks/mlp/in/kernel', 'decoder/blocks/mlp/out/kernel'}
+    blocks = 'decoder/blocks'
+    assert names == {'decoder/table', 'head/kernel', f'{blocks}/attention/qkv_kernel', f'{blocks}/attention/out_kernel',
+                     f'{blocks}/mlp/in/kernel', f'{blocks}/mlp/out/kernel'}
 
 
 def test_errors():

@@ -18,10 +18,11 @@ from gpt1_jax.training.state import abstract_state, create_state, params_initial
 
 MESHES = [('dp', ()), ('fsdp', ()), ('tp', (2, 1, 4)), ('fsdp+tp', (2, 2, 2))]
 ONE = ('dp', (1, 1, 1))
-KINDS = [('classification', 'classification', 3, 1), ('similarity', 'ordinal', 6, 2), ('multiple_choice', 'multiple_choice', 1, 3)]
+KINDS = [('classification', 'classification', 3, 1), ('similarity', 'ordinal', 6, 2),
+         ('multiple_choice', 'multiple_choice', 1, 3)]  # kind, loss, classes, sequences an example
 
 
-def run(loss_fn_of, model, head, batch_of, mesh=ONE, params=None, n_steps=2, jitted=True):
+def run(loss_fn_of, model, head, batch_of, mesh=ONE, params=None, n_steps=2):
     """(state, metrics of each step) after `n_steps`, from `params` or from scratch."""
     partitioner = Partitioner(*mesh, devices=jax.devices()[:1] if mesh == ONE else None)
     optimizer, rate = make_optimizer(optimizer_defaults(schedule='linear', learning_rate=0.01, warmup_fraction=0.2), 10)
@@ -138,16 +139,15 @@ def encoded_of(kind, loss, classes, sequences, n=24, vocab=40, longest=16):
     return Encoded([[one() for _ in range(sequences)] for _ in range(n)], labels, [str(i) for i in range(n)], 0, 0)
 
 
-def finetune(case, mesh=ONE, packing=True, accumulation=1, sizes=ours.SIZES, params=None, encoded=None, batch_size=8, n_steps=2,
-             model=None):
+def finetune(case, mesh=ONE, packing=True, accumulation=1, sizes=ours.SIZES, params=None, encoded=None):
     kind, loss, classes, sequences = case
     encoded = encoded or encoded_of(*case)
-    model = model or ours.decoder(sizes)
+    model = ours.decoder(sizes)
     head = ClassifierHead(kind, classes, dropout=0.0)
     batches = lambda groups: FinetuningBatches(
-        encoded, batch_size=batch_size, row_length=32, groups=groups, accumulation=accumulation, packing=packing)
+        encoded, batch_size=8, row_length=32, groups=groups, accumulation=accumulation, packing=packing)
     return run(lambda groups: steps.finetune_loss_fn(model, head, loss, 0.5), model, head,
-               lambda index, groups: batches(groups).batch_at(index), mesh, params, n_steps)
+               lambda index, groups: batches(groups).batch_at(index), mesh, params)
 
 
 @pytest.mark.parametrize('case', KINDS, ids=[case[0] for case in KINDS])
@@ -194,7 +194,8 @@ def test_every_example_is_predicted_once_on_eight_devices():
     batches = EvaluationBatches(encoded, batch_size=10, row_length=32, groups=8)
     with partitioner.activate():
         step = steps.jit_eval_step(steps.predict_step(model, head), abstract.params, partitioner)
-        outputs = [step(ours.from_reference(params), partitioner.put_batch(batches.batch_at(i))) for i in range(batches.steps)]
+        tree = ours.from_reference(params)
+        outputs = [step(tree, partitioner.put_batch(batches.batch_at(i))) for i in range(batches.steps)]
     ids = np.concatenate([output['ids'] for output in outputs])
     assert sorted(ids[ids >= 0]) == list(range(13))
     logits = np.concatenate([output['logits'] for output in outputs])[ids >= 0]

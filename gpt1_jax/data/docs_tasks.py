@@ -1,15 +1,15 @@
 """Four labelled sets made of documentation strings: the quickstart's, real English without a download.
 
   docs_package       which of four packages is this passage from? (passages that name one are left out)
-  docs_follows       does the second passage follow the first, or another text of the same package?
-  docs_same          are two passages from one docstring, or from two files?
-  docs_continuation  which of four passages, all from one package, continues the text?
+  docs_follows       does the second text go on where the first stops, or is it the end of another passage?
+  docs_same          are two passages from one docstring, or from two packages?
+  docs_continuation  which of four texts goes on where the context stops?
 
-Each set is balanced (chance is 1 / number of classes), split by file, and says nothing to one who reads only
-one of two texts: the wrong second passages are the right ones of other examples. What belongs together shares
-a word that is rare in these texts, what does not shares none: a careful reader can nearly always tell.
-The dev sets come from the files that the corpus `docs:` holds out where its held_out is DEV_SHARE; a language
-model trained with less held out has read their texts, but never their labels.
+Each set is balanced (chance is 1 / number of classes), split by file, and says nothing to one who reads only one of
+two texts: the wrong second texts are drawn like the right ones, each as often as any. They are of another package, so that
+the subject tells them apart: a decoder that has read a little documentation knows the subjects.
+The dev sets come from the files that the corpus `docs:` holds out where its held_out is DEV_SHARE; a language model
+trained with less held out has read their texts, but never their labels.
 """
 
 import collections
@@ -24,7 +24,7 @@ from gpt1_jax.errors import UserError
 
 DEV_SHARE = 0.2  # of the files
 _LEAST_WORDS, _ENOUGH_WORDS, _MOST_WORDS = 10, 20, 40
-_RARE = 0.01  # of the passages
+_LEAST_PART, _MOST_OF_PAIR = 8, 20  # words of a part of a passage; of each passage of a pair
 _PACKAGES = 4
 _CHOICES = 4
 _OTHER_NAMES = {'tensorflow': ('tf',), 'tensorflow_datasets': ('tfds',), 'numpy': ('np',),
@@ -60,23 +60,19 @@ def build_from_files(name: str, files: list[DocFile], seed: int = 0, train: int 
     Raises:
       UserError: the files hold too little running text.
     """
-    parts, seen, counts = {'train': [], 'dev': []}, set(), collections.Counter()
+    parts, seen = {'train': [], 'dev': []}, set()
     for file in sorted(files, key=lambda file: (file.package, file.path)):
         texts = []
         for docstring in file.docstrings:
             # A passage that stands in several places would be a right answer to several questions.
-            text = [passage for passage in passages(docstring) if passage.lower() not in seen]
-            seen.update(passage.lower() for passage in text)
-            for passage in text:
-                counts.update(_words(passage))
-            texts.append(text)
+            texts.append([passage for passage in passages(docstring) if passage.lower() not in seen])
+            seen.update(passage.lower() for passage in texts[-1])
         part = parts['dev' if file.held_out else 'train']
         part.append((file.package, file.path, [text for text in texts if text]))
-    rare = {word for word, count in counts.items() if count < max(_RARE * len(seen), 10)}
     splits = {}
     for part, size in (('train', train), ('dev', dev)):
         rng = np.random.RandomState([seed, size])
-        fields, labels = _MAKERS[name](parts[part], parts['train'] + parts['dev'], rare, rng, size)
+        fields, labels = _MAKERS[name](parts[part], parts['train'] + parts['dev'], rng, size)
         if len(labels) < min(size, 4 * _CHOICES):
             raise UserError(f'These packages give only {len(labels)} {part} examples of {name!r}; use docs: '
                             'for all installed packages, or name larger ones, as docs:numpy,scipy,jax,keras.')
@@ -111,14 +107,10 @@ def passages(docstring: str) -> list[str]:
     return [' '.join(words) for words in found if len(words) >= _LEAST_WORDS]
 
 
-def _words(passage: str) -> set[str]:
-    return {word.lower() for word in _WORD.findall(passage) if len(word) > 3}
-
-
 # ---------------------------------------------------------------- the sets: files -> ({field: texts}, labels)
 
 
-def _package(files, all_files, rare, rng, size):
+def _package(files, all_files, rng, size):
     count = collections.Counter(package for package, _, texts in all_files if texts)
     names = sorted(sorted(count, key=lambda name: (-count[name], name))[:_PACKAGES])
     forbidden = [other for name in names for other in (name, *_OTHER_NAMES.get(name, ()))]
@@ -134,21 +126,22 @@ def _package(files, all_files, rare, rng, size):
             [label for label in range(len(names)) for _ in range(each)])
 
 
-def _follows(files, all_files, rare, rng, size):
-    pairs = _pairs(files, rare, rng, adjacent=True)
-    return _true_and_false(pairs, rare, rng, size, by_package=True, true_label=0)
+def _follows(files, all_files, rng, size):
+    del all_files
+    return _true_and_false(_halves(files, rng), rng, size, true_label=0)
 
 
-def _same(files, all_files, rare, rng, size):
-    pairs = _pairs(files, rare, rng, adjacent=False)
-    return _true_and_false(pairs, rare, rng, size, by_package=False, true_label=1)
+def _same(files, all_files, rng, size):
+    del all_files
+    return _true_and_false(_pairs(files, rng), rng, size, true_label=1)
 
 
-def _continuation(files, all_files, rare, rng, size):
-    pairs = _pairs(files, rare, rng, adjacent=True)
-    rivals = _rivals(pairs, rare, range(len(pairs)), _CHOICES - 1, by_package=True)
+def _continuation(files, all_files, rng, size):
+    del all_files
+    pairs = _halves(files, rng)[:size]
+    rivals = _rivals(pairs, range(len(pairs)), _CHOICES - 1)
     fields, labels = {'context': [], 'endings': []}, []
-    for i in list(rivals)[:min(size, len(rivals)) // _CHOICES * _CHOICES]:
+    for i in list(rivals)[:len(rivals) // _CHOICES * _CHOICES]:
         label = len(labels) % _CHOICES
         endings = [pairs[j][3] for j in rivals[i]]
         fields['context'].append(pairs[i][2])
@@ -169,54 +162,58 @@ def _in_turn(by_file, rng) -> list:
     return [items[turn] for turn in range(longest) for items in by_file if turn < len(items)]
 
 
-def _pairs(files, rare, rng, adjacent: bool) -> list[tuple[str, str, str, str]]:
-    """(package, path, first, second): two passages of one docstring that share a rare word, used once."""
-    by_file = []
+def _pairs(files, rng) -> list[tuple[str, str, str, str]]:
+    """(package, path, first, second): two passages of one docstring, each used once."""
+    begin = lambda passage: ' '.join(passage.split()[:_MOST_OF_PAIR])
+    by_file = [[(package, path, begin(first), begin(second)) for text in texts
+                for first, second in zip(text[::2], text[1::2])]
+               for package, path, texts in files]
+    return _in_turn(by_file, rng)
+
+
+def _halves(files, rng) -> list[tuple[str, str, str, str]]:
+    """(package, path, first, second): a passage cut anywhere, so that the lengths of the two tell nothing."""
+    by_file, seen = [], set()
     for package, path, texts in files:
         found = []
-        for text in texts:
-            order = range(len(text)) if adjacent else rng.permutation(len(text))
-            for i, j in zip(order[::2], order[1::2]):
-                if _words(text[i]) & _words(text[j]) & rare:
-                    found.append((package, path, text[i], text[j]))
+        for words in (passage.split() for text in texts for passage in text):
+            if len(words) < 2 * _LEAST_PART:
+                continue
+            cut = rng.randint(_LEAST_PART, len(words) - _LEAST_PART + 1)
+            first, second = ' '.join(words[:cut]), ' '.join(words[cut:])
+            if second.lower() not in seen:
+                found.append((package, path, first, second))
+            seen.add(second.lower())
         by_file.append(found)
     return _in_turn(by_file, rng)
 
 
-def _rivals(pairs, rare, indices, number: int, by_package: bool) -> dict[int, list[int]]:
-    """For each of these pairs `number` others, of other files, whose second passage does not fit its first.
+def _rivals(pairs, indices, number: int) -> dict[int, list[int]]:
+    """For each of these pairs `number` others, of other packages.
 
     All serve equally often, but for the few that find no partner; a pair with too few others is left out.
     """
-    groups = collections.defaultdict(list)
-    for i in indices:
-        groups[pairs[i][0] if by_package else ''].append(i)
-    first = {i: _words(pairs[i][2]) & rare for i in indices}
-    second = {i: _words(pairs[i][3]) & rare for i in indices}
+    indices = list(indices)
     chosen = {i: [] for i in indices}
-    for group in groups.values():
-        for turn in range(number):
-            free = collections.deque(group)
-            free.rotate(-1 - turn * len(group) // (number + 1))
-            for i in group:
-                for _ in range(len(free)):
-                    j = free.popleft()
-                    if pairs[i][1] != pairs[j][1] and not first[i] & second[j] and j not in chosen[i]:
-                        chosen[i].append(j)
-                        break
-                    free.append(j)
+    for turn in range(number):
+        free = collections.deque(indices)
+        free.rotate(-1 - turn * len(indices) // (number + 1))
+        for i in indices:
+            for _ in range(len(free)):
+                j = free.popleft()
+                if pairs[i][0] != pairs[j][0] and j not in chosen[i]:
+                    chosen[i].append(j)
+                    break
+                free.append(j)
     return {i: others for i, others in chosen.items() if len(others) == number}
 
 
-def _true_and_false(pairs, rare, rng, size, by_package: bool, true_label: int):
-    turn, true, false = collections.Counter(), [], []
-    for i in rng.permutation(len(pairs)):
-        package = pairs[i][0]
-        (false if turn[package] % 2 else true).append(i)  # in each package as many of both
-        turn[package] += 1
-    rivals = _rivals(pairs, rare, sorted(false), 1, by_package)
-    true.sort()  # back to the order of _pairs, because only the first ones may be wanted
-    each = min(size // 2, len(true), len(rivals))
+def _true_and_false(pairs, rng, size, true_label: int):
+    pairs = pairs[:size]
+    by_package = sorted(rng.permutation(len(pairs)), key=lambda i: pairs[i][0])
+    true, false = by_package[::2], by_package[1::2]  # in each package as many of both
+    rivals = _rivals(pairs, false, 1)
+    each = min(len(true), len(rivals))
     chosen = [(i, i, true_label) for i in true[:each]]
     chosen += [(i, rivals[i][0], 1 - true_label) for i in list(rivals)[:each]]
     return ({'first': [pairs[i][2] for i, _, _ in chosen], 'second': [pairs[j][3] for _, j, _ in chosen]},

@@ -12,8 +12,8 @@ import io
 import itertools
 import json
 
-from etils import epath
 import numpy as np
+from etils import epath
 
 from gpt1_jax.data.files import is_local, make_directory, write_atomically
 from gpt1_jax.errors import UserError

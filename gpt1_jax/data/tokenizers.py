@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Iterable
 
-from etils import epath
 import ftfy
 import numpy as np
 import sentencepiece
+from etils import epath
 
 from gpt1_jax.data.files import make_directory, write_atomically
 from gpt1_jax.errors import UserError

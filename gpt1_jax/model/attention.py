@@ -43,6 +43,7 @@ class SelfAttention(nn.Module):
 
     heads: int
     dropout_rate: float
+    init_std: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -56,7 +57,7 @@ class SelfAttention(nn.Module):
         if width % self.heads:
             raise ValueError(f'width {width} is not a multiple of heads {self.heads}')
         head_dim = width // self.heads
-        normal, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+        normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
         # [width, 3, H, D] is the release's c_attn [width, 3 * width] with its columns q|k|v named.
         qkv_kernel = self.param('qkv_kernel', nn.with_logical_partitioning(
             normal, ('embed', None, 'heads', None)), (width, 3, self.heads, head_dim))

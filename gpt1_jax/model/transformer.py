@@ -27,13 +27,14 @@ class FeedForward(nn.Module):
     """width -> mlp_width -> width with the tanh form of GELU."""
 
     mlp_width: int
+    init_std: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = lambda features, name, kernel_axes, bias_axis: nn.Dense(
             features, name=name, dtype=self.dtype,
-            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), kernel_axes),
+            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(self.init_std), kernel_axes),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (bias_axis,)))
         h = jax.nn.gelu(dense(self.mlp_width, 'in', ('embed', 'mlp'), 'mlp')(x), approximate=True)
         h = nn.with_logical_constraint(h, ('batch', None, 'mlp'))
@@ -47,6 +48,7 @@ class Block(nn.Module):
     mlp_width: int
     attention_dropout: float
     residual_dropout: float
+    init_std: float
     dtype: jnp.dtype
     train: bool
 
@@ -58,10 +60,10 @@ class Block(nn.Module):
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)))
         branch = lambda y: dropout(
             y, self.make_rng('dropout') if self.train and self.residual_dropout else None, self.residual_dropout)
-        attention = SelfAttention(self.heads, self.attention_dropout, self.dtype, name='attention')
+        attention = SelfAttention(self.heads, self.attention_dropout, self.init_std, self.dtype, name='attention')
         attended, cache = attention(x, mask, self.train, cache)
         n = norm('norm_1')(x + branch(attended))
-        h = norm('norm_2')(n + branch(FeedForward(self.mlp_width, self.dtype, name='mlp')(n)))
+        h = norm('norm_2')(n + branch(FeedForward(self.mlp_width, self.init_std, self.dtype, name='mlp')(n)))
         return nn.with_logical_constraint(h, ('batch', None, None)), cache
 
 
@@ -77,6 +79,8 @@ class Decoder(nn.Module):
       remat: recompute a layer's activations in the backward pass instead of keeping them.
       embedding_dropout: 'table' drops elements of the table, once a forward pass, for look-up and softmax alike
         (release); 'sum' drops the sum of token and position row (the Hugging Face port).
+      init_std: standard deviation of initial kernels and table; 0.02 at width 768 (section 4.1). Narrower models
+        want it larger, as 1 / sqrt(width): with 0.02 they are slow to learn more than word frequencies.
       softmax_rows: 'all' lets special and position rows compete in the softmax (release); 'tokens' leaves
         position rows out (the port).
     """
@@ -93,6 +97,7 @@ class Decoder(nn.Module):
     residual_dropout: float = 0.1
     embedding_dropout: str = 'table'
     softmax_rows: str = 'all'
+    init_std: float = 0.02
     scan: bool = True
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -111,8 +116,8 @@ class Decoder(nn.Module):
         """
         batch, length = tokens.shape
         n_rows = self.vocab_size + self.n_special
-        table = self.param('table', nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), ('table_rows', 'table_embed')), (n_rows + self.n_positions, self.width))
+        normal = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ('table_rows', 'table_embed'))
+        table = self.param('table', normal, (n_rows + self.n_positions, self.width))
         # Gathered once, before the look-up: a look-up in a sharded table is rematerialised by the partitioner.
         table = nn.with_logical_constraint(table.astype(self.dtype), (None, None))
         offset = jnp.zeros((), jnp.int32) if cache is None else cache[2][0]
@@ -136,8 +141,8 @@ class Decoder(nn.Module):
             block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
             in_axes=(0, nn.broadcast), length=self.layers, unroll=1 if self.scan else self.layers,
             metadata_params={nn.PARTITION_NAME: 'layers'})
-        x, cache = stack(self.heads, self.mlp_width, self.attention_dropout, self.residual_dropout, self.dtype, train,
-                         name='blocks')(x, cache, mask)
+        x, cache = stack(self.heads, self.mlp_width, self.attention_dropout, self.residual_dropout, self.init_std,
+                         self.dtype, train, name='blocks')(x, cache, mask)
         return Output(x, table if self.softmax_rows == 'all' else table[:n_rows], cache)
 
 

@@ -90,10 +90,12 @@ def _encode(data, dataset, split, tokenizer, max_length):
     examples = datasets.load_examples(dataset, data.source, split, limit)
     encoded = transforms.encode(dataset, examples, tokenizer, data.max_length or max_length)
     if encoded.labels is None:
-        raise UserError(f'the {split} split of {data.source or dataset.source} has no labels: name a source that has them')
+        raise UserError(f'the {split} split of {data.source or dataset.source} has no labels: name a source that has '
+                        'them')
     if encoded.cut_sequences:
-        logging.warning('%s: %d sequences of the %s split are longer than %d tokens and were cut, by %d tokens together',
-                        dataset.name, encoded.cut_sequences, split, data.max_length or max_length, encoded.cut_tokens)
+        logging.warning('%s: %d sequences of the %s split are longer than %d tokens and were cut, by %d tokens '
+                        'together', dataset.name, encoded.cut_sequences, split, data.max_length or max_length,
+                        encoded.cut_tokens)
     return encoded
 
 

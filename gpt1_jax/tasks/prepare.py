@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from absl import logging
-from etils import epath
 import numpy as np
 import tqdm
+from absl import logging
+from etils import epath
 
 from gpt1_jax.data import shards, tokenizers
 from gpt1_jax.data.corpora import Block, Corpus, open_corpus

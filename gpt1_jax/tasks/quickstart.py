@@ -34,7 +34,8 @@ def run(config, workdir) -> dict:
         dataset = REGISTRY[name]
         table[name] = {'kind': dataset.kind, 'metric': dataset.metrics[0], **scores, 'chance': 1 / len(dataset.labels),
                        'dev_examples': results['dev_examples']}
-    common.write_json(workdir / 'results.json', {'valid_perplexity': language_model['valid_perplexity'], 'table': table})
+    common.write_json(workdir / 'results.json',
+                      {'valid_perplexity': language_model['valid_perplexity'], 'table': table})
     _print_table(table, language_model)
     return table
 

@@ -127,9 +127,10 @@ def _fit(job, checkpointer, guard, log):
             writer.write(step, metrics | {name: value for name, value in speed.items() if value is not None})
         progress.update(step, metrics['loss'], speed['tokens_per_second'], speed['mfu'])
         if metrics['skipped'] >= job.config.optimizer.max_skipped:
-            raise UserError(f'the loss or its gradient was not finite for {int(metrics["skipped"])} steps in a row, up to '
-                            f'step {step} ({job.describe_batch(step - 1)}): lower optimizer.learning_rate or look at '
-                            f'these data; {job.workdir} keeps the checkpoints before')
+            raise UserError(
+                f'the loss or its gradient was not finite for {int(metrics["skipped"])} steps in a row, up to step '
+                f'{step} ({job.describe_batch(step - 1)}): lower optimizer.learning_rate or look at these data; '
+                f'{job.workdir} keeps the checkpoints before')
 
     try:
         for index, batch in zip(range(start, job.total_steps), stream(job.batches, start, job.total_steps)):

@@ -101,8 +101,8 @@ def _make_mesh(shape, devices):
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if slices > 1:  # slices are joined by a slow network: only data parallelism crosses it
         if shape[0] % slices:
-            raise UserError(f'mesh.shape={shape} does not fit {slices} slices: its first size (data) must be a multiple '
-                            f'of {slices}')
+            raise UserError(f'mesh.shape={shape} does not fit {slices} slices: its first size (data) must be a '
+                            f'multiple of {slices}')
         array = mesh_utils.create_hybrid_device_mesh(
             (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True)
     else:

@@ -12,6 +12,7 @@ from gpt1_jax.config import write_json
 from gpt1_jax.data.tokenizers import load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.heads import ClassifierHead
+from gpt1_jax.model.transformer import Decoder, model_from_config
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import abstract_tree, params_initialiser
@@ -50,6 +51,18 @@ def open_source(init_from: str) -> Source:
         raise UserError(f'init_from={init_from} is not the workdir of a training run (it has no model.json): name the '
                         '--workdir of a pre-training run') from None
     return Source(directory=directory, tokenizer=load_tokenizer(directory / 'tokenizer'), **description)
+
+
+def load_model(source: Source, model_config, partitioner: Partitioner) -> tuple[Decoder, ClassifierHead | None, dict]:
+    """The source's own decoder, its task head (None where it has none) and their parameters {'decoder', 'head'}.
+
+    For evaluation and generation. `model_config`: a run's `config.model`, of which the architecture does not count.
+    Call it outside `Partitioner.activate`.
+    """
+    model = model_from_config({**model_config, **source.architecture}, source.vocab_size, source.n_special)
+    head = source.head and ClassifierHead(**source.head)
+    boxed = jax.eval_shape(params_initialiser(model, head), jax.random.key(0))
+    return model, head, _load_params(source, abstract_tree(boxed, partitioner))
 
 
 def loader(source: Source, model, n_layers: int, partitioner: Partitioner):
