@@ -4,7 +4,8 @@
     python -m gpt1_jax.main --config=configs/pretrain.py:small --config.data.source=text:/books --workdir=runs/small
 
 The argument picks a size: tiny, small, gpt1 (default). `data.source` is a corpus (`tfds:pg19`, `text:/books`,
-`docs:`), prepared into WORKDIR/shards on first use, or `shards:/path`, prepared before.
+`docs:`), prepared into WORKDIR/shards on first use, or `shards:/path`, prepared before. `init_from` (a workdir,
+`openai:DIR`, `hf:DIR`) goes on from another model's parameters; size and tokenizer must be that model's.
 
 Hardware: gpt1 wants an accelerator (the paper: 8 GPUs, one month); not measured yet.
 Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduced yet (BooksCorpus is not public).
@@ -18,7 +19,7 @@ from gpt1_jax import config as common
 def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
     size = arg or 'gpt1'
     return ml_collections.ConfigDict(dict(
-        task='pretrain', seed=0,
+        task='pretrain', seed=0, init_from='',  # '': from scratch
         model=common.model_size(size),
         optimizer=common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000),
         # The run's length: `tokens` where it is not 0, else `epochs`.

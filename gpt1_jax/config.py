@@ -6,6 +6,7 @@ import ml_collections
 from etils import epath
 from ml_collections import config_dict
 
+from gpt1_jax.data.files import make_directory, write_atomically
 from gpt1_jax.errors import UserError
 
 SIZES = {  # layers, width, heads, feed-forward width, positions, vocabulary
@@ -86,15 +87,21 @@ def save_or_compare(config: ml_collections.ConfigDict, workdir: epath.Path, *, w
             raise UserError(f'{workdir} holds a run of another config ({"; ".join(differences)}): give the same config '
                             'to resume it, or another --workdir')
     elif write:
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_directory(workdir)
         write_json(path, given)
 
 
+def cache_compiled_steps(directory: epath.Path) -> None:
+    """Keeps what XLA compiles in `directory`, for later runs of the same shapes."""
+    import jax  # configs are read before main has set up what JAX reads when it is imported
+
+    jax.config.update('jax_compilation_cache_dir', str(directory))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
 def write_json(path: epath.Path, value) -> None:
-    """Writes JSON whole or not at all."""
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(json.dumps(value, indent=2) + '\n')
-    temporary.replace(path)
+    """Writes JSON whole or not at all. Raises UserError where that is impossible."""
+    write_atomically(path, [json.dumps(value, indent=2).encode() + b'\n'])
 
 
 def _differences(old, new, prefix=''):

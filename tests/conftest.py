@@ -6,3 +6,8 @@ os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores co
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+
+def pytest_addoption(parser):
+    parser.addoption('--openai-bpe', metavar='DIR',
+                     help="folder of the release's vocabulary; what tests it is skipped without")

@@ -1,15 +1,15 @@
 """Reading labelled data: formats, labels, splits, and the one sentence for each mistake."""
 
 import csv
-import dataclasses
 import gzip
+import inspect
 import json
 
 import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
-from gpt1_jax.data.datasets import REGISTRY, custom_dataset, load_examples
+from gpt1_jax.data.datasets import REGISTRY, available_splits, custom_dataset, load_examples
 from gpt1_jax.errors import UserError
 
 PAIRS = custom_dataset(kind='entailment', fields=['a', 'b'], labels=['no', 'yes'])
@@ -212,14 +212,10 @@ def test_wrong_choices(tmp_path, endings, words):
 
 def test_registry_and_custom_agree():
     for dataset in REGISTRY.values():
-        values = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-        assert custom_dataset(**values) == dataset
-    assert {name: (d.loss, d.classes) for name, d in REGISTRY.items()} == {
-        'sst2': ('classification', 2), 'rte': ('classification', 2), 'stsb': ('ordinal', 6),
-        'mrpc': ('classification', 2), 'story_cloze': ('multiple_choice', 1),
-        'docs_package': ('classification', 4), 'docs_follows': ('classification', 2),
-        'docs_same': ('classification', 2),
-        'docs_continuation': ('multiple_choice', 1)}
+        values = {name: getattr(dataset, name) for name in inspect.signature(custom_dataset).parameters}
+        values['splits'] = {key: name for key, name in dataset.splits.items() if '_' not in key}
+        for name, value in values.items():
+            assert getattr(custom_dataset(**values), name) == value
 
 
 @pytest.mark.parametrize('change, words', [
@@ -244,28 +240,48 @@ def test_custom_data_sets_are_checked(change, words):
     assert words in str(caught.value)
 
 
-def test_tfds(tmp_path, monkeypatch):
-    tf = pytest.importorskip('tensorflow')
-    tfds = pytest.importorskip('tensorflow_datasets')
-    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-    with pytest.raises(UserError, match=r"tfds.load\('glue/sst2'\).*TFDS_DATA_DIR.*files:/dir"):
-        load_examples(REGISTRY['sst2'], 'tfds:glue/sst2', 'train')
-    with pytest.raises(UserError, match='no_such_set'):
-        load_examples(REGISTRY['sst2'], 'tfds:no_such_set', 'train')
+@pytest.mark.parametrize('name', ['train.jsonl', 'train.tsv', 'train.csv'])
+def test_mixed_line_endings(tmp_path, name):
+    rows = [{'a': f'text {i}', 'b': 'x', 'label': i % 2} for i in range(3)]
+    write_rows(tmp_path / name, rows)
+    lines = (tmp_path / name).read_text().split('\n')  # as text: all ends are \n
+    ends = ['\r\n', '\n', '\r', '\n'] if name != 'train.jsonl' else ['\r', '\r\n', '\n']
+    data = ''.join(line + end for line, end in zip(lines, ends, strict=False))
+    (tmp_path / name).write_bytes(data.encode())
+    examples = load(PAIRS, tmp_path)
+    assert examples.fields['a'] == ['text 0', 'text 1', 'text 2'] and examples.labels.tolist() == [0, 1, 0]
 
-    def split(labels):
-        sentences = [f'caf\u00e9 number {i}' for i in range(len(labels))]
-        return tf.data.Dataset.from_tensor_slices({
-            'sentence': sentences, 'label': np.array(labels, np.int64),
-            'idx': np.arange(len(labels), dtype=np.int32)})
 
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name='glue', config='sst2', version='2.0.0', data_dir=tmp_path, file_format='tfrecord',
-        features=tfds.builder('glue/sst2', data_dir=tmp_path).info.features, disable_shuffling=True,
-        split_datasets={'train': split([1, 0, 1]), 'validation': split([0, 1]), 'test': split([-1, -1])})
-    expected = {'train': [1, 0, 1], 'dev': [0, 1], 'test': None}
-    for name, labels in expected.items():
-        examples = load_examples(REGISTRY['sst2'], '', name)  # the default source is tfds:glue/sst2
-        assert (None if examples.labels is None else examples.labels.tolist()) == labels
-        assert examples.fields['sentence'] == [f'caf\u00e9 number {i}' for i in range(len(examples))]
-        assert examples.ids == [str(i) for i in range(len(examples))]
+@pytest.mark.parametrize('column', ['idx', 'id', 'index', 'story_id', 'InputStoryid'])
+def test_duplicate_ids_are_refused(tmp_path, column):
+    rows = [{'a': 'x', 'b': 'y', 'label': 1, column: id_} for id_ in (3, 4, 3)]
+    write_rows(tmp_path / 'train.tsv', rows)
+    assert "train.tsv, line 4 has the id '3' of line 2 too" in error(PAIRS, tmp_path)
+    write_rows(tmp_path / 'train.tsv', rows[:2])
+    assert load(PAIRS, tmp_path).ids == ['3', '4']
+
+
+def test_empty_fields_are_text(tmp_path):
+    write_rows(tmp_path / 'train.tsv', [{'a': '', 'b': '', 'label': 1}, {'a': 'x', 'b': '', 'label': 0}])
+    assert load(PAIRS, tmp_path).fields == {'a': ['', 'x'], 'b': ['', '']}
+
+
+def test_a_labelled_test_split_keeps_its_labels(tmp_path):
+    write_rows(tmp_path / 'test.jsonl', [{'sentence': 'x', 'label': 1}, {'sentence': 'y', 'label': 'negative'}])
+    assert load(REGISTRY['sst2'], tmp_path, 'test').labels.tolist() == [1, 0]
+
+
+def test_a_score_of_json_that_is_no_number(tmp_path):
+    (tmp_path / 'dev.jsonl').write_text('{"sentence1": "x", "sentence2": "y", "label": NaN}\n')
+    assert 'dev.jsonl, line 1' in error(REGISTRY['stsb'], tmp_path, 'dev')
+
+
+def test_available_splits(tmp_path):
+    for name in ('train.jsonl', 'dev_matched.tsv', 'test_mismatched.csv.gz', 'dev.jsonl'):
+        write_rows(tmp_path / name, ROWS)
+    assert available_splits(REGISTRY['mnli'], f'files:{tmp_path}') == ['train', 'dev', 'test_mismatched']
+    assert available_splits(REGISTRY['sst2'], f'files:{tmp_path}') == ['train', 'dev']
+    assert available_splits(REGISTRY['story_cloze'], f'files:{tmp_path}') == ['train', 'dev']  # both of dev.jsonl
+    assert available_splits(REGISTRY['docs_same'], '') == ['train', 'dev']
+    with pytest.raises(UserError, match='nowhere is not a directory'):
+        available_splits(REGISTRY['sst2'], f'files:{tmp_path}/nowhere')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt1_jax.analysis import metrics
-from gpt1_jax.data import datasets
+from gpt1_jax.data import registry
 from gpt1_jax.errors import UserError
 
 # 3 true positives, 4 true negatives, 1 false positive, 2 false negatives.
@@ -61,6 +61,28 @@ def test_predictions():
 
 
 def test_every_metric_of_a_data_set_exists():
-    assert set(metrics.METRICS) == {*datasets.CLASS_METRICS, *datasets.SCORE_METRICS}
-    for dataset in datasets.REGISTRY.values():
+    assert set(metrics.METRICS) == {*registry.CLASS_METRICS, *registry.SCORE_METRICS}
+    for dataset in registry.REGISTRY.values():
         assert set(dataset.metrics) <= set(metrics.METRICS)
+
+
+def test_per_class_by_hand():
+    rows = metrics.per_class(LABELS, GUESSES, ('no', 'yes', 'never'))
+    assert rows['yes'] == pytest.approx({'precision': 3 / 4, 'recall': 3 / 5, 'f1': 2 / 3, 'examples': 5})
+    assert rows['no'] == pytest.approx({'precision': 4 / 6, 'recall': 4 / 5, 'f1': 8 / 11, 'examples': 5})
+    assert rows['never'] == {'precision': 0, 'recall': 0, 'f1': 0, 'examples': 0}
+
+
+def test_score_of_groups():
+    logits = np.eye(2)[GUESSES] * 3
+    groups = ['high', 'middle'] * 5
+    result = metrics.score(('accuracy', 'f1'), 'classification', LABELS, logits, groups)
+    assert result['score'] == result['accuracy'] == pytest.approx(0.7)
+    right = LABELS == GUESSES
+    assert result['accuracy_high'] == pytest.approx(right[::2].mean())
+    assert result['accuracy_middle'] == pytest.approx(right[1::2].mean())
+    assert 'accuracy_high' not in metrics.score(('accuracy',), 'classification', LABELS, logits)
+
+
+def test_predictions_of_squared_loss_are_the_outputs():
+    assert metrics.predictions('mse', np.array([[2.5], [-1.0]])).tolist() == [2.5, -1.0]

@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
+from gpt1_jax.data.encoded import Encoded
 from gpt1_jax.data.packing import EvaluationBatches, FinetuningBatches, auto_row_length
-from gpt1_jax.data.transforms import Encoded
 from gpt1_jax.errors import UserError
 
 
@@ -159,6 +159,24 @@ def test_evaluation_visits_every_example_once_in_order(n):
         assert members(batch) == list(range(8 * i, min(8 * i + 8, n)))
         for g in range(4):
             check_group(encoded, {name: array[g] for name, array in batch.items()}, 1.0, 1.0)
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+@pytest.mark.parametrize('n', [13, 29])
+def test_a_prime_number_of_examples_on_eight_groups_counts_each_once(n, processes):
+    encoded = make(n=n, sequences=2)
+    seen, weight = [], 0.0
+    for i in range(processes):
+        batches = EvaluationBatches(encoded, batch_size=12, row_length=64, groups=8, process_index=i,
+                                    process_count=processes)
+        for index in range(batches.steps):
+            batch = batches.batch_at(index)
+            assert batch['example_ids'].shape[0] == 8 // processes
+            seen += members(batch)
+            weight += batch['example_weights'].sum()
+            for g in range(8 // processes):
+                check_group(encoded, {name: array[g] for name, array in batch.items()}, 1.0, 1.0)
+    assert sorted(seen) == list(range(n)) and weight == n
 
 
 def test_evaluation_without_labels():

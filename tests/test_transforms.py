@@ -16,10 +16,10 @@ class Tokenizer:
     vocab_size, start_id, delimiter_id, extract_id = 100, START, DELIMITER, EXTRACT
 
     def __init__(self):
-        self.calls = 0
+        self.texts = []
 
     def encode_batch(self, texts):
-        self.calls += 1
+        self.texts += texts
         return [np.array([int(word) for word in text.split()], np.int32) for text in texts]
 
 
@@ -56,14 +56,37 @@ def test_sequences_of_every_kind():
                           [START, 1, 2, 3, DELIMITER, 5, 6, EXTRACT]]]
 
 
-def test_arrays_labels_and_one_call_a_field():
+def test_arrays_labels_and_each_text_once():
     tokenizer, labels = Tokenizer(), np.array([1, 0, 1], np.int32)
-    examples = Examples({'context': ['1', '2', '3'], 'endings': [['1', '2']] * 3}, labels, ['a', 'b', 'c'])
+    examples = Examples({'context': ['1', '2', '3'], 'endings': [['1', '2']] * 3}, labels, ['a', 'b', 'c'], ['x'] * 3)
     result = encode(REGISTRY['story_cloze'], examples, tokenizer, 32)
-    assert tokenizer.calls == 2
+    assert tokenizer.texts == ['1', '2', '3']
     assert {sequence.dtype for example in result.sequences for sequence in example} == {np.dtype(np.int32)}
-    assert result.labels is labels and result.ids == ['a', 'b', 'c']
+    assert result.sequences.tokens.dtype == np.uint16 and result.sequences.tokens.size == 3 * 2 * 5
+    assert result.labels is labels and result.ids == ['a', 'b', 'c'] and result.groups == ['x'] * 3
     assert (result.cut_sequences, result.cut_tokens) == (0, 0)
+
+
+def test_ids_that_need_more_than_16_bits():
+    tokenizer = Tokenizer()
+    tokenizer.start_id, tokenizer.delimiter_id, tokenizer.extract_id = 70000, 70001, 70002
+    examples = Examples({'sentence': ['69999 1']}, None, ['0'])
+    result = encode(REGISTRY['sst2'], examples, tokenizer, 32)
+    assert [sequence.tolist() for sequence in result.sequences[0]] == [[70000, 69999, 1, 70002]]
+
+
+def test_many_examples_equal_each_alone(monkeypatch):
+    rng = np.random.default_rng(0)
+    text = lambda: numbers(0, rng.integers(0, 9))
+    fields = {'article': [text() for _ in range(23)], 'question': [text() for _ in range(23)],
+              'options': [[text() for _ in range(4)] for _ in range(23)]}
+    monkeypatch.setattr('gpt1_jax.data.transforms._TEXTS_AT_ONCE', 7)
+    monkeypatch.setattr('gpt1_jax.data.transforms._EXAMPLES_AT_ONCE', 5)
+    result, sequences = encoded(REGISTRY['race'], fields, max_length=14)
+    alone = [encoded(REGISTRY['race'], {name: [column[i]] for name, column in fields.items()}, max_length=14)
+             for i in range(23)]
+    assert sequences == [one for _, [one] in alone]
+    assert result.cut_tokens == sum(one.cut_tokens for one, _ in alone) > 0
 
 
 def test_one_text_is_cut_at_its_end():
@@ -95,14 +118,22 @@ def test_pair_cuts_the_longer_text_first():
                 assert (result.cut_sequences, result.cut_tokens) == (2 * (lost > 0), 2 * lost)
 
 
-def test_multiple_choice_cuts_the_front_of_the_context():
-    race = custom_dataset(kind='multiple_choice', fields=['a', 'q', 'o'], labels=['A', 'B', 'C'])
-    fields = {'a': ['1 2 3 4'], 'q': ['5 6'], 'o': [['7', '7 8 9', '10 11 12 13 14 15 16']]}
+def test_race_cuts_the_end_of_the_article_and_no_question_or_answer_that_fits():
+    race = custom_dataset(kind='multiple_choice', fields=['a', 'q', 'o'], labels=['A', 'B', 'C', 'D'])
+    fields = {'a': ['1 2 3 4'], 'q': ['5 6'], 'o': [['7', '7 8 9', '7 8 9 10 11', '10 11 12 13 14 15 16']]}
     result, [sequences] = encoded(race, fields, max_length=9)
-    assert sequences == [[START, 2, 3, 4, 5, 6, DELIMITER, 7, EXTRACT],
-                         [START, 4, 5, 6, DELIMITER, 7, 8, 9, EXTRACT],
+    assert sequences == [[START, 1, 2, 3, 5, 6, DELIMITER, 7, EXTRACT],
+                         [START, 1, 5, 6, DELIMITER, 7, 8, 9, EXTRACT],
+                         [START, 6, DELIMITER, 7, 8, 9, 10, 11, EXTRACT],  # too long together, without the article
                          [START, DELIMITER, 10, 11, 12, 13, 14, 15, EXTRACT]]  # too long even alone
-    assert (result.cut_sequences, result.cut_tokens) == (3, 1 + 3 + 7)
+    assert (result.cut_sequences, result.cut_tokens) == (4, 1 + 3 + 5 + 7)
+
+
+def test_a_context_that_goes_on_into_the_choices_is_cut_at_its_front():
+    fields = {'context': ['1 2 3 4'], 'endings': [['7', '7 8 9 10 11 12 13']]}
+    result, [sequences] = encoded(REGISTRY['dpr'], fields, max_length=7)
+    assert sequences == [[START, 2, 3, 4, DELIMITER, 7, EXTRACT], [START, DELIMITER, 7, 8, 9, 10, EXTRACT]]
+    assert (result.cut_sequences, result.cut_tokens) == (2, 1 + 7)
 
 
 def test_rule_of_the_release():
@@ -137,3 +168,10 @@ def test_no_sequence_is_longer_than_max_length(name):
 def test_max_length_too_small():
     with pytest.raises(UserError, match='max_length is 3'):
         encoded(REGISTRY['sst2'], {'sentence': ['1']}, max_length=3)
+
+
+@pytest.mark.parametrize('name, rule', [('sst2', 'release'), ('race', 'release'), ('rte', 'shortest')])
+def test_rules_that_do_not_fit(name, rule):
+    fields = {field: ['1'] for field in REGISTRY[name].fields}
+    with pytest.raises(UserError, match=f"'{rule}' must be"):
+        encoded(REGISTRY[name], fields, rule=rule)

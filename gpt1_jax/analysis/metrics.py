@@ -11,9 +11,9 @@ from gpt1_jax.errors import UserError
 
 
 def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
-    """Logits [n, classes] (or the scores [n, choices]) -> label ids int32 [n]; 'ordinal': scores float32 [n].
+    """Logits [n, classes] (or the scores [n, choices]) -> label ids int32 [n]; 'ordinal', 'mse': scores float32 [n].
 
-    The score is the expected class, as the release does for STS-B.
+    An ordinal score is the expected class, as the release does for STS-B; one of 'mse' is the output itself.
 
     Raises:
       UserError: a logit that is not finite.
@@ -23,6 +23,8 @@ def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
         raise UserError('The logits are not finite: the model has diverged; lower the learning rate.')
     if loss_kind == 'ordinal':
         return (scipy.special.softmax(logits, axis=-1) @ np.arange(logits.shape[-1])).astype(np.float32)
+    if loss_kind == 'mse':
+        return logits[:, 0].astype(np.float32)
     return logits.argmax(axis=-1).astype(np.int32)
 
 
@@ -44,6 +46,17 @@ METRICS = {
 }
 
 
+def per_class(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Label name -> {'precision', 'recall', 'f1', 'examples'}; what is undefined (never predicted) is 0.
+
+    Args:
+      labels, predicted: [n] label ids; names: the labels' names in the order of their ids.
+    """
+    columns = metrics.precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
+    return {name: dict(zip(('precision', 'recall', 'f1', 'examples'), map(float, row)))
+            for name, *row in zip(names, *columns)}
+
+
 def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """The named metrics of METRICS, in 0..1 or -1..1; a metric that is undefined (constant predictions) is 0.
 
@@ -58,3 +71,20 @@ def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> 
         raise UserError(f'{np.isnan(predicted).sum()} of {len(predicted)} predictions are NaN; the model has '
                         'diverged, so lower the learning rate.')
     return {name: float(METRICS[name](labels, predicted)) for name in names}
+
+
+def score(names: Sequence[str], loss_kind: str, labels: np.ndarray, logits: np.ndarray,
+          groups: Sequence[str] | None = None) -> dict[str, float]:
+    """Logits against labels: {'score': the first metric, metric: value, ...}.
+
+    Args:
+      names: of METRICS; loss_kind: see `predictions`; labels: [n]; logits: [n, classes].
+      groups: n names, or None; each group's metrics are there too, as `accuracy_middle` (RACE's levels).
+    """
+    labels, predicted = np.asarray(labels), predictions(loss_kind, logits)
+    values = compute(names, labels, predicted)
+    for group in sorted(set(groups or ())):
+        members = np.array([name == group for name in groups])
+        part = compute(names, labels[members], predicted[members])
+        values |= {f'{name}_{group}': value for name, value in part.items()}
+    return {'score': values[names[0]]} | values

@@ -6,8 +6,8 @@
   docs_continuation  which of four texts goes on where the context stops?
 
 Each set is balanced (chance is 1 / number of classes), split by file, and says nothing to one who reads only one of
-two texts: the wrong second texts are drawn like the right ones, each as often as any. They are of another package, so that
-the subject tells them apart: a decoder that has read a little documentation knows the subjects.
+two texts: the wrong second texts are drawn like the right ones, each as often as any. They are of another package, so
+that the subject tells them apart: a decoder that has read a little documentation knows the subjects.
 The dev sets come from the files that the corpus `docs:` holds out where its held_out is DEV_SHARE; a language model
 trained with less held out has read their texts, but never their labels.
 """

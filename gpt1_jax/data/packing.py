@@ -6,15 +6,14 @@ where they stand. Segments must not see each other (mask attention by segment_id
 
 import numpy as np
 
-from gpt1_jax.data.transforms import Encoded
+from gpt1_jax.data.encoded import Encoded
 from gpt1_jax.errors import UserError
 
 
 def auto_row_length(encoded: Encoded, max_length: int) -> int:
     """The smallest of 64, 128, 256, ... that holds the longest sequence, at most max_length."""
-    longest = max(len(sequence) for example in encoded.sequences for sequence in example)
     length = 64
-    while length < longest:
+    while length < encoded.sequences.lengths.max():
         length *= 2
     return min(length, max_length)
 
@@ -104,7 +103,7 @@ class _Packer:
             raise UserError(f'{groups} data-parallel groups cannot be shared by {process_count} processes; '
                             'choose a mesh whose data-parallel size the processes divide.')
         self._encoded, self._row_length, self._packing = encoded, row_length, packing
-        self._lengths = np.array([[len(s) for s in example] for example in encoded.sequences])  # [n, S]
+        self._lengths = encoded.sequences.lengths  # [n, S]
         if (longest := self._lengths.max()) > row_length:
             raise UserError(f'row_length {row_length} is too short for a sequence of {longest} tokens; '
                             'use row_length "auto" or lower max_length.')
@@ -179,8 +178,10 @@ class _Packer:
 
     def _fill(self, one, bin_, layout, weight):
         """Writes one bin's sequences into its arrays (views without the axes k and G)."""
+        sequences = self._encoded.sequences
         for row, start, segment, place, sequence in layout:
-            tokens = self._encoded.sequences[bin_[place]][sequence]
+            first = sequences.starts[bin_[place], sequence]
+            tokens = sequences.tokens[first:first + sequences.lengths[bin_[place], sequence]]
             stop = start + len(tokens)
             one['tokens'][row, start:stop] = tokens
             one['segment_ids'][row, start:stop] = segment

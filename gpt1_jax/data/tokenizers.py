@@ -5,13 +5,13 @@ them, `_start_`, `_delimiter_` and `_classify_`: here `start_id`, `delimiter_id`
 """
 
 import hashlib
+import importlib
 import io
 import itertools
 import json
 import re
 from collections.abc import Iterable
 
-import ftfy
 import numpy as np
 import sentencepiece
 from etils import epath
@@ -43,8 +43,18 @@ def standardise(text: str) -> str:
     return ' \n '.join(line for line in lines if line)
 
 
+def import_package(name: str):
+    """Imports a package of requirements.txt; raises UserError, which names it, if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f'The package {error.name or name} is not installed, and text cannot be encoded without it: '
+                        'pip install -r requirements.txt.') from error
+
+
 def _fix(text: str) -> str:
     """`ftfy.fix_text(text)`, many times as fast: only unusual lines go through ftfy."""
+    ftfy = import_package('ftfy')
     text = text.replace('\r\n', '\n')
     markup = text.find('<')  # from the line of the first '<' on, ftfy leaves HTML entities alone
     parts, done = [], 0
@@ -156,20 +166,45 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     return SentencePieceTokenizer(model.getvalue())
 
 
-def load_tokenizer(directory, threads: int = -1) -> SentencePieceTokenizer:
-    """Loads what `save` wrote; raises UserError if it is missing, damaged or of an unknown kind."""
+def load_tokenizer(directory, threads: int = -1):
+    """Loads what `save` wrote, or the release's vocabulary: its two files, or the two that Hugging Face makes of them.
+
+    Args:
+        threads: of SentencePiece, -1 for all cores.
+    Returns:
+        A SentencePieceTokenizer or an OpenAITokenizer (bpe.py); both have the same interface.
+    Raises:
+        UserError: a file that is missing, damaged or of an unknown kind; a package that is not installed.
+    """
+    from gpt1_jax.data.bpe import load_openai  # not above: bpe.py imports this module
     directory = epath.Path(directory)
+    kind, fingerprint = _read_description(directory / 'tokenizer.json')
+    if kind == 'sentencepiece':
+        return _load_sentencepiece(directory, fingerprint, threads)
+    if kind == 'openai':
+        return load_openai(directory, fingerprint)
+    raise UserError(f'{directory}/tokenizer.json is of an unknown kind, {kind!r}: use sentencepiece or openai.')
+
+
+def _read_description(path: epath.Path) -> tuple[str, str | None]:
+    """Kind and fingerprint of a tokenizer; a folder that `save` did not write can only be the release's kind."""
     try:
-        description = json.loads((directory / 'tokenizer.json').read_text())
-        kind, fingerprint = description['kind'], description['fingerprint']
-        model = (directory / 'tokenizer.model').read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f'No tokenizer in {directory}: name a directory with tokenizer.json and '
-                        'tokenizer.model, as the task prepare writes them.') from error
+        description = json.loads(path.read_bytes())
+        if 'model' in description:  # Hugging Face's file of the same name
+            return 'openai', None
+        return description['kind'], description['fingerprint']
+    except (FileNotFoundError, NotADirectoryError):
+        return 'openai', None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{directory}/tokenizer.json is damaged: prepare the tokenizer again.') from error
-    if kind != 'sentencepiece':
-        raise UserError(f'{directory}/tokenizer.json is of an unknown kind, {kind!r}: use sentencepiece.')
+        raise UserError(f'{path} is damaged: prepare the tokenizer again.') from error
+
+
+def _load_sentencepiece(directory: epath.Path, fingerprint: str, threads: int) -> SentencePieceTokenizer:
+    try:
+        model = (directory / 'tokenizer.model').read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f'No tokenizer in {directory}: tokenizer.model is missing, copy it from where tokenizer.json '
+                        'is from.') from error
     if hashlib.sha256(model).hexdigest()[:16] != fingerprint:
         raise UserError(f'{directory}/tokenizer.model does not match the fingerprint {fingerprint} in '
                         'tokenizer.json: copy both files from one place again.')

@@ -38,6 +38,21 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, 
     return jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
 
 
+def attend_to_cache(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attend` without dropout over a cache: query [B, Q, H, D]; key, value [B, H, K, D], in the order in which the
+    products read them, so that no step transposes the cache."""
+    scores = jnp.einsum('bhqd,bhkd->bhqk', query.swapaxes(1, 2), key, preferred_element_type=jnp.float32)
+    probabilities = jax.nn.softmax(jnp.where(mask, scores * query.shape[-1] ** -0.5, MASKED), axis=-1)
+    return jnp.einsum('bhqk,bhkd->bhqd', probabilities.astype(value.dtype), value).swapaxes(1, 2)
+
+
+def write_to_cache(cache: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
+    """`cache` [B, H, K, D] with `new` [B, T, H, D] in the places from lengths[b] on of row b."""
+    write = lambda row, update, start: jax.lax.dynamic_update_slice(row, update, (0, start, 0))
+    cache = jax.vmap(write)(cache, new.swapaxes(1, 2).astype(cache.dtype), lengths)
+    return nn.with_logical_constraint(cache, ('batch', 'heads', None, None))
+
+
 class SelfAttention(nn.Module):
     """Attention sub-layer: joint q|k|v projection, attention, output projection (the release's `attn`)."""
 
@@ -50,8 +65,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool, cache: tuple | None = None):
         """`x` [B, Q, width] -> ([B, Q, width], cache).
 
-        `cache` is (key [B, K, H, D], value [B, K, H, D], index): the new keys and values are written from `index`
-        on, and `mask` is [B, 1, Q, K] over the whole cache.
+        `cache` is (key, value, each [B, H, K, D], lengths [B]): row b's new keys and values are written from
+        lengths[b] on, and `mask` is [B, 1, Q, K] over the whole cache.
         """
         width = x.shape[-1]
         if width % self.heads:
@@ -67,15 +82,21 @@ class SelfAttention(nn.Module):
             normal, ('heads', None, 'embed')), (self.heads, head_dim, width))
         out_bias = self.param('out_bias', nn.with_logical_partitioning(zeros, ('norm',)), (width,))
 
+        if cache is not None:
+            # Few tokens: the time goes into reading the kernels, so they are read as they lie. The order of `qkv`
+            # below, and a contraction over two axes, make XLA transpose them on a CPU.
+            qkv = jnp.einsum('bqw,wchd->bqchd', x, qkv_kernel.astype(self.dtype)) + qkv_bias.astype(self.dtype)
+            query, key, value = (nn.with_logical_constraint(qkv[:, :, i], ('batch', None, 'heads', None))
+                                 for i in range(3))
+            keys, values, lengths = cache
+            cache = write_to_cache(keys, key, lengths), write_to_cache(values, value, lengths), lengths
+            mixed = attend_to_cache(query, *cache[:2], mask).reshape(x.shape)
+            out = mixed @ out_kernel.astype(self.dtype).reshape(width, width) + out_bias.astype(self.dtype)
+            return out, cache
         qkv = jnp.einsum('bqw,wchd->cbqhd', x, qkv_kernel.astype(self.dtype)) + (
             qkv_bias.astype(self.dtype)[:, None, None])
         query, key, value = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads', None))
-        if cache is not None:
-            index = cache[2]
-            key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), (0, index, 0, 0))
-            value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), (0, index, 0, 0))
-            cache = (key, value, index + x.shape[1])
         dropout_key = self.make_rng('dropout') if train and self.dropout_rate else None
         mixed = attend(query, key, value, mask, self.dropout_rate, dropout_key)
         out = jnp.einsum('bqhd,hdw->bqw', mixed, out_kernel.astype(self.dtype)) + out_bias.astype(self.dtype)
-        return out, cache
+        return out, None

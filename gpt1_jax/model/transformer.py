@@ -11,6 +11,17 @@ from gpt1_jax.model.attention import SelfAttention, attention_mask
 from gpt1_jax.model.dropout import dropout
 
 
+class Cache(NamedTuple):
+    """Keys and values of the tokens read so far. A row's tokens are in its first places, whatever the others hold.
+
+    keys, values: one array a layer, [B, H, K, D] with K places; lengths: int32 [B], tokens that each row holds.
+    """
+
+    keys: tuple
+    values: tuple
+    lengths: jax.Array
+
+
 class Output(NamedTuple):
     """What a model gives: its states, and the rows that score the next token (tied softmax).
 
@@ -20,7 +31,7 @@ class Output(NamedTuple):
 
     hidden: jax.Array
     embedding: jax.Array
-    cache: tuple | None = None
+    cache: Cache | None = None
 
 
 class FeedForward(nn.Module):
@@ -104,15 +115,16 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, positions: jax.Array | None = None, segment_ids: jax.Array | None = None,
-                 *, train: bool = False, cache: tuple | None = None) -> Output:
+                 *, train: bool = False, cache: Cache | None = None) -> Output:
         """Hidden states of every position.
 
         Args:
           tokens: int [B, T].
-          positions: int [B, T], within each sequence; None counts from 0 (from the cache's length, if there is one).
+          positions: int [B, T], within each sequence; None counts from 0 (from the cache's lengths, if there is one).
           segment_ids: int [B, T]; tokens see only their own segment. None: each row is one sequence.
           train: apply dropout (needs the rng stream 'dropout').
-          cache: from `init_cache`; the tokens continue what it holds.
+          cache: from `init_cache`; row b's tokens continue the lengths[b] that it holds. The layers' parameters may
+            then be a tuple of one tree a layer: slices of stacked ones are copies, one for each call.
         """
         batch, length = tokens.shape
         n_rows = self.vocab_size + self.n_special
@@ -120,8 +132,9 @@ class Decoder(nn.Module):
         table = self.param('table', normal, (n_rows + self.n_positions, self.width))
         # Gathered once, before the look-up: a look-up in a sharded table is rematerialised by the partitioner.
         table = nn.with_logical_constraint(table.astype(self.dtype), (None, None))
-        offset = jnp.zeros((), jnp.int32) if cache is None else cache[2][0]
-        order = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
+        order = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        if cache is not None:
+            order += cache.lengths[:, None]
         positions = order if positions is None else positions
         key = self.make_rng('dropout') if train and self.dropout else None
         if self.embedding_dropout == 'table':
@@ -131,25 +144,35 @@ class Decoder(nn.Module):
             x = dropout(x, key, self.dropout)
         x = nn.with_logical_constraint(x, ('batch', None, None))
 
+        arguments = (self.heads, self.mlp_width, self.attention_dropout, self.residual_dropout, self.init_std,
+                     self.dtype, train)
         if cache is None:
-            mask = attention_mask(order, order, segment_ids, segment_ids)
+            block = nn.remat(Block, prevent_cse=not self.scan) if self.remat and train else Block
+            stack = nn.scan(
+                block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+                in_axes=(0, nn.broadcast), length=self.layers, unroll=1 if self.scan else self.layers,
+                metadata_params={nn.PARTITION_NAME: 'layers'})
+            x, _ = stack(*arguments, name='blocks')(x, None, attention_mask(order, order, segment_ids, segment_ids))
         else:
-            keys = jnp.broadcast_to(jnp.arange(cache[0].shape[2], dtype=jnp.int32), (batch, cache[0].shape[2]))
-            mask = attention_mask(order, keys)
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat and train else Block
-        stack = nn.scan(
-            block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-            in_axes=(0, nn.broadcast), length=self.layers, unroll=1 if self.scan else self.layers,
-            metadata_params={nn.PARTITION_NAME: 'layers'})
-        x, cache = stack(self.heads, self.mlp_width, self.attention_dropout, self.residual_dropout, self.init_std,
-                         self.dtype, train, name='blocks')(x, cache, mask)
+            # Layer by layer, each with arrays of its own: a scan would copy the cache at every call.
+            mask = attention_mask(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])
+            blocks, block = self.get_variable('params', 'blocks'), Block(*arguments, parent=None)
+            keys, values = [], []
+            for i in range(self.layers):
+                layer = blocks[i] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[i], blocks)
+                x, (key, value, _) = block.apply(
+                    {'params': layer}, x, (cache.keys[i], cache.values[i], cache.lengths), mask)
+                keys.append(key)
+                values.append(value)
+            cache = Cache(tuple(keys), tuple(values), cache.lengths + length)
         return Output(x, table if self.softmax_rows == 'all' else table[:n_rows], cache)
 
 
-def init_cache(model: Decoder, batch: int, length: int) -> tuple:
-    """An empty key-value cache for `length` tokens: (key, value [layers, B, length, H, D], index [layers])."""
-    shape = (model.layers, batch, length, model.heads, model.width // model.heads)
-    return jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype), jnp.zeros((model.layers,), jnp.int32)
+def init_cache(model: Decoder, batch: int, length: int) -> Cache:
+    """An empty cache of `length` places for each of `batch` rows."""
+    zeros = lambda: tuple(jnp.zeros((batch, model.heads, length, model.width // model.heads), model.dtype)
+                          for _ in range(model.layers))
+    return Cache(zeros(), zeros(), jnp.zeros((batch,), jnp.int32))
 
 
 def model_from_config(model_config, vocab_size: int, n_special: int) -> Decoder:

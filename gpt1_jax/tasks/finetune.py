@@ -1,19 +1,22 @@
 """Discriminative fine-tuning with the auxiliary LM loss (Radford et al. 2018, sections 3.2 and 3.3)."""
 
+import json
+
 import jax
 import numpy as np
 from absl import logging
 
 from gpt1_jax import config as common
 from gpt1_jax.analysis import metrics
+from gpt1_jax.analysis.predictions import write_predictions
 from gpt1_jax.data import datasets, packing, transforms
-from gpt1_jax.data.stream import stream
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.heads import ClassifierHead
 from gpt1_jax.model.transformer import model_from_config
 from gpt1_jax.training import loop, steps, transfer
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.prediction import make_predictor
 from gpt1_jax.training.state import abstract_state, params_initialiser
 from gpt1_jax.training.telemetry import decoder_flops_per_token
 
@@ -23,25 +26,35 @@ N_SPECIAL = 3  # start, delimiter, extract
 def run(config, workdir) -> dict:
     """Fine-tunes the model of `config.init_from` on `config.data`; returns what it writes to results.json.
 
-    Results: after the last epoch, and as `best_...` of the best one, `dev_<metric>` for the data set's metrics and
-    `dev_score`, the first of them; the numbers of examples; how many sequences were cut, by how many tokens.
+    Results: after the last epoch, and as `best_...` of the best one by `dev_score`, `dev_<metric>` for the data set's
+    metrics; with the best one's parameters the metrics of the other labelled splits; the numbers of examples; how many
+    sequences were cut, by how many tokens. The predictions for the test splits go to workdir/predictions.
+    A run that is finished is not done again.
     """
     if not config.init_from:
         raise UserError('init_from is empty: name the --workdir of a pre-training run with --config.init_from=DIR (to '
                         'start from scratch with its tokenizer and size, add --config.n_transfer=-1)')
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     source = transfer.open_source(config.init_from)
-    dataset = _dataset(config.data)
+    dataset = dataset_of(config.data)
     common.save_or_compare(config, workdir, write=jax.process_index() == 0)
+    if (workdir / 'results.json').exists():
+        logging.info('%s is finished; delete its results.json to do its last evaluation again', workdir)
+        return json.loads((workdir / 'results.json').read_text())
 
     model = model_from_config({**config.model, **source.architecture}, source.vocab_size, N_SPECIAL)
-    head = ClassifierHead(dataset.kind, dataset.classes, config.model.head_dropout)
-    train, dev = (_encode(config.data, dataset, split, source.tokenizer, model.n_positions)
+    loss, classes = _loss(config.data, dataset)
+    head = ClassifierHead(dataset.kind, classes, config.model.head_dropout)
+    train, dev = (encode_split(config.data, dataset, split, source.tokenizer, model.n_positions)
                   for split in ('train', 'dev'))
-    hosts = dict(groups=partitioner.groups, process_index=jax.process_index(), process_count=jax.process_count())
+    for split, encoded in (('train', train), ('dev', dev)):
+        if encoded.labels is None:
+            raise UserError(f'the {split} split of {config.data.source or dataset.source} has no labels: name a source '
+                            'that has them')
     batches = packing.FinetuningBatches(
         train, batch_size=config.data.batch_size, row_length=packing.auto_row_length(train, model.n_positions),
-        accumulation=config.optimizer.accumulation, seed=config.seed, **hosts)
+        groups=partitioner.groups, accumulation=config.optimizer.accumulation, seed=config.seed,
+        process_index=jax.process_index(), process_count=jax.process_count())
     total_steps = max(1, round(config.data.epochs * batches.steps_per_epoch))
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
 
@@ -53,20 +66,35 @@ def run(config, workdir) -> dict:
     logging.info('%s: %d training and %d dev examples; %d updates; %d of %d layers from %s', dataset.name,
                  len(train.ids), len(dev.ids), total_steps, max(n_layers, 0), model.layers, source.directory)
     transfer.describe_run(workdir, model, source.tokenizer, head)
-    outcome = loop.fit(loop.Job(
+    predict = make_predictor(model, head, abstract.params, partitioner, config.data.eval_batch_size)
+    job = loop.Job(
         config=config, workdir=workdir, partitioner=partitioner, abstract=abstract, init_params=init_params,
         load=transfer.loader(source, model, n_layers, partitioner),
         optimizer=optimizer, learning_rate=learning_rate,
-        loss_fn=steps.finetune_loss_fn(model, head, dataset.loss, config.lm_coefficient), batches=batches,
+        loss_fn=steps.finetune_loss_fn(model, head, loss, config.lm_coefficient), batches=batches,
         total_steps=total_steps,
         count_tokens=lambda batch: int(np.count_nonzero(batch['segment_ids'])) * jax.process_count(),
         flops_per_token=decoder_flops_per_token(model),
-        evaluate=_evaluator(config, dataset, dev, model, head, abstract, partitioner, hosts),
+        evaluate=lambda params: score_split(dataset, loss, 'dev', dev, predict(params, dev)),
         eval_every=batches.steps_per_epoch, best_metric='dev_score', best_mode='max',
-        describe_batch=lambda step: 'examples ' + ', '.join(train.ids[i] for i in batches.members(step))))
+        describe_batch=lambda step: 'examples ' + ', '.join(train.ids[i] for i in batches.members(step)))
+    outcome = loop.fit(job)
     results = {'dataset': dataset.name, 'train_examples': len(train.ids), 'dev_examples': len(dev.ids),
                'cut_sequences': train.cut_sequences + dev.cut_sequences,
                'cut_tokens': train.cut_tokens + dev.cut_tokens, **outcome.results()}
+    with partitioner.activate():
+        params = loop.best_params(job, outcome)
+        for split in datasets.available_splits(dataset, config.data.source):
+            if split not in ('train', 'dev'):
+                encoded = encode_split(config.data, dataset, split, source.tokenizer, model.n_positions)
+                logits = predict(params, encoded)
+                if encoded.labels is not None:
+                    scores = score_split(dataset, loss, split, encoded, logits)
+                    results |= {f'best_{name}': value for name, value in scores.items()}
+                if split.startswith('test') and jax.process_index() == 0:
+                    path = write_predictions(workdir / 'predictions', dataset, split,
+                                             metrics.predictions(loss, logits), encoded.ids)
+                    logging.info('predictions of the best epoch for %s: %s', split, path)
     if jax.process_index() == 0:
         common.write_json(workdir / 'results.json', results)
     logging.info('%s: dev %s %.4f after the last epoch, best %.4f at step %d', dataset.name, dataset.metrics[0],
@@ -74,7 +102,8 @@ def run(config, workdir) -> dict:
     return results
 
 
-def _dataset(data):
+def dataset_of(data) -> datasets.Dataset:
+    """The data set that `config.data` names: of the registry, or a custom one. Raises UserError."""
     if data.dataset == 'custom':
         names = lambda text: tuple(name.strip() for name in text.split(',') if name.strip())
         return datasets.custom_dataset(
@@ -85,33 +114,25 @@ def _dataset(data):
     return datasets.REGISTRY[data.dataset]
 
 
-def _encode(data, dataset, split, tokenizer, max_length):
+def encode_split(data, dataset, split, tokenizer, n_positions) -> transforms.Encoded:
+    """Reads and tokenises one split; `data.limit` is for the train split. Warns of what was cut."""
     limit = data.limit if split == 'train' else None
+    max_length = data.max_length or n_positions
     examples = datasets.load_examples(dataset, data.source, split, limit)
-    encoded = transforms.encode(dataset, examples, tokenizer, data.max_length or max_length)
-    if encoded.labels is None:
-        raise UserError(f'the {split} split of {data.source or dataset.source} has no labels: name a source that has '
-                        'them')
+    encoded = transforms.encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)
     if encoded.cut_sequences:
         logging.warning('%s: %d sequences of the %s split are longer than %d tokens and were cut, by %d tokens '
-                        'together', dataset.name, encoded.cut_sequences, split, data.max_length or max_length,
-                        encoded.cut_tokens)
+                        'together', dataset.name, encoded.cut_sequences, split, max_length, encoded.cut_tokens)
     return encoded
 
 
-def _evaluator(config, dataset, dev, model, head, abstract, partitioner, hosts):
-    """params -> {'dev_score', 'dev_<metric>'...} over every dev example once."""
-    batches = packing.EvaluationBatches(dev, batch_size=config.data.eval_batch_size,
-                                        row_length=packing.auto_row_length(dev, model.n_positions), **hosts)
-    step = steps.jit_eval_step(steps.predict_step(model, head), abstract.params, partitioner)
+def score_split(dataset, loss, split, encoded, logits) -> dict:
+    """{'dev_score', 'dev_<metric>', ...} for the split 'dev'; see `metrics.score`."""
+    values = metrics.score(dataset.metrics, loss, encoded.labels, logits, encoded.groups)
+    return {f'{split}_{name}': value for name, value in values.items()}
 
-    def evaluate(params):
-        outputs = jax.device_get([step(params, partitioner.put_batch(batch))
-                                  for batch in stream(batches, 0, batches.steps)])
-        ids = np.concatenate([output['ids'] for output in outputs])
-        logits = np.concatenate([output['logits'] for output in outputs])[ids >= 0]
-        labels = dev.labels[ids[ids >= 0]]
-        values = metrics.compute(dataset.metrics, labels, metrics.predictions(dataset.loss, logits))
-        return {'dev_score': values[dataset.metrics[0]]} | {f'dev_{name}': value for name, value in values.items()}
 
-    return evaluate
+def _loss(data, dataset):
+    """(loss kind, number of outputs of the linear layer)."""
+    common.check_choice('data.score_loss', data.score_loss, ('ordinal', 'mse'))
+    return ('mse', 1) if dataset.loss == 'ordinal' and data.score_loss == 'mse' else (dataset.loss, dataset.classes)

@@ -38,7 +38,7 @@ def prepare(data, output) -> shards.Shards:
 
     Args:
         data: `source` (see `open_corpus`), `held_out` (fraction), `tokens_per_shard`, `workers` (0 = all
-            cores), `tokenizer` (a directory; '' = train one, with `vocab_size` pieces, on
+            cores), `tokenizer` (a directory, see `load_tokenizer`; '' = train one, with `vocab_size` pieces, on
             `tokenizer_sample_mb` of text).
         output: the directory to write.
     Raises:

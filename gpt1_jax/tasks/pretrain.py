@@ -28,6 +28,7 @@ def run(config, workdir) -> dict:
     last step and as `best_...` of the best one.
     """
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
+    source = _open_source(config) if config.init_from else None
     common.save_or_compare(config, workdir, write=jax.process_index() == 0)
     shards = _open_shards(config.data, workdir)
     model = model_from_config(config.model, shards.vocab_size, n_special=0)
@@ -48,7 +49,8 @@ def run(config, workdir) -> dict:
                  total_steps * batch_size / batches.windows_per_epoch)
     transfer.describe_run(workdir, model, load_tokenizer(shards.directory / 'tokenizer'))
     outcome = loop.fit(loop.Job(
-        config=config, workdir=workdir, partitioner=partitioner, abstract=abstract, init_params=init_params, load=None,
+        config=config, workdir=workdir, partitioner=partitioner, abstract=abstract, init_params=init_params,
+        load=source and transfer.loader(source, model, model.layers, partitioner),
         optimizer=optimizer, learning_rate=learning_rate,
         loss_fn=steps.pretrain_loss_fn(model, partitioner.groups, batch_size), batches=batches, total_steps=total_steps,
         count_tokens=lambda batch: batch_size * length, flops_per_token=decoder_flops_per_token(model),
@@ -62,6 +64,27 @@ def run(config, workdir) -> dict:
     logging.info('held-out perplexity %.2f (%.4f nats a token); best %.2f at step %d', results['valid_perplexity'],
                  results['valid_loss'], results['best_valid_perplexity'], results['best_step'])
     return results
+
+
+def _open_source(config):
+    """The model to go on from. Raises UserError where the run is of another architecture or tokenizer."""
+    source = transfer.open_source(config.init_from)
+    for name in transfer.ARCHITECTURE:
+        if config.model[name] != source.architecture[name]:
+            raise UserError(f'model.{name}={config.model[name]} is not that of {config.init_from}: set '
+                            f'--config.model.{name}={source.architecture[name]}')
+    scheme, _, place = config.data.source.partition(':')
+    if scheme == 'shards':
+        given, fingerprint = f'the tokenizer of {place}', load_shards(place).tokenizer_fingerprint
+    elif config.data.tokenizer:
+        given, fingerprint = config.data.tokenizer, load_tokenizer(config.data.tokenizer).fingerprint
+    else:
+        given, fingerprint = 'a newly trained tokenizer', None
+    if fingerprint != source.tokenizer.fingerprint:
+        raise UserError(f'{given} (fingerprint {fingerprint}) is not the tokenizer of {config.init_from} '
+                        f'({source.tokenizer.fingerprint}): prepare the text with --config.data.tokenizer=DIR, the '
+                        'folder of that one')
+    return source
 
 
 def _open_shards(data, workdir):

@@ -1,6 +1,5 @@
 """The whole method at a small scale: pre-train once, fine-tune each input transformation with and without it."""
 
-import jax
 from absl import logging
 
 from gpt1_jax import config as common
@@ -15,8 +14,7 @@ def run(config, workdir) -> dict:
     What an earlier call finished in `workdir` is not done again.
     """
     # The runs with and without pre-training, and of a later call, share their compiled steps.
-    jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    common.cache_compiled_steps(workdir / 'compiled')
     with config.unlocked():
         for part in (config.pretrain, config.finetune):
             part.seed = config.seed

@@ -99,6 +99,14 @@ def fit(job: Job) -> Outcome:
         checkpointer.close()
 
 
+def best_params(job: Job, outcome: Outcome):
+    """The parameters of the best evaluation: of the last step, or read back. Call it in every process."""
+    if outcome.best['step'] == int(outcome.state.step):
+        return outcome.state.params
+    checkpointer = Checkpointer(job.workdir / 'checkpoints')
+    return checkpointer.restore(outcome.best['step'], {'params': job.abstract.params})[1]['params']
+
+
 def _fit(job, checkpointer, guard, log):
     state, evaluations = _initialise(job, checkpointer)
     start = int(state.step)

@@ -130,7 +130,13 @@ def ordinal_loss(logits: jax.Array, scores: jax.Array, weights: jax.Array) -> ja
     return -jnp.sum(weights[:, None] * ordinal_targets(scores, logits.shape[-1]) * log_probabilities)
 
 
-TASK_LOSSES = {'classification': classification_loss, 'multiple_choice': multiple_choice_loss, 'ordinal': ordinal_loss}
+def squared_loss(predicted: jax.Array, scores: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted sum of squared errors, the other choice for STS-B. predicted [N, 1]; scores, weights [N]."""
+    return jnp.sum(weights * jnp.square(predicted[:, 0].astype(jnp.float32) - scores))
+
+
+TASK_LOSSES = {'classification': classification_loss, 'multiple_choice': multiple_choice_loss, 'ordinal': ordinal_loss,
+               'mse': squared_loss}
 
 
 def finetune_loss(task_loss: jax.Array, lm: jax.Array, lm_coefficient: float) -> jax.Array:

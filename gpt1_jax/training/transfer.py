@@ -2,13 +2,13 @@
 
 import functools
 import json
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
 from gpt1_jax.config import write_json
+from gpt1_jax.data.files import is_local
 from gpt1_jax.data.tokenizers import load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.heads import ClassifierHead
@@ -16,20 +16,10 @@ from gpt1_jax.model.transformer import Decoder, model_from_config
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import abstract_tree, params_initialiser
+from gpt1_jax.weights import Source, huggingface, openai
 
 ARCHITECTURE = ('layers', 'width', 'heads', 'mlp_width', 'n_positions')
-
-
-class Source(NamedTuple):
-    """A run to start from. `architecture`: the keys ARCHITECTURE; `n_special`: special rows in its table; `head`: the
-    task head's {'kind', 'classes'}, or None."""
-
-    directory: epath.Path
-    architecture: dict
-    vocab_size: int
-    n_special: int
-    head: dict | None
-    tokenizer: object
+_FOREIGN = {'openai': openai.open_folder, 'hf': huggingface.open_folder}
 
 
 def describe_run(workdir: epath.Path, model, tokenizer, head=None) -> None:
@@ -42,15 +32,31 @@ def describe_run(workdir: epath.Path, model, tokenizer, head=None) -> None:
         'n_special': model.n_special, 'head': head and {'kind': head.kind, 'classes': head.classes}})
 
 
+def split_place(place: str) -> tuple[str, epath.Path]:
+    """'openai:DIR' and 'hf:DIR' -> the scheme and its folder, which must be local; any other place -> '', a workdir."""
+    scheme, _, folder = place.partition(':')
+    if scheme not in _FOREIGN:
+        return '', epath.Path(place).expanduser()
+    if not is_local(folder):
+        raise UserError(f'{place} is not a local folder: copy it here first (weights are mapped from disk)')
+    return scheme, epath.Path(folder).expanduser()
+
+
 def open_source(init_from: str) -> Source:
-    """Opens the workdir of a pre-training or fine-tuning run. Raises UserError if it is none, or has no checkpoint."""
-    directory = epath.Path(init_from).expanduser()
+    """Opens the workdir of a pre-training or fine-tuning run, 'openai:DIR' (the release's folder `model/`) or 'hf:DIR'.
+
+    Raises UserError if it is none of these, or damaged; a checkpoint is looked for when it is read.
+    """
+    scheme, directory = split_place(init_from)
+    if scheme:
+        return _FOREIGN[scheme](directory)
     try:
         description = json.loads((directory / 'model.json').read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f'init_from={init_from} is not the workdir of a training run (it has no model.json): name the '
-                        '--workdir of a pre-training run') from None
-    return Source(directory=directory, tokenizer=load_tokenizer(directory / 'tokenizer'), **description)
+        raise UserError(f'{init_from} is not the workdir of a training run (it has no model.json): name the --workdir '
+                        'of a pre-training run, or openai:DIR or hf:DIR for the files of other programs') from None
+    return Source(directory=directory, tokenizer=load_tokenizer(directory / 'tokenizer'), **description,
+                  read=functools.partial(_read_checkpoint, directory, description['head'] is not None))
 
 
 def load_model(source: Source, model_config, partitioner: Partitioner) -> tuple[Decoder, ClassifierHead | None, dict]:
@@ -62,7 +68,7 @@ def load_model(source: Source, model_config, partitioner: Partitioner) -> tuple[
     model = model_from_config({**model_config, **source.architecture}, source.vocab_size, source.n_special)
     head = source.head and ClassifierHead(**source.head)
     boxed = jax.eval_shape(params_initialiser(model, head), jax.random.key(0))
-    return model, head, _load_params(source, abstract_tree(boxed, partitioner))
+    return model, head, source.read(abstract_tree(boxed, partitioner))
 
 
 def loader(source: Source, model, n_layers: int, partitioner: Partitioner):
@@ -80,22 +86,22 @@ def loader(source: Source, model, n_layers: int, partitioner: Partitioner):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, params['decoder'])
         decoder = jax.jit(functools.partial(
             transfer, vocab_size=model.vocab_size, n_special=model.n_special, source_special=source.n_special,
-            n_layers=n_layers), out_shardings=shardings)(params['decoder'], _load_params(source, abstract)['decoder'])
+            n_layers=n_layers), out_shardings=shardings)(params['decoder'], source.read(abstract)['decoder'])
         return params | {'decoder': decoder}
 
     return load
 
 
-def _load_params(source, abstract):
-    """The source's best parameters, or its latest where none is best."""
-    metric, mode = ('valid_loss', 'min') if source.head is None else ('dev_score', 'max')
-    checkpointer = Checkpointer(source.directory / 'checkpoints', best_metric=metric, best_mode=mode)
+def _read_checkpoint(directory, finetuned, abstract):
+    """The run's best parameters, or its latest where none is best."""
+    metric, mode = ('dev_score', 'max') if finetuned else ('valid_loss', 'min')
+    checkpointer = Checkpointer(directory / 'checkpoints', best_metric=metric, best_mode=mode)
     best = checkpointer.best_step()
     if best is not None:
         return checkpointer.restore(best, {'params': abstract})[1]['params']
     restored = checkpointer.restore_latest({'params': abstract})
     if restored is None:
-        raise UserError(f'init_from={source.directory} has no checkpoint yet: let its run save one first')
+        raise UserError(f'{directory} has no checkpoint yet: let its run save one first')
     return restored[1]['params']
 
 

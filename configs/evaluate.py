@@ -1,0 +1,21 @@
+"""Metrics of a fine-tuned model on any split of its data set, per class too, and its predictions.
+
+    python -m gpt1_jax.main --config=configs/evaluate.py:sst2 --config.init_from=runs/sst2 \
+        --config.data.source=files:/data/sst2 --config.split=dev --workdir=runs/sst2-dev
+
+The argument names the data set, as in configs/finetune.py. The split is one of train, dev, test; of MNLI also
+dev_mismatched and test_mismatched. `init_from` is the workdir of a fine-tuning run; its best checkpoint is used.
+WORKDIR/predictions holds the predictions, GLUE's test splits in the form of a submission; results.json the metrics.
+
+Hardware: any; not measured yet.
+"""
+
+import ml_collections
+
+from configs import finetune
+
+
+def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
+    config = finetune.get_config(arg or 'sst2')
+    return ml_collections.ConfigDict(dict(
+        task='evaluate', init_from='', split='dev', model=config.model, data=config.data, mesh=config.mesh))
