@@ -1,10 +1,12 @@
-"""Metrics of a fine-tuned model on any split of its data set, per class too, and its predictions.
+"""Metrics of a fine-tuned model on any split of its data set, per class too, and its predictions; or of a text.
 
     python -m gpt1_jax.main --config=configs/evaluate.py:sst2 --config.init_from=runs/sst2 \
         --config.data.source=files:/data/sst2 --config.split=dev --workdir=runs/sst2-dev
 
 The argument names the data set, as in configs/finetune.py. The split is one of train, dev, test; of MNLI also
 dev_mismatched and test_mismatched. `init_from` is the workdir of a fine-tuning run; its best checkpoint is used.
+The argument `text` scores running text instead: see configs/evaluate_text.py.
+
 WORKDIR/predictions holds the predictions, GLUE's test splits in the form of a submission; results.json the metrics.
 
 Hardware: any; not measured yet.
@@ -12,10 +14,12 @@ Hardware: any; not measured yet.
 
 import ml_collections
 
-from configs import finetune
+from configs import evaluate_text, finetune
 
 
 def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
+    if arg == 'text':
+        return evaluate_text.get_config()
     config = finetune.get_config(arg or 'sst2')
     return ml_collections.ConfigDict(dict(
         task='evaluate', init_from='', split='dev', model=config.model, data=config.data, mesh=config.mesh))

@@ -1,0 +1,128 @@
+"""Scores of texts and sentences against the float64 reference, token by token."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import reference
+from test_generate import SIZES, save_run, sentence
+
+from configs.evaluate_text import get_config
+from gpt1_jax.errors import UserError
+from gpt1_jax.tasks import evaluate_text
+
+CONTEXT = SIZES['n_positions']
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('run')
+    return directory, *save_run(directory)
+
+
+@pytest.fixture(scope='module')
+def books(tmp_path_factory):
+    """Three documents: longer than several windows, a few lines, nothing but white space."""
+    folder, rng = tmp_path_factory.mktemp('books'), random.Random(2)
+    (folder / 'a.txt').write_text('\n'.join(sentence(rng, 7) for _ in range(6)) + '\n')
+    (folder / 'b.txt').write_text('Ship sail!\n\nbarn\n')
+    (folder / 'c.txt').write_text(' \n')
+    return folder
+
+
+def expected(saved, ids, stride):
+    """Log-probability of each token: one forward pass for each, over the window that the definition gives it."""
+    _, tokenizer, params = saved
+    tokens = [tokenizer.end_id, *ids]
+    result = []
+    for place in range(1, len(tokens)):
+        start = max(0, math.ceil((place - CONTEXT) / stride)) * stride
+        context = tokens[start:place]
+        assert len(context) <= CONTEXT and (start == 0 or len(context) >= CONTEXT - stride)
+        hidden = reference.forward(params, context, SIZES['heads'], n_positions=CONTEXT)[-1]
+        result.append(reference.log_softmax(params['table'][:tokenizer.vocab_size] @ hidden)[tokens[place]])
+    return result
+
+
+def run(saved, workdir, source, **changes):
+    config = get_config()
+    config.update(init_from=str(saved[0]), **changes)
+    config.data.update(source=f'text:{source}', batch_size=3)
+    return evaluate_text.run(config, workdir)
+
+
+@pytest.mark.parametrize('stride', [None, 1, 5, CONTEXT])
+def test_documents_equal_the_reference(saved, books, tmp_path, stride):
+    results = run(saved, tmp_path, books, stride=stride)
+    _, tokenizer, _ = saved
+    texts = [(books / name).read_text() for name in ('a.txt', 'b.txt', 'c.txt')]
+    each = [expected(saved, tokenizer.encode_batch([text])[0], stride or CONTEXT // 2) for text in texts]
+    total = sum(map(sum, each))
+    assert results['documents'] == 3 and results['tokens'] == sum(map(len, each)) > 3 * CONTEXT
+    assert results['words'] == 6 * 7 + 4  # 'ship', 'sail', '!', 'barn'
+    np.testing.assert_allclose(results['log_probability'], total, rtol=1e-5)
+    np.testing.assert_allclose(results['loss'], -total / results['tokens'], rtol=1e-5)
+    np.testing.assert_allclose(results['perplexity'], math.exp(-total / results['tokens']), rtol=1e-4)
+    np.testing.assert_allclose(results['word_perplexity'], math.exp(-total / results['words']), rtol=1e-4)
+    assert json.loads((tmp_path / 'results.json').read_text()) == results
+
+
+def test_sentences_equal_the_reference_in_order(saved, tmp_path):
+    rng = random.Random(3)
+    lines = [sentence(rng, n) for n in (1, 4, 30, 2)] + ['', 'Barn, wheat?', sentence(rng, 60), ' ', sentence(rng, 3)]
+    (tmp_path / 'lines.txt').write_text('\n'.join(lines))
+    results = run(saved, tmp_path / 'out', tmp_path / 'lines.txt', sentences=True)
+    found = [json.loads(line) for line in (tmp_path / 'out' / 'sentences.jsonl').read_text().splitlines()]
+    assert results['sentences'] == len(found) == len(lines)
+    for line, row in zip(lines, found):
+        scores = expected(saved, saved[1].encode_batch([line])[0], CONTEXT // 2)
+        assert row['tokens'] == len(scores)
+        np.testing.assert_allclose(row['log_probability'], sum(scores), rtol=1e-5)
+        assert row['mean'] == (pytest.approx(sum(scores) / len(scores), rel=1e-5) if scores else None)
+    assert results['tokens'] == sum(row['tokens'] for row in found)
+    np.testing.assert_allclose(results['log_probability'], sum(row['log_probability'] for row in found), rtol=1e-12)
+
+
+def test_blocks_and_chunks_of_windows_leave_no_trace(saved, tmp_path, monkeypatch):
+    """The same text read in small blocks, and scored a few windows at a time."""
+    rng = random.Random(4)
+    (tmp_path / 'book.txt').write_text('\n'.join(sentence(rng, 9) for _ in range(80)) + '\n')
+    changes = [dict(sentences=False), dict(sentences=True)]
+    whole = [run(saved, tmp_path / f'w{i}', tmp_path / 'book.txt', **c) for i, c in enumerate(changes)]
+    monkeypatch.setattr('gpt1_jax.data.corpora.BLOCK_BYTES', 300)
+    monkeypatch.setattr(evaluate_text, '_WINDOWS', 7)
+    cut = [run(saved, tmp_path / f'c{i}', tmp_path / 'book.txt', **c) for i, c in enumerate(changes)]
+    for a, b in zip(whole, cut):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-6)
+    assert whole[1]['sentences'] == 80
+
+
+def test_windows_score_every_token_once_with_context_enough():
+    rng = np.random.default_rng(0)
+    for length in (0, 1, 7, 8, 9, 10, 40, 41):
+        for stride in (1, 3, 8):
+            ids = rng.integers(1, 99, length)
+            pieces = [evaluate_text.Piece(part, 1) for part in np.array_split(ids, 3)]
+            windows = list(evaluate_text.slide(5, pieces, start_id=0, context=8, stride=stride))
+            assert np.concatenate([w.tokens[w.first:] for w in windows]).tolist() == ids.tolist()
+            assert all(w.first >= 8 - stride for w in windows[1:]) and all(len(w.tokens) <= 9 for w in windows)
+            assert sum(w.words for w in windows) == 3 and {w.text for w in windows} == {5}
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(stride=0), 'stride=0'), (dict(stride=33), 'stride=33'), (dict(init_from=''), 'init_from is empty')])
+def test_mistakes(saved, books, tmp_path, changes, message):
+    config = get_config()
+    config.update(dict(init_from=str(saved[0])) | changes)
+    config.data.source = f'text:{books}'
+    with pytest.raises(UserError, match=message):
+        evaluate_text.run(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_of_white_space_is_named(saved, books, tmp_path):
+    with pytest.raises(UserError, match='nothing but white space'):
+        run(saved, tmp_path, books / 'c.txt')
