@@ -22,12 +22,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     language_model.model.layers = 2
     # The labelled sets' dev texts come from the fifth of the files that is held out here.
     language_model.data.update(source=PACKAGES, vocab_size=2000, tokenizer_sample_mb=4, held_out=0.2, batch_size=8,
-                               tokens=1_800_000)
+                               tokens=1_300_000)
     language_model.optimizer.update(learning_rate=2e-3, warmup_steps=50)
     language_model.log.update(every=50, eval_every=0, eval_windows=200)
     language_model.checkpoint.every = 500
     classifier = finetune.get_config('docs_package')
-    classifier.data.update(source=PACKAGES, epochs=3.0, limit=900)
+    classifier.data.update(source=PACKAGES, epochs=3.0, limit=600, batch_size=16)
     classifier.optimizer.learning_rate = 1e-3
     classifier.log.every = 20
     return ml_collections.ConfigDict(dict(

@@ -5,9 +5,12 @@
   docs_same          are two passages from one docstring, or from two packages?
   docs_continuation  which of four texts goes on where the context stops?
 
-Each set is balanced (chance is 1 / number of classes), split by file, and says nothing to one who reads only one of
-two texts: the wrong second texts are drawn like the right ones, each as often as any. They are of another package, so
-that the subject tells them apart: a decoder that has read a little documentation knows the subjects.
+Each set is balanced (chance is 1 / number of classes) and split by file. Wrong second texts are of another package, so
+that the subject tells them apart: a decoder that has read a little documentation knows the subjects. The wrong endings
+of docs_continuation are the right ones of other examples, so that an ending alone says nothing. In the two sets of
+pairs all first texts are of one half of the packages and the wrong second ones of the other half: there a second text
+alone gives much away, as in many real sets (Gururangan et al. 2018); to compare two texts takes a small decoder more
+examples than a quickstart has time for.
 The dev sets come from the files that the corpus `docs:` holds out where its held_out is DEV_SHARE; a language model
 trained with less held out has read their texts, but never their labels.
 """
@@ -24,7 +27,7 @@ from gpt1_jax.errors import UserError
 
 DEV_SHARE = 0.2  # of the files
 _LEAST_WORDS, _ENOUGH_WORDS, _MOST_WORDS = 10, 20, 40
-_LEAST_PART, _MOST_OF_PAIR = 8, 20  # words of a part of a passage; of each passage of a pair
+_LEAST_PART, _MOST_OF_CUT, _MOST_OF_PAIR = 8, 24, 16  # words of a part; of a passage to be cut; of each of a pair
 _PACKAGES = 4
 _CHOICES = 4
 _OTHER_NAMES = {'tensorflow': ('tf',), 'tensorflow_datasets': ('tfds',), 'numpy': ('np',),
@@ -45,13 +48,13 @@ def load(name: str, packages: str, split: str) -> Examples:
 
 @functools.lru_cache(maxsize=4)
 def build(name: str, packages: tuple[str, ...] = (), seed: int = 0, train: int = 1500,
-          dev: int = 600) -> dict[str, Examples]:
+          dev: int = 400) -> dict[str, Examples]:
     """build_from_files on installed packages (all: ()); kept, because train and dev are asked for in turn."""
     return build_from_files(name, read_docstrings(packages, DEV_SHARE), seed, train, dev)
 
 
 def build_from_files(name: str, files: list[DocFile], seed: int = 0, train: int = 1500,
-                     dev: int = 600) -> dict[str, Examples]:
+                     dev: int = 400) -> dict[str, Examples]:
     """{'train': Examples, 'dev': Examples} of the set `name`, at most of these sizes.
 
     Args:
@@ -127,19 +130,17 @@ def _package(files, all_files, rng, size):
 
 
 def _follows(files, all_files, rng, size):
-    del all_files
-    return _true_and_false(_halves(files, rng), rng, size, true_label=0)
+    return _true_and_false(_halves(files, rng), all_files, rng, size, true_label=0)
 
 
 def _same(files, all_files, rng, size):
-    del all_files
-    return _true_and_false(_pairs(files, rng), rng, size, true_label=1)
+    return _true_and_false(_pairs(files, rng), all_files, rng, size, true_label=1)
 
 
 def _continuation(files, all_files, rng, size):
     del all_files
     pairs = _halves(files, rng)[:size]
-    rivals = _rivals(pairs, range(len(pairs)), _CHOICES - 1)
+    rivals = _rivals(pairs, _CHOICES - 1)
     fields, labels = {'context': [], 'endings': []}, []
     for i in list(rivals)[:len(rivals) // _CHOICES * _CHOICES]:
         label = len(labels) % _CHOICES
@@ -176,7 +177,7 @@ def _halves(files, rng) -> list[tuple[str, str, str, str]]:
     by_file, seen = [], set()
     for package, path, texts in files:
         found = []
-        for words in (passage.split() for text in texts for passage in text):
+        for words in (passage.split()[:_MOST_OF_CUT] for text in texts for passage in text):
             if len(words) < 2 * _LEAST_PART:
                 continue
             cut = rng.randint(_LEAST_PART, len(words) - _LEAST_PART + 1)
@@ -188,12 +189,12 @@ def _halves(files, rng) -> list[tuple[str, str, str, str]]:
     return _in_turn(by_file, rng)
 
 
-def _rivals(pairs, indices, number: int) -> dict[int, list[int]]:
-    """For each of these pairs `number` others, of other packages.
+def _rivals(pairs, number: int) -> dict[int, list[int]]:
+    """For each pair `number` others, of other packages.
 
     All serve equally often, but for the few that find no partner; a pair with too few others is left out.
     """
-    indices = list(indices)
+    indices = range(len(pairs))
     chosen = {i: [] for i in indices}
     for turn in range(number):
         free = collections.deque(indices)
@@ -208,13 +209,13 @@ def _rivals(pairs, indices, number: int) -> dict[int, list[int]]:
     return {i: others for i, others in chosen.items() if len(others) == number}
 
 
-def _true_and_false(pairs, rng, size, true_label: int):
-    pairs = pairs[:size]
-    by_package = sorted(rng.permutation(len(pairs)), key=lambda i: pairs[i][0])
-    true, false = by_package[::2], by_package[1::2]  # in each package as many of both
-    rivals = _rivals(pairs, false, 1)
-    each = min(len(true), len(rivals))
-    chosen = [(i, i, true_label) for i in true[:each]]
-    chosen += [(i, rivals[i][0], 1 - true_label) for i in list(rivals)[:each]]
-    return ({'first': [pairs[i][2] for i, _, _ in chosen], 'second': [pairs[j][3] for _, j, _ in chosen]},
-            [label for _, _, label in chosen])
+def _true_and_false(pairs, all_files, rng, size, true_label: int):
+    packages = sorted({package for package, *_ in all_files})  # the same halves in train and dev
+    home = [pair for pair in pairs if pair[0] in packages[::2]]
+    foreign = [pair for pair in pairs if pair[0] in packages[1::2]]
+    each = min(size // 2, len(home) // 2, len(foreign))
+    order = sorted(rng.permutation(2 * each), key=lambda i: home[i][0])  # in each package as many of both
+    true, false = order[::2], order[1::2]
+    return ({'first': [home[i][2] for i in (*true, *false)],
+             'second': [home[i][3] for i in true] + [foreign[i][3] for i in rng.permutation(each)]},
+            [true_label] * each + [1 - true_label] * each)

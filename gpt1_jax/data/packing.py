@@ -9,6 +9,7 @@ import numpy as np
 from gpt1_jax.data.encoded import Encoded
 from gpt1_jax.errors import UserError
 
+_LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
 
 def auto_row_length(encoded: Encoded, max_length: int) -> int:
     """The smallest of 64, 128, 256, ... that holds the longest sequence, at most max_length."""
@@ -35,8 +36,8 @@ class FinetuningBatches:
       example_weights: float32 [k, G, b]; 1 / B, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
-    R is the same for all groups and processes of a batch and one of 1, 2, 3, 4, 6, 8, 12, 16, ..., so that
-    few shapes are compiled. `packing=False` gives every sequence a row of its own: R = b * S.
+    R is the same for all groups and processes of a batch: the most rows that one of the first 64 batches needs, and
+    for a later batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ..., so that few shapes are compiled. `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
       UserError: no labels, fewer examples than batch_size, a sequence longer than row_length, or groups that
@@ -56,6 +57,7 @@ class FinetuningBatches:
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
         self._order = (-1, None)  # the epoch asked for last, and its permutation
+        self._packer.expect(self.members(step) for step in range(min(_LOOK_AHEAD, self.steps_per_epoch)))
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of update `step`, counted from 0 over all epochs."""
@@ -86,12 +88,15 @@ class EvaluationBatches:
                                packing)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
+        self._packer.expect(self._members(index) for index in range(min(_LOOK_AHEAD, self.steps)))
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of batch `index`, 0 to steps - 1."""
+        return {name: array[0] for name, array in self._packer.arrays(self._members(index), mean=False).items()}
+
+    def _members(self, index):
         first = index * self._batch_size
-        members = np.arange(first, min(first + self._batch_size, self._examples))
-        return {name: array[0] for name, array in self._packer.arrays(members, mean=False).items()}
+        return np.arange(first, min(first + self._batch_size, self._examples))
 
 
 class _Packer:
@@ -111,6 +116,12 @@ class _Packer:
         self._accumulation, self._groups = accumulation, groups
         local = groups // process_count
         self._local = range(process_index * local, (process_index + 1) * local)
+        self._usual_rows = 0
+
+    def expect(self, batches):
+        """Makes the most rows that one of these batches (their members) needs the R of every batch that fits in."""
+        if self._packing:
+            self._usual_rows = max(_rows(self._layout(bin_)) for members in batches for bin_ in self._deal(members))
 
     def arrays(self, members, mean):
         """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone.
@@ -122,7 +133,8 @@ class _Packer:
         layouts = [self._layout(bin_) for bin_ in bins]
         sequences, length = self._lengths.shape[1], self._row_length
         if self._packing:
-            rows = _ladder(max(row for layout in layouts for row, *_ in layout) + 1)
+            rows = max(map(_rows, layouts))
+            rows = self._usual_rows if rows <= self._usual_rows else _ladder(rows)
         else:
             rows = self._places * sequences
         labels = self._encoded.labels
@@ -189,6 +201,10 @@ class _Packer:
             one['lm_targets'][row, start:stop - 1] = tokens[1:]
             one['lm_weights'][row, start:stop - 1] = weight / (len(tokens) - 1)
             one['extract'][place, sequence] = row * self._row_length + stop - 1
+
+
+def _rows(layout) -> int:
+    return max((row for row, *_ in layout), default=-1) + 1
 
 
 def _ladder(rows: int) -> int:
