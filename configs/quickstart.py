@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     language_model.log.update(every=50, eval_every=0, eval_windows=200)
     language_model.checkpoint.every = 500
     classifier = finetune.get_config('docs_package')
-    classifier.data.update(source=PACKAGES, epochs=3.0, limit=600, batch_size=16)
+    classifier.data.update(source=PACKAGES, epochs=1.0, limit=1500, batch_size=16)
     classifier.optimizer.learning_rate = 1e-3
     classifier.log.every = 20
     return ml_collections.ConfigDict(dict(

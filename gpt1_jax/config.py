@@ -74,11 +74,14 @@ def save_or_compare(config: ml_collections.ConfigDict, workdir: epath.Path, *, w
     """Writes workdir/config.json (`write`: in one process), or, where the workdir holds checkpoints, checks that they
     are of the same config.
 
-    Raises UserError that lists the keys whose values differ (`MAY_CHANGE` excepted).
+    Raises UserError that lists the keys whose values differ (`MAY_CHANGE` excepted), or says that the config is gone.
     """
     path = workdir / 'config.json'
     given = json.loads(config.to_json_best_effort())
-    if path.exists() and (workdir / 'checkpoints').exists():
+    if (workdir / 'checkpoints').exists():
+        if not path.exists():
+            raise UserError(f'{workdir} holds checkpoints but no config.json that says of which run: name another '
+                            '--workdir')
         differences = [
             f'{key}: {old!r} there, {new!r} now'
             for key, (old, new) in sorted(_differences(json.loads(path.read_text()), given).items())
