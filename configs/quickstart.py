@@ -6,7 +6,7 @@
 A SentencePiece vocabulary, shards, a small decoder pre-trained for about two minutes, then four data sets made from
 the same kind of text, one for each input transformation, fine-tuned with and without pre-training; one table.
 
-Hardware: 2 CPU cores. Time and result: not measured yet.
+Hardware: 2 CPU cores. Time: 6 min 26 s on a shared virtual machine (measured). Result: README.md, measured.
 """
 
 import ml_collections

@@ -180,7 +180,7 @@ class C:
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: sample-dist\nVersion: 1.0\n')
     (info / 'RECORD').write_text(''.join(f'{name},,\n' for name in files))
     monkeypatch.syspath_prepend(tmp_path)
-    docstrings.read_docstrings.cache_clear()
+    docstrings._docstrings_by_file.cache_clear()
     return tmp_path
 
 

@@ -25,12 +25,11 @@ class DocFile:
     docstrings: list[str]
 
 
-@functools.lru_cache(maxsize=4)
 def read_docstrings(packages: tuple[str, ...] = (), held_out: float = HELD_OUT) -> list[DocFile]:
     """Reads the documentation strings of installed packages, without importing them.
 
     A string that occurs in several places is kept in the first one only, in the order of the files' names.
-    The result is cached: do not change it.
+    The strings are cached: do not change them.
 
     Args:
         packages: import names; none = all packages that requirements.txt asks for, and what they require.
@@ -38,6 +37,16 @@ def read_docstrings(packages: tuple[str, ...] = (), held_out: float = HELD_OUT) 
     Raises:
         UserError: a package that is not installed, or no documentation at all.
     """
+    files = _docstrings_by_file(packages)
+    if not files:
+        raise UserError(f'No documentation strings in {", ".join(packages)}: name other packages.')
+    is_held_out = held_out_rule(lambda: iter(files), held_out)
+    return [DocFile(name.removesuffix('.py').split('/')[0], name, is_held_out(name), docs)
+            for name, docs in files.items()]
+
+
+@functools.lru_cache(maxsize=4)
+def _docstrings_by_file(packages: tuple[str, ...]) -> dict[str, list[str]]:
     files = _source_files(packages)
     names = sorted(files)
     tasks = [[str(files[name]) for name in names[i:i + 64]] for i in range(0, len(names), 64)]
@@ -52,11 +61,7 @@ def read_docstrings(packages: tuple[str, ...] = (), held_out: float = HELD_OUT) 
         seen.update(new)
         if new:
             kept[name] = new
-    if not kept:
-        raise UserError(f'No documentation strings in {", ".join(packages)}: name other packages.')
-    is_held_out = held_out_rule(lambda: iter(kept), held_out)
-    return [DocFile(name.removesuffix('.py').split('/')[0], name, is_held_out(name), docs)
-            for name, docs in kept.items()]
+    return kept
 
 
 def _source_files(packages: tuple[str, ...]) -> dict[str, pathlib.Path]:

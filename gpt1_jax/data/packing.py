@@ -37,7 +37,8 @@ class FinetuningBatches:
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
     R is the same for all groups and processes of a batch: the most rows that one of the first 64 batches needs, and
-    for a later batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ..., so that few shapes are compiled. `packing=False` gives every sequence a row of its own: R = b * S.
+    for a later batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ..., so that few shapes are compiled.
+    `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
       UserError: no labels, fewer examples than batch_size, a sequence longer than row_length, or groups that
