@@ -246,5 +246,4 @@ def _keep_compiled():
     """Compiled steps are kept in the user's cache folder, unless JAX has been told another."""
     if not jax.config.jax_compilation_cache_dir:
         folder = epath.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'gpt1_jax' / 'compiled'
-        jax.config.update('jax_compilation_cache_dir', str(folder))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+        common.cache_compiled_steps(folder)
