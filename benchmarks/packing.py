@@ -59,7 +59,7 @@ def jax_side(args, dataset, tokenizer, encoded, members, size, packing):
     import jax
 
     from gpt1_jax.config import optimizer_defaults
-    from gpt1_jax.data.packing import FinetuningBatches, auto_row_length
+    from gpt1_jax.data.packing import FinetuningBatches
     from gpt1_jax.model.heads import ClassifierHead
     from gpt1_jax.model.transformer import Decoder
     from gpt1_jax.training import steps
@@ -75,8 +75,8 @@ def jax_side(args, dataset, tokenizer, encoded, members, size, packing):
         optimizer_defaults(schedule='linear', learning_rate=6.25e-5, warmup_fraction=0.002), 10**6)
     init_params = params_initialiser(model, head)
     abstract = abstract_state(init_params, optimizer, partitioner)
-    row_length = auto_row_length(encoded, 512)
-    batches = FinetuningBatches(encoded, batch_size=size, row_length=row_length, packing=packing)
+    batches = FinetuningBatches(encoded, batch_size=size, packing=packing,
+                                share_context=dataset.kind == 'multiple_choice')
     batches.members = lambda step: members[step]
     state = None
 
@@ -92,7 +92,7 @@ def jax_side(args, dataset, tokenizer, encoded, members, size, packing):
             for i in range(args.batches):
                 batch = batches.batch_at(i)
                 if not packing:
-                    batch = trimmed(batch, row_length)
+                    batch = trimmed(batch)
                 state, metrics = one_pass.step(state, partitioner.put_batch(batch, axis=1))
             jax.block_until_ready(metrics)
             return time.perf_counter() - begin
@@ -100,8 +100,9 @@ def jax_side(args, dataset, tokenizer, encoded, members, size, packing):
     return one_pass
 
 
-def trimmed(batch, row_length):
+def trimmed(batch):
     """A batch of one sequence a row, cut to its longest sequence (a multiple of 16)."""
+    row_length = batch['tokens'].shape[-1]
     longest = int(np.count_nonzero(batch['segment_ids'], axis=-1).max())
     length = min(row_length, -(-longest // 16) * 16)
     rows = {name: batch[name][..., :length]

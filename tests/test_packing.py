@@ -7,7 +7,7 @@ import pytest
 
 from gpt1_jax.data import packing
 from gpt1_jax.data.encoded import Encoded
-from gpt1_jax.data.packing import EvaluationBatches, FinetuningBatches, auto_row_length
+from gpt1_jax.data.packing import EvaluationBatches, FinetuningBatches
 from gpt1_jax.errors import UserError
 
 
@@ -64,7 +64,7 @@ def check_group(encoded, group, sequence_weight, example_weight):
                           (1, 8, 1, 4)])
 def test_training_arrays(sequences, groups, accumulation, batch_size, packing):
     encoded = make(sequences=sequences, scores=sequences == 2)
-    batches = FinetuningBatches(encoded, batch_size=batch_size, row_length=64, groups=groups,
+    batches = FinetuningBatches(encoded, batch_size=batch_size, groups=groups,
                                 accumulation=accumulation, packing=packing)
     places = int(np.ceil(batch_size / accumulation / groups))
     for step in range(3):
@@ -101,7 +101,7 @@ def test_lm_weights_give_the_mean_of_means():
 
 
 def test_an_epoch_holds_no_example_twice_and_epochs_differ():
-    batches = FinetuningBatches(make(n=50), batch_size=8, row_length=64, seed=3)
+    batches = FinetuningBatches(make(n=50), batch_size=8, seed=3)
     assert batches.steps_per_epoch == 6
     epochs = [[members(batches.batch_at(epoch * 6 + i)) for i in range(6)] for epoch in range(3)]
     for epoch in epochs:
@@ -111,13 +111,13 @@ def test_an_epoch_holds_no_example_twice_and_epochs_differ():
     # What is dropped changes: over some epochs every example is seen.
     seen = {i for step in range(120) for i in members(batches.batch_at(step))}
     assert seen == set(range(50))
-    other = FinetuningBatches(make(n=50), batch_size=8, row_length=64, seed=4)
+    other = FinetuningBatches(make(n=50), batch_size=8, seed=4)
     assert members(other.batch_at(0)) != epochs[0][0]
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
     def new():
-        return FinetuningBatches(make(), batch_size=8, row_length=64, groups=2, seed=5)
+        return FinetuningBatches(make(), batch_size=8, groups=2, seed=5)
 
     running = new()
     expected = [running.batch_at(step) for step in range(14)]
@@ -126,7 +126,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
             np.testing.assert_array_equal(array, expected[step][name])
     layouts = [(1, 1, True), (4, 1, True), (1, 4, True), (2, 2, False), (8, 3, True)]
     for groups, accumulation, packing in layouts:
-        batches = FinetuningBatches(make(), batch_size=8, row_length=64, groups=groups, packing=packing,
+        batches = FinetuningBatches(make(), batch_size=8, groups=groups, packing=packing,
                                     accumulation=accumulation, seed=5)
         for step in (0, 9):
             assert members(batches.batch_at(step)) == members(expected[step])
@@ -152,7 +152,7 @@ def test_slices_of_processes_are_the_whole(processes):
 @pytest.mark.parametrize('n', [16, 19, 3])
 def test_evaluation_visits_every_example_once_in_order(n):
     encoded = make(n=n, sequences=2)
-    batches = EvaluationBatches(encoded, batch_size=8, row_length=64, groups=4)
+    batches = EvaluationBatches(encoded, batch_size=8, groups=4)
     assert batches.steps == -(-n // 8)
     for i in range(batches.steps):
         batch = batches.batch_at(i)
@@ -168,7 +168,7 @@ def test_a_prime_number_of_examples_on_eight_groups_counts_each_once(n, processe
     encoded = make(n=n, sequences=2)
     seen, weight = [], 0.0
     for i in range(processes):
-        batches = EvaluationBatches(encoded, batch_size=12, row_length=64, groups=8, process_index=i,
+        batches = EvaluationBatches(encoded, batch_size=12, groups=8, process_index=i,
                                     process_count=processes)
         for index in range(batches.steps):
             batch = batches.batch_at(index)
@@ -183,15 +183,16 @@ def test_a_prime_number_of_examples_on_eight_groups_counts_each_once(n, processe
 def test_evaluation_without_labels():
     encoded = make(n=5)
     encoded.labels = None
-    batch = EvaluationBatches(encoded, batch_size=8, row_length=64).batch_at(0)
+    batch = EvaluationBatches(encoded, batch_size=8).batch_at(0)
     assert members(batch) == list(range(5)) and not batch['labels'].any()
 
 
-@pytest.mark.parametrize('look_ahead', [1, 3, 64])
-def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead):
+@pytest.mark.parametrize('look_ahead, long_epoch', [(1, 500), (3, 500), (64, 500), (64, 20)])
+def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, long_epoch):
     monkeypatch.setattr(packing, '_LOOK_AHEAD', look_ahead)
+    monkeypatch.setattr(packing, '_LONG_EPOCH', long_epoch)
     encoded = make(n=640, longest=60)
-    batches = FinetuningBatches(encoded, batch_size=32, row_length=64)
+    batches = FinetuningBatches(encoded, batch_size=32)
     rows, needed = [], []
     for step in range(20):
         batch = batches.batch_at(step)
@@ -202,33 +203,92 @@ def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead):
             (fits[0] if fits else bins.append([]) or bins[-1]).append(length)
         needed.append(len(bins))
     usual, ladder = max(needed[:look_ahead]), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
-    assert rows == [usual if n <= usual else min(x for x in ladder if x >= n) for n in needed]
-    assert len(set(rows)) == 1 or look_ahead < 64
+    one_number = [usual if n <= usual else min(x for x in ladder if x >= n) for n in needed]
+    if long_epoch == 500:
+        assert rows == one_number and (len(set(rows)) == 1 or look_ahead < 64)
+    else:  # two numbers, the ones that make the least rows together
+        assert sum(rows) == min(sum(fewer if n <= fewer else usual for n in needed) for fewer in needed)
+        assert len(set(rows)) == 2 and sum(rows) < sum(one_number) and np.all(np.array(rows) >= needed)
 
 
 def test_groups_hold_like_numbers_of_tokens():
-    batch = FinetuningBatches(make(n=64, longest=60), batch_size=64, row_length=64, groups=8).batch_at(0)
+    batch = FinetuningBatches(make(n=64, longest=60), batch_size=64, groups=8).batch_at(0)
     tokens = (batch['segment_ids'] > 0).sum(axis=(0, 2, 3))
     assert tokens.max() < 1.04 * tokens.mean()
     assert collections.Counter((batch['example_ids'] >= 0).sum(axis=(0, 2)).tolist()) == {8: 8}
 
 
-def test_auto_row_length():
-    def longest(length):
-        return Encoded([[np.zeros(3, np.int32), np.zeros(length, np.int32)]], None, ['0'], 0, 0)
+def test_rows_are_as_long_as_the_batch_needs():
+    encoded = make(n=100, longest=60)
+    examples = [list(example) for example in encoded.sequences]
+    for i, length in ((0, 65), (40, 300), (80, 64)):
+        examples[i] = [np.ones(length, np.int32)]
+    encoded = Encoded(examples, encoded.labels, encoded.ids, 0, 0)
+    batches = EvaluationBatches(encoded, batch_size=20)
+    assert [batches.batch_at(i)['tokens'].shape[-1] for i in range(5)] == [128, 64, 512, 64, 64]
 
-    assert [auto_row_length(longest(n), 512) for n in (5, 64, 65, 128, 400)] == [64, 64, 128, 128, 512]
-    assert [auto_row_length(longest(n), 77) for n in (5, 70, 77)] == [64, 77, 77]
+
+def with_context(n=40, choices=4, seed=0):
+    """Examples of `choices` sequences: a context of 20 to 40 tokens, then up to 8 of each one's own; the first ones of
+    contexts of every length, and one whose choices are all the same."""
+    rng = np.random.default_rng(seed)
+    some = lambda low, high: rng.integers(1, 1000, rng.integers(low, high + 1)).tolist()
+    examples = []
+    for i in range(n):
+        context = some(i, i) if i < 20 else some(20, 40)
+        examples.append([context + some(2, 8) for _ in range(choices)])
+    examples[-1] = [examples[-1][0]] * choices
+    labels = rng.integers(0, choices, n).astype(np.int32)
+    return Encoded([[np.array(s, np.int32) for s in example] for example in examples], labels, list(map(str, range(n))),
+                   0, 0)
+
+
+@pytest.mark.parametrize('groups, accumulation', [(1, 1), (2, 1), (2, 2)])
+def test_choices_share_their_context(groups, accumulation):
+    """What the <extract> of a choice sees is that choice, token by token; every target's weight is the same in sum."""
+    encoded = with_context()
+    kwargs = dict(batch_size=10, groups=groups, accumulation=accumulation)
+    shared, apart = (FinetuningBatches(encoded, share_context=share, **kwargs) for share in (True, False))
+    contexts = 0
+    for step in range(4):
+        batch, expected = shared.batch_at(step), apart.batch_at(step)
+        assert 'context_ids' not in expected
+        assert (batch['segment_ids'] > 0).sum() < 0.8 * (expected['segment_ids'] > 0).sum()
+        for name in ('labels', 'example_weights', 'example_ids'):
+            assert sorted(batch[name].ravel().tolist()) == sorted(expected[name].ravel().tolist())
+
+        def weights(batch):
+            total = collections.Counter()
+            places = zip(*(batch[name].ravel().tolist() for name in ('tokens', 'positions', 'lm_targets', 'lm_weights')))
+            for token, position, target, weight in places:
+                total[token, position, target] += weight
+            return {key: pytest.approx(weight, abs=1e-7) for key, weight in total.items() if weight}
+
+        assert weights(batch) == weights(expected)
+        for a, g in np.ndindex(accumulation, groups):
+            one = {name: array[a, g] for name, array in batch.items()}
+            for example, ends in zip(one['example_ids'], one['extract']):
+                for s, end in enumerate(ends if example >= 0 else ()):
+                    row, column = divmod(int(end), one['tokens'].shape[-1])
+                    ids, context = one['segment_ids'][row], one['context_ids'][row]
+                    seen = np.flatnonzero((ids == ids[column]) | (ids == context[column]))
+                    seen = seen[seen <= column]
+                    sequence = encoded.sequences[example][s]
+                    assert one['tokens'][row, seen].tolist() == sequence.tolist()
+                    assert one['positions'][row, seen].tolist() == list(range(len(sequence)))
+                    # A token of the context sees what stands before it there, and nothing of a choice.
+                    before = np.flatnonzero(ids == context[column])
+                    assert np.all(context[before] == ids[before]) and np.all(np.diff(before) == 1)
+                    contexts += ids[column] != context[column]
+    assert contexts > 60
 
 
 def test_mistakes_are_user_errors():
     encoded = make(n=6)
     with pytest.raises(UserError, match='6 training examples'):
-        FinetuningBatches(encoded, batch_size=8, row_length=64)
-    with pytest.raises(UserError, match='row_length 16'):
-        EvaluationBatches(encoded, batch_size=8, row_length=16)
+        FinetuningBatches(encoded, batch_size=8)
     with pytest.raises(UserError, match='3 data-parallel groups'):
-        EvaluationBatches(encoded, batch_size=8, row_length=64, groups=3, process_count=2)
+        EvaluationBatches(encoded, batch_size=8, groups=3, process_count=2)
     encoded.labels = None
     with pytest.raises(UserError, match='no labels'):
-        FinetuningBatches(encoded, batch_size=2, row_length=64)
+        FinetuningBatches(encoded, batch_size=2)

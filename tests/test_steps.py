@@ -139,13 +139,14 @@ def encoded_of(kind, loss, classes, sequences, n=24, vocab=40, longest=16):
     return Encoded([[one() for _ in range(sequences)] for _ in range(n)], labels, [str(i) for i in range(n)], 0, 0)
 
 
-def finetune(case, mesh=ONE, packing=True, accumulation=1, sizes=ours.SIZES, params=None, encoded=None):
+def finetune(case, mesh=ONE, packing=True, accumulation=1, sizes=ours.SIZES, params=None, encoded=None, **flags):
     kind, loss, classes, sequences = case
     encoded = encoded or encoded_of(*case)
     model = ours.decoder(sizes)
     head = ClassifierHead(kind, classes, dropout=0.0)
     batches = lambda groups: FinetuningBatches(
-        encoded, batch_size=8, row_length=32, groups=groups, accumulation=accumulation, packing=packing)
+        encoded, batch_size=8, row_length=32, groups=groups, accumulation=accumulation, packing=packing,
+        **flags)
     return run(lambda groups: steps.finetune_loss_fn(model, head, loss, 0.5), model, head,
                lambda index, groups: batches(groups).batch_at(index), mesh, params)
 
@@ -173,6 +174,17 @@ def test_packed_equals_unpacked_equals_accumulated(case):
     expected = finetune(case, packing=False)
     assert_same_run(finetune(case), expected)
     assert_same_run(finetune(case, accumulation=4), expected)
+
+
+def test_a_shared_context_equals_one_for_each_choice():
+    case = next(case for case in KINDS if case[0] == 'multiple_choice')
+    encoded = encoded_of(*case)
+    contexts = np.random.default_rng(6).integers(0, 40, (24, 9)).astype(np.int32)
+    longer = [[np.concatenate([sequence[:1], context[:i % 10], sequence[-5:]]) for sequence in example]
+              for i, (context, example) in enumerate(zip(contexts, encoded.sequences))]
+    encoded = Encoded(longer, encoded.labels, encoded.ids, 0, 0)
+    expected = finetune(case, packing=False, encoded=encoded)
+    assert_same_run(finetune(case, MESHES[0], accumulation=2, encoded=encoded, share_context=True), expected)
 
 
 def test_finetuning_is_the_same_on_every_mesh():

@@ -2,7 +2,15 @@
 
 The examples of a batch are a function of (seed, step) alone: groups, processes and micro-batches only decide
 where they stand. Segments must not see each other (mask attention by segment_ids); positions restart in each.
+
+The choices of an example begin with the same context (RACE: an article of hundreds of tokens before answers of ten).
+`share_context` puts it into a row once, as a segment that the choices' own segments see too (context_ids). Without
+dropout nothing changes by it but the work; with dropout the choices share the masks of their context, where in the
+release each has its own.
 """
+
+import collections
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,24 +18,19 @@ from gpt1_jax.data.encoded import Encoded
 from gpt1_jax.errors import UserError
 
 _LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
-
-def auto_row_length(encoded: Encoded, max_length: int) -> int:
-    """The smallest of 64, 128, 256, ... that holds the longest sequence, at most max_length."""
-    length = 64
-    while length < encoded.sequences.lengths.max():
-        length *= 2
-    return min(length, max_length)
+_LONG_EPOCH = 500  # batches; then compiling a second step, for batches of few rows, takes less time than it saves
 
 
 class FinetuningBatches:
     """Training batches: reshuffled each epoch, the partial last batch dropped (the release).
 
     `batch_at(step)` gives, for k = accumulation micro-batches, the G / process_count groups of this process,
-    R rows of T = row_length tokens, b = ceil(B / k / G) places for examples in a group and S sequences an
-    example:
+    R rows of T tokens, b = ceil(B / k / G) places for examples in a group and S sequences an example:
 
       tokens, segment_ids, positions, lm_targets: int32 [k, G, R, T]; 0 in padding. Segments count from 1 in
         each row; lm_targets[t] is token t + 1 of the same sequence.
+      context_ids: int32 [k, G, R, T], only with share_context: the segment of the context that a token sees besides
+        its own; its own where there is none.
       lm_weights: float32 [k, G, R, T], the weight of the prediction of lm_targets. Over the whole batch they
         sum to 1: the mean over B * S sequences of the mean over each one's targets, from the token after
         <start> through <extract> (the release).
@@ -36,29 +39,30 @@ class FinetuningBatches:
       example_weights: float32 [k, G, b]; 1 / B, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
-    R is the same for all groups and processes of a batch: the most rows that one of the first 64 batches needs, and
-    for a later batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ..., so that few shapes are compiled.
+    T is row_length, doubled until the longest sequence (with share_context: example) of the batch fits, so that a few
+    long ones do not make all batches' attention wide. R is the same for all groups and processes: the most rows that
+    one of the first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where that
+    is enough; and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
-      UserError: no labels, fewer examples than batch_size, a sequence longer than row_length, or groups that
-        the processes do not divide.
+      UserError: no labels, fewer examples than batch_size, or groups that the processes do not divide.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int, groups: int = 1,
+    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 64, groups: int = 1,
                  accumulation: int = 1, seed: int = 0, process_index: int = 0, process_count: int = 1,
-                 packing: bool = True):
+                 packing: bool = True, share_context: bool = False):
         if encoded.labels is None:
             raise UserError('The training examples have no labels; name a source whose train split has them.')
         if len(encoded.sequences) < batch_size:
             raise UserError(f'There are {len(encoded.sequences)} training examples, fewer than batch_size '
                             f'{batch_size}; lower batch_size or add examples.')
-        self._packer = _Packer(encoded, batch_size, row_length, groups, accumulation, process_index,
-                               process_count, packing)
+        self._packer = _Packer(encoded, batch_size, row_length, groups, accumulation, process_index, process_count,
+                               packing, share_context)
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
         self._order = (-1, None)  # the epoch asked for last, and its permutation
-        self._packer.expect(self.members(step) for step in range(min(_LOOK_AHEAD, self.steps_per_epoch)))
+        self._packer.expect(self.members, self.steps_per_epoch)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of update `step`, counted from 0 over all epochs."""
@@ -83,13 +87,13 @@ class EvaluationBatches:
     which example of the batch stands where.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int, groups: int = 1,
-                 process_index: int = 0, process_count: int = 1, packing: bool = True):
-        self._packer = _Packer(encoded, batch_size, row_length, groups, 1, process_index, process_count,
-                               packing)
+    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 64, groups: int = 1,
+                 process_index: int = 0, process_count: int = 1, packing: bool = True, share_context: bool = False):
+        self._packer = _Packer(encoded, batch_size, row_length, groups, 1, process_index, process_count, packing,
+                               share_context)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
-        self._packer.expect(self._members(index) for index in range(min(_LOOK_AHEAD, self.steps)))
+        self._packer.expect(self._members, self.steps)
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of batch `index`, 0 to steps - 1."""
@@ -100,49 +104,58 @@ class EvaluationBatches:
         return np.arange(first, min(first + self._batch_size, self._examples))
 
 
-class _Packer:
-    """Lays examples out as [accumulation, groups of this process, rows, row_length]."""
+class _Block(NamedTuple):
+    """Sequences of one example that go into one row: their common context once, then what is each one's own."""
 
-    def __init__(self, encoded, batch_size, row_length, groups, accumulation, process_index, process_count,
-                 packing):
+    place: int  # of the example in its bin
+    sequences: range  # which ones of the example
+    context: int  # tokens; 0 for a single sequence
+    length: int  # tokens, the context counted once
+
+
+class _Packer:
+    """Lays examples out as [accumulation, groups of this process, rows, tokens].
+
+    A bin is one group of one micro-batch. All bins of a batch are planned, from lengths alone, because all have one
+    shape; only those of this process are filled.
+    """
+
+    def __init__(self, encoded, batch_size, row_length, groups, accumulation, process_index, process_count, packing,
+                 share_context):
         if groups % process_count:
             raise UserError(f'{groups} data-parallel groups cannot be shared by {process_count} processes; '
                             'choose a mesh whose data-parallel size the processes divide.')
         self._encoded, self._row_length, self._packing = encoded, row_length, packing
+        self._share_context = share_context and packing
         self._lengths = encoded.sequences.lengths  # [n, S]
-        if (longest := self._lengths.max()) > row_length:
-            raise UserError(f'row_length {row_length} is too short for a sequence of {longest} tokens; '
-                            'use row_length "auto" or lower max_length.')
         self._places = -(-batch_size // (accumulation * groups))
         self._accumulation, self._groups = accumulation, groups
         local = groups // process_count
         self._local = range(process_index * local, (process_index + 1) * local)
-        self._usual_rows = 0
+        self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
-    def expect(self, batches):
-        """Makes the most rows that one of these batches (their members) needs the R of every batch that fits in."""
-        if self._packing:
-            self._usual_rows = max(_rows(self._layout(bin_)) for members in batches for bin_ in self._deal(members))
+    def expect(self, members_at, steps):
+        """Chooses the usual R from the first of `steps` batches, whose members are members_at(step)."""
+        needs = collections.defaultdict(list)
+        for step in range(min(_LOOK_AHEAD, steps)):
+            *_, rows, length = self._plan(members_at(step))
+            needs[length].append(rows)
+        for length, numbers in needs.items():
+            most = max(numbers)
+            together = lambda fewer: sum(fewer if number <= fewer else most for number in numbers)
+            fewer = min(sorted(set(numbers)), key=together) if steps >= _LONG_EPOCH else most
+            self._usual_rows[length] = sorted({fewer, most})
 
     def arrays(self, members, mean):
-        """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone.
-
-        A bin is one group of one micro-batch. All bins are planned, from lengths alone, because all share R;
-        only those of this process are filled.
-        """
-        bins = self._deal(members)
-        layouts = [self._layout(bin_) for bin_ in bins]
-        sequences, length = self._lengths.shape[1], self._row_length
-        if self._packing:
-            rows = max(map(_rows, layouts))
-            rows = self._usual_rows if rows <= self._usual_rows else _ladder(rows)
-        else:
-            rows = self._places * sequences
-        labels = self._encoded.labels
+        """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone."""
+        bins, layouts, rows, length = self._plan(members)
+        usual = [number for number in self._usual_rows.get(length, ()) if rows <= number]
+        rows = usual[0] if usual else _ladder(rows)
+        sequences, labels = self._lengths.shape[1], self._encoded.labels
         shape = self._accumulation, len(self._local)
 
-        batch = {name: np.zeros((*shape, rows, length), np.int32)
-                 for name in ('tokens', 'segment_ids', 'positions', 'lm_targets')}
+        names = ('tokens', 'segment_ids', 'positions', 'lm_targets') + ('context_ids',) * self._share_context
+        batch = {name: np.zeros((*shape, rows, length), np.int32) for name in names}
         batch['lm_weights'] = np.zeros((*shape, rows, length), np.float32)
         batch['extract'] = np.zeros((*shape, self._places, sequences), np.int32)
         batch['labels'] = np.zeros((*shape, self._places), np.int32 if labels is None else labels.dtype)
@@ -161,6 +174,19 @@ class _Packer:
                 self._fill(one, bin_, layout, weight / sequences if mean else 1.0)
         return batch
 
+    def _plan(self, members):
+        """(bins, their layouts, rows, length of the rows) of a batch."""
+        bins = self._deal(members)
+        blocks = [self._blocks(bin_) for bin_ in bins]
+        length = self._row_length
+        while length < max(block.length for of_bin in blocks for block in of_bin):
+            length *= 2
+        layouts = [self._layout(of_bin, length) for of_bin in blocks]
+        rows = self._places * self._lengths.shape[1]
+        if self._packing:
+            rows = max((row for layout in layouts for row, *_ in layout), default=0) + 1
+        return bins, layouts, rows, length
+
     def _deal(self, members):
         """Members -> bins, equal in number to within one and alike in tokens (dealt to and fro)."""
         bins = self._accumulation * self._groups
@@ -170,42 +196,71 @@ class _Packer:
         place = np.where(turn % 2, bins - 1 - place, place)
         return [dealt[place == bin_] for bin_ in range(bins)]
 
-    def _layout(self, bin_):
-        """First-fit-decreasing: [(row, offset, segment, place in the bin, sequence of the example)]."""
-        lengths = self._lengths[bin_]
-        count = lengths.shape[1]
-        flat = lengths.ravel()
+    def _blocks(self, bin_):
+        blocks = []
+        for place, example in enumerate(bin_):
+            lengths = self._lengths[example].tolist()
+            context = self._context(example) if self._share_context else 0
+            if context:
+                length = sum(lengths) - context * (len(lengths) - 1)
+                blocks.append(_Block(place, range(len(lengths)), context, length))
+            else:
+                blocks += [_Block(place, range(i, i + 1), 0, length) for i, length in enumerate(lengths)]
+        return blocks
+
+    def _context(self, example):
+        """How many first tokens all sequences of an example share; 0 where that is too little to be worth a block."""
+        sequences = self._encoded.sequences[example]
+        length = min(map(len, sequences))
+        same = np.all([sequence[:length] == sequences[0][:length] for sequence in sequences], axis=0)
+        # The last token in common is left to the choices: what follows it, its target, is not the same in all.
+        context = (length if same.all() else int(np.argmin(same))) - 1
+        return context if context >= max(map(len, sequences)) // 2 else 0
+
+    def _layout(self, blocks, row_length):
+        """First-fit-decreasing: [(row, offset, segments before, block)]."""
         if not self._packing:
-            return [(i, 0, 1, *divmod(i, count)) for i in range(flat.size)]
+            return [(i, 0, 0, block) for i, block in enumerate(blocks)]
         used, segments, layout = [], [], []
-        for i in np.argsort(-flat, kind='stable').tolist():
-            length = int(flat[i])
-            row = next((r for r, u in enumerate(used) if u + length <= self._row_length), len(used))
+        for block in sorted(blocks, key=lambda block: -block.length):
+            row = next((r for r, u in enumerate(used) if u + block.length <= row_length), len(used))
             if row == len(used):
                 used.append(0)
                 segments.append(0)
-            segments[row] += 1
-            layout.append((row, used[row], segments[row], *divmod(i, count)))
-            used[row] += length
+            layout.append((row, used[row], segments[row], block))
+            used[row] += block.length
+            segments[row] += len(block.sequences) + (block.context > 0)
         return layout
 
     def _fill(self, one, bin_, layout, weight):
-        """Writes one bin's sequences into its arrays (views without the axes k and G)."""
-        sequences = self._encoded.sequences
-        for row, start, segment, place, sequence in layout:
-            first = sequences.starts[bin_[place], sequence]
-            tokens = sequences.tokens[first:first + sequences.lengths[bin_[place], sequence]]
-            stop = start + len(tokens)
-            one['tokens'][row, start:stop] = tokens
+        """Writes one bin's blocks into its arrays (views without the axes k and G)."""
+        row_length = one['tokens'].shape[-1]
+
+        def write(row, start, segment, tokens, positions, weight, context_segment):
+            """All but the last of `tokens` predict the one after; returns where the last stands."""
+            stop = start + len(positions)
+            one['tokens'][row, start:stop] = tokens[:len(positions)]
             one['segment_ids'][row, start:stop] = segment
-            one['positions'][row, start:stop] = np.arange(len(tokens))
-            one['lm_targets'][row, start:stop - 1] = tokens[1:]
-            one['lm_weights'][row, start:stop - 1] = weight / (len(tokens) - 1)
-            one['extract'][place, sequence] = row * self._row_length + stop - 1
+            one['positions'][row, start:stop] = positions
+            one['lm_targets'][row, start:start + len(tokens) - 1] = tokens[1:]
+            one['lm_weights'][row, start:start + len(tokens) - 1] = weight
+            if self._share_context:
+                one['context_ids'][row, start:stop] = context_segment
+            return stop
 
-
-def _rows(layout) -> int:
-    return max((row for row, *_ in layout), default=-1) + 1
+        for row, start, segment, (place, numbers, context, _) in layout:
+            sequences = self._encoded.sequences[bin_[place]]
+            weights = [weight / (len(sequences[i]) - 1) for i in numbers]
+            context_segment = segment + 1
+            if context:
+                segment += 1
+                start = write(row, start, segment, sequences[0][:context + 1], np.arange(context), sum(weights), segment)
+            for i, weight_of_one in zip(numbers, weights):
+                segment += 1
+                tokens = sequences[i][context:]
+                start = write(row, start, segment, tokens, np.arange(context, len(sequences[i])), weight_of_one,
+                              context_segment if context else segment)
+                one['extract'][place, i] = row * row_length + start - 1
 
 
 def _ladder(rows: int) -> int:

@@ -9,17 +9,21 @@ from gpt1_jax.model.dropout import dropout
 MASKED = -1e9  # the release adds this to masked scores; after the softmax it is an exact zero
 
 
-def attention_mask(query_positions: jax.Array, key_positions: jax.Array, query_segments: jax.Array | None = None,
-                   key_segments: jax.Array | None = None) -> jax.Array:
-    """Boolean [B, 1, Q, K]: a query sees keys of its own segment at its own or earlier positions.
+def attention_mask(query_positions: jax.Array, key_positions: jax.Array, segment_ids: jax.Array | None = None,
+                   context_ids: jax.Array | None = None) -> jax.Array:
+    """Boolean [B, 1, Q, K]: a query sees keys of its own segment, and of its context's, not later than itself.
 
     Args:
       query_positions, key_positions: int [B, Q] and [B, K], order within the row.
-      query_segments, key_segments: int [B, Q] and [B, K], or None where a row is one sequence.
+      segment_ids: int [B, Q = K], or None where a row is one sequence.
+      context_ids: int [B, Q], the segment that a query sees besides its own, or None.
     """
     mask = query_positions[:, None, :, None] >= key_positions[:, None, None, :]
-    if query_segments is not None:
-        mask &= query_segments[:, None, :, None] == key_segments[:, None, None, :]
+    if segment_ids is not None:
+        seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        if context_ids is not None:
+            seen |= context_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        mask &= seen
     return mask
 
 

@@ -115,13 +115,14 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, positions: jax.Array | None = None, segment_ids: jax.Array | None = None,
-                 *, train: bool = False, cache: Cache | None = None) -> Output:
+                 context_ids: jax.Array | None = None, *, train: bool = False, cache: Cache | None = None) -> Output:
         """Hidden states of every position.
 
         Args:
           tokens: int [B, T].
           positions: int [B, T], within each sequence; None counts from 0 (from the cache's lengths, if there is one).
           segment_ids: int [B, T]; tokens see only their own segment. None: each row is one sequence.
+          context_ids: int [B, T]; a segment, earlier in the row, that tokens see besides their own. None: no other.
           train: apply dropout (needs the rng stream 'dropout').
           cache: from `init_cache`; row b's tokens continue the lengths[b] that it holds. The layers' parameters may
             then be a tuple of one tree a layer: slices of stacked ones are copies, one for each call.
@@ -152,7 +153,7 @@ class Decoder(nn.Module):
                 block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                 in_axes=(0, nn.broadcast), length=self.layers, unroll=1 if self.scan else self.layers,
                 metadata_params={nn.PARTITION_NAME: 'layers'})
-            x, _ = stack(*arguments, name='blocks')(x, None, attention_mask(order, order, segment_ids, segment_ids))
+            x, _ = stack(*arguments, name='blocks')(x, None, attention_mask(order, order, segment_ids, context_ids))
         else:
             # Layer by layer, each with arrays of its own: a scan would copy the cache at every call.
             mask = attention_mask(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])

@@ -52,9 +52,9 @@ def run(config, workdir) -> dict:
             raise UserError(f'the {split} split of {config.data.source or dataset.source} has no labels: name a source '
                             'that has them')
     batches = packing.FinetuningBatches(
-        train, batch_size=config.data.batch_size, row_length=packing.auto_row_length(train, model.n_positions),
-        groups=partitioner.groups, accumulation=config.optimizer.accumulation, seed=config.seed,
-        process_index=jax.process_index(), process_count=jax.process_count())
+        train, batch_size=config.data.batch_size, groups=partitioner.groups, accumulation=config.optimizer.accumulation,
+        seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count(),
+        share_context=dataset.kind == 'multiple_choice' and config.data.share_context)
     total_steps = max(1, round(config.data.epochs * batches.steps_per_epoch))
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
 

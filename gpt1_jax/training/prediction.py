@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from gpt1_jax.data.packing import EvaluationBatches, auto_row_length
+from gpt1_jax.data.packing import EvaluationBatches
 from gpt1_jax.data.stream import stream
 from gpt1_jax.data.transforms import Encoded
 from gpt1_jax.training import steps
@@ -22,8 +22,7 @@ def make_predictor(model, head, abstract_params, partitioner: Partitioner, batch
     hosts = dict(groups=partitioner.groups, process_index=jax.process_index(), process_count=jax.process_count())
 
     def predict(params, encoded: Encoded) -> np.ndarray:
-        batches = EvaluationBatches(encoded, batch_size=batch_size,
-                                    row_length=auto_row_length(encoded, model.n_positions), **hosts)
+        batches = EvaluationBatches(encoded, batch_size=batch_size, share_context=head.kind == 'multiple_choice', **hosts)
         outputs = jax.device_get([step(params, partitioner.put_batch(batch))
                                   for batch in stream(batches, 0, batches.steps)])
         ids = np.concatenate([output['ids'] for output in outputs])

@@ -45,10 +45,11 @@ def finetune_loss_fn(model, head, loss_kind: str, lm_coefficient: float):
 def _finetune_forward(model, head, params, batch, decoder_key=None, head_key=None, with_lm=True):
     train = decoder_key is not None
     groups, rows, length = batch['tokens'].shape
-    flat = lambda x: x.reshape(groups * rows, length)
+    flat = lambda x: None if x is None else x.reshape(groups * rows, length)
     rngs = lambda key: {'dropout': key} if train else {}
     output = model.apply({'params': params['decoder']}, flat(batch['tokens']), flat(batch['positions']),
-                         flat(batch['segment_ids']), train=train, rngs=rngs(decoder_key))
+                         flat(batch['segment_ids']), flat(batch.get('context_ids')), train=train,
+                         rngs=rngs(decoder_key))
     extract = batch['extract'].reshape(groups, -1, 1)  # look-ups stay inside a group, so inside a shard
     states = jnp.take_along_axis(output.hidden.reshape(groups, rows * length, -1), extract, axis=1)
     states = states.reshape(-1, batch['extract'].shape[2], states.shape[-1])
