@@ -5,10 +5,11 @@ r"""Fine-tuning steps: packed rows against rows padded to the batch's longest se
 `--data` holds one folder a data set, as a suite's source does; `--torch_python` is an interpreter with torch and
 transformers (left out: without that side). All sides take the same model (OpenAI's, random weights, dropout on), the
 same batches of the same token sequences, both losses, clipping and one Adam update a step, in float32 on the CPU.
-Padded lengths are rounded up to a multiple of 16 on the JAX side, or every batch would be compiled anew. PyTorch's
-loop is the usual one: a collator that pads to the batch's longest, forward, backward, clip_grad_norm_, AdamW. One pass
-over the batches warms up (and compiles), then the sides take turns, `--rounds` passes each; printed are the median
-examples/s and the extremes.
+Padded lengths are rounded up to a multiple of 16 on the JAX side, or every batch would be compiled anew. On the packed
+side the choices of a question share its text (RACE), as `data.share_context` has it by default. PyTorch's loop is the
+usual one: a collator that pads to the batch's longest, forward, backward, clip_grad_norm_, AdamW. One pass over the
+batches warms up (and compiles), then the sides take turns, `--rounds` passes each; printed are the median examples/s
+and the extremes.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def encoded_and_batches(args, name):
     dataset = datasets.REGISTRY[name]
     tokenizer = tokenizers.load_tokenizer(args.tokenizer)
     size = args.race_batch_size if name == 'race' else args.batch_size
-    examples = datasets.load_examples(dataset, f'files:{datasets.folder_of(dataset, args.data)}', 'train', 4000)
+    examples = datasets.load_examples(dataset, f'files:{datasets.folder_of(dataset, args.data)}', 'train', 20_000)
     encoded = transforms.encode(dataset, examples, tokenizer, 512)
     members = np.random.RandomState(0).permutation(len(encoded.ids))[:size * args.batches].reshape(args.batches, size)
     return dataset, tokenizer, encoded, members, size

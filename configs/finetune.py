@@ -48,7 +48,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             max_length=common.optional_int(),  # None: the model's positions
             limit=common.optional_int(),  # None: all training examples
             rule='',  # how what is too long is cut: longest or release; empty: the data set's own
-            share_context=True,  # of multiple choice: the choices' common text once, not once a choice (the release)
+            share_context=True,  # of multiple choice: read the choices' common text once; the release: once a choice
             score_loss='ordinal',  # of a set with scores: ordinal (six soft classes, the release) or mse
             cache='',  # folder of the token sequences; empty: gpt1_jax in the user's cache; off: none
             # Of a custom set only; names with commas between. A score from 0 to max_score in place of labels.

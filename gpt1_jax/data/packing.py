@@ -149,8 +149,9 @@ class _Packer:
     def arrays(self, members, mean):
         """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone."""
         bins, layouts, rows, length = self._plan(members)
-        usual = [number for number in self._usual_rows.get(length, ()) if rows <= number]
-        rows = usual[0] if usual else _ladder(rows)
+        if self._packing:
+            usual = [number for number in self._usual_rows.get(length, ()) if rows <= number]
+            rows = usual[0] if usual else _ladder(rows)
         sequences, labels = self._lengths.shape[1], self._encoded.labels
         shape = self._accumulation, len(self._local)
 
@@ -201,21 +202,22 @@ class _Packer:
         for place, example in enumerate(bin_):
             lengths = self._lengths[example].tolist()
             context = self._context(example) if self._share_context else 0
-            if context:
-                length = sum(lengths) - context * (len(lengths) - 1)
+            length = sum(lengths) - context * (len(lengths) - 1)
+            if context and length <= 2 * max(lengths):  # else the row would become long for little
                 blocks.append(_Block(place, range(len(lengths)), context, length))
             else:
                 blocks += [_Block(place, range(i, i + 1), 0, length) for i, length in enumerate(lengths)]
         return blocks
 
     def _context(self, example):
-        """How many first tokens all sequences of an example share; 0 where that is too little to be worth a block."""
+        """How many first tokens all sequences of an example share, but the last of them.
+
+        That one is left to the choices: what follows it, its target, is not the same in all.
+        """
         sequences = self._encoded.sequences[example]
         length = min(map(len, sequences))
         same = np.all([sequence[:length] == sequences[0][:length] for sequence in sequences], axis=0)
-        # The last token in common is left to the choices: what follows it, its target, is not the same in all.
-        context = (length if same.all() else int(np.argmin(same))) - 1
-        return context if context >= max(map(len, sequences)) // 2 else 0
+        return max(0, (length if same.all() else int(np.argmin(same))) - 1)
 
     def _layout(self, blocks, row_length):
         """First-fit-decreasing: [(row, offset, segments before, block)]."""
