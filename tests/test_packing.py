@@ -64,7 +64,7 @@ def check_group(encoded, group, sequence_weight, example_weight):
                           (1, 8, 1, 4)])
 def test_training_arrays(sequences, groups, accumulation, batch_size, packing):
     encoded = make(sequences=sequences, scores=sequences == 2)
-    batches = FinetuningBatches(encoded, batch_size=batch_size, groups=groups,
+    batches = FinetuningBatches(encoded, batch_size=batch_size, row_length=64, groups=groups,
                                 accumulation=accumulation, packing=packing)
     places = int(np.ceil(batch_size / accumulation / groups))
     for step in range(3):
@@ -192,7 +192,7 @@ def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, long_epoch):
     monkeypatch.setattr(packing, '_LOOK_AHEAD', look_ahead)
     monkeypatch.setattr(packing, '_LONG_EPOCH', long_epoch)
     encoded = make(n=640, longest=60)
-    batches = FinetuningBatches(encoded, batch_size=32)
+    batches = FinetuningBatches(encoded, batch_size=32, row_length=64)
     rows, needed = [], []
     for step in range(20):
         batch = batches.batch_at(step)
@@ -224,7 +224,7 @@ def test_rows_are_as_long_as_the_batch_needs():
     for i, length in ((0, 65), (40, 300), (80, 64)):
         examples[i] = [np.ones(length, np.int32)]
     encoded = Encoded(examples, encoded.labels, encoded.ids, 0, 0)
-    batches = EvaluationBatches(encoded, batch_size=20)
+    batches = EvaluationBatches(encoded, batch_size=20, row_length=64)
     assert [batches.batch_at(i)['tokens'].shape[-1] for i in range(5)] == [128, 64, 512, 64, 64]
 
 

@@ -49,7 +49,7 @@ class FinetuningBatches:
       UserError: no labels, fewer examples than batch_size, or groups that the processes do not divide.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 64, groups: int = 1,
+    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 128, groups: int = 1,
                  accumulation: int = 1, seed: int = 0, process_index: int = 0, process_count: int = 1,
                  packing: bool = True, share_context: bool = False):
         if encoded.labels is None:
@@ -87,7 +87,7 @@ class EvaluationBatches:
     which example of the batch stands where.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 64, groups: int = 1,
+    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 128, groups: int = 1,
                  process_index: int = 0, process_count: int = 1, packing: bool = True, share_context: bool = False):
         self._packer = _Packer(encoded, batch_size, row_length, groups, 1, process_index, process_count, packing,
                                share_context)
