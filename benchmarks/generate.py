@@ -1,8 +1,8 @@
 """Tokens a second of generation, beside `transformers.generate`: the same architecture and work on the same cores.
 
-    python benchmarks/generate.py --torch-python=/venv/bin/python [--layers=12 --prompt=32 --new=128 --repeats=3]
+    python -m benchmarks.generate --torch_python=/env/bin/python [--layers=12 --prompt=32 --new=128 --repeats=3]
 
-117M random weights, greedy, float32, every sequence to its full length. `--torch-python` names an interpreter that has
+117M random weights, greedy, float32, every sequence to its full length. `--torch_python` names an interpreter that has
 torch and transformers; without it only this project is measured. Each side has a process of its own; they take turns,
 warm (compiled, a few tokens made before). Printed: the median of the repeats' tokens/s, with the extremes. The rate
 counts new tokens and includes reading the prompt. OpenAIGPTLMHeadModel has no key-value cache; this project has.
@@ -81,7 +81,7 @@ def serve(options, measure):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--torch-python', help='an interpreter with torch and transformers')
+    parser.add_argument('--torch_python', help='an interpreter with torch and transformers')
     for name, default in dict(layers=12, prompt=32, new=128, repeats=3).items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
@@ -91,8 +91,9 @@ def main():
         return serve(options, {'jax': measure_jax, 'torch': measure_torch}[options.side])
 
     pythons = {'jax': sys.executable} | ({'torch': options.torch_python} if options.torch_python else {})
-    processes = {side: subprocess.Popen([python, *sys.argv, f'--side={side}'], text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE) for side, python in pythons.items()}
+    processes = {side: subprocess.Popen([python, '-m', 'benchmarks.generate', *sys.argv[1:], f'--side={side}'],
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                 for side, python in pythons.items()}
     for process in processes.values():
         assert process.stdout.readline() == 'ready\n', 'a side could not start'
     rates = {}
