@@ -1,11 +1,16 @@
 """Eight host devices for every test. Must be set before JAX starts its backend."""
 
 import os
+import tempfile
 
 os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Many tests, and the programs that they start, compile the same steps: once is enough.
+_compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 
 def pytest_addoption(parser):
