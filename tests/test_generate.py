@@ -187,7 +187,8 @@ def test_mistakes_in_files(saved, tmp_path):
 
 
 def test_from_the_command_line_without_tensorflow(saved, tmp_path):
-    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+                                'JAX_COMPILATION_CACHE_DIR': ''}
     done = subprocess.run(
         [sys.executable, '-X', 'importtime', '-m', 'gpt1_jax.main', '--config=configs/generate.py',
          f'--config.init_from={saved[0]}', '--config.prompt=ship wave', '--config.max_tokens=12',
