@@ -259,8 +259,8 @@ def test_choices_share_their_context(groups, accumulation):
 
         def weights(batch):
             total = collections.Counter()
-            places = zip(*(batch[name].ravel().tolist() for name in ('tokens', 'positions', 'lm_targets', 'lm_weights')))
-            for token, position, target, weight in places:
+            names = 'tokens', 'positions', 'lm_targets', 'lm_weights'
+            for token, position, target, weight in zip(*(batch[name].ravel().tolist() for name in names)):
                 total[token, position, target] += weight
             return {key: pytest.approx(weight, abs=1e-7) for key, weight in total.items() if weight}
 

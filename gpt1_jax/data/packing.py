@@ -256,7 +256,8 @@ class _Packer:
             context_segment = segment + 1
             if context:
                 segment += 1
-                start = write(row, start, segment, sequences[0][:context + 1], np.arange(context), sum(weights), segment)
+                start = write(row, start, segment, sequences[0][:context + 1], np.arange(context), sum(weights),
+                              segment)
             for i, weight_of_one in zip(numbers, weights):
                 segment += 1
                 tokens = sequences[i][context:]
