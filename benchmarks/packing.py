@@ -6,10 +6,11 @@ r"""Fine-tuning steps: packed rows against rows padded to the batch's longest se
 transformers (left out: without that side). All sides take the same model (OpenAI's, random weights, dropout on), the
 same batches of the same token sequences, both losses, clipping and one Adam update a step, in float32 on the CPU.
 Padded lengths are rounded up to a multiple of 16 on the JAX side, or every batch would be compiled anew. On the packed
-side the choices of a question share its text (RACE), as `data.share_context` has it by default. PyTorch's loop is the
-usual one: a collator that pads to the batch's longest, forward, backward, clip_grad_norm_, AdamW. One pass over the
-batches warms up (and compiles), then the sides take turns, `--rounds` passes each; printed are the median examples/s
-and the extremes.
+side the choices of a question share its text (RACE), as `data.share_context` has it by default. The first 20,000 rows
+of a set are read: an epoch of them is long in the sense of `data.packing`, as the whole SST-2, MNLI and RACE have it;
+with fewer rows more of the packed side is padding. PyTorch's loop is the usual one: a collator that pads to the batch's
+longest, forward, backward, clip_grad_norm_, AdamW. One pass over the batches warms up (and compiles), then the sides
+take turns, `--rounds` passes each; printed are the median examples/s and the extremes.
 """
 
 import argparse

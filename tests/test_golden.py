@@ -53,7 +53,7 @@ def test_finetuning_loss_gradients_and_updates(golden):
     """Multiple choice through the packed batch; then four Adam updates as torch makes them."""
     sequences = [list(example) for example in golden['tokens']]
     encoded = Encoded(sequences, golden['labels'], ['0', '1'], 0, 0)
-    batch = FinetuningBatches(encoded, batch_size=2, row_length=32).batch_at(0)
+    batch = FinetuningBatches(encoded, batch_size=2, min_row_length=32).batch_at(0)
     batch = {name: jnp.asarray(value[0]) for name, value in batch.items()}
     params = ours.from_reference(tree(golden, 'weights'), HEADS)
     loss_fn = steps.finetune_loss_fn(MODEL, ClassifierHead('multiple_choice', 1, dropout=0.0), 'multiple_choice', 0.5)

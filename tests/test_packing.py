@@ -64,7 +64,7 @@ def check_group(encoded, group, sequence_weight, example_weight):
                           (1, 8, 1, 4)])
 def test_training_arrays(sequences, groups, accumulation, batch_size, packing):
     encoded = make(sequences=sequences, scores=sequences == 2)
-    batches = FinetuningBatches(encoded, batch_size=batch_size, row_length=64, groups=groups,
+    batches = FinetuningBatches(encoded, batch_size=batch_size, min_row_length=64, groups=groups,
                                 accumulation=accumulation, packing=packing)
     places = int(np.ceil(batch_size / accumulation / groups))
     for step in range(3):
@@ -93,7 +93,7 @@ def test_lm_weights_give_the_mean_of_means():
     """sum(weight * nll) with an nll that depends on (token, target) alone equals the loss of the release."""
     encoded = make(n=8, sequences=2)
     nll = np.random.default_rng(1).uniform(1, 9, (1000, 1000))
-    batch = FinetuningBatches(encoded, batch_size=8, row_length=40, groups=2, accumulation=2).batch_at(0)
+    batch = FinetuningBatches(encoded, batch_size=8, min_row_length=40, groups=2, accumulation=2).batch_at(0)
     packed = (batch['lm_weights'] * nll[batch['tokens'], batch['lm_targets']]).sum()
     means = [np.mean([nll[a, b] for a, b in zip(sequence, sequence[1:])])
              for example in encoded.sequences for sequence in example]
@@ -135,7 +135,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize('processes', [2, 4])
 def test_slices_of_processes_are_the_whole(processes):
     encoded = make(sequences=2)
-    kwargs = dict(batch_size=10, row_length=48, groups=4)
+    kwargs = dict(batch_size=10, min_row_length=48, groups=4)
     for step in (0, 4):
         whole = FinetuningBatches(encoded, accumulation=2, **kwargs).batch_at(step)
         parts = [FinetuningBatches(encoded, accumulation=2, process_index=i, process_count=processes,
@@ -192,7 +192,7 @@ def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, long_epoch):
     monkeypatch.setattr(packing, '_LOOK_AHEAD', look_ahead)
     monkeypatch.setattr(packing, '_LONG_EPOCH', long_epoch)
     encoded = make(n=640, longest=60)
-    batches = FinetuningBatches(encoded, batch_size=32, row_length=64)
+    batches = FinetuningBatches(encoded, batch_size=32, min_row_length=64)
     rows, needed = [], []
     for step in range(20):
         batch = batches.batch_at(step)
@@ -224,7 +224,7 @@ def test_rows_are_as_long_as_the_batch_needs():
     for i, length in ((0, 65), (40, 300), (80, 64)):
         examples[i] = [np.ones(length, np.int32)]
     encoded = Encoded(examples, encoded.labels, encoded.ids, 0, 0)
-    batches = EvaluationBatches(encoded, batch_size=20, row_length=64)
+    batches = EvaluationBatches(encoded, batch_size=20, min_row_length=64)
     assert [batches.batch_at(i)['tokens'].shape[-1] for i in range(5)] == [128, 64, 512, 64, 64]
 
 

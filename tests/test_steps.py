@@ -145,7 +145,7 @@ def finetune(case, mesh=ONE, packing=True, accumulation=1, sizes=ours.SIZES, par
     model = ours.decoder(sizes)
     head = ClassifierHead(kind, classes, dropout=0.0)
     batches = lambda groups: FinetuningBatches(
-        encoded, batch_size=8, row_length=32, groups=groups, accumulation=accumulation, packing=packing,
+        encoded, batch_size=8, min_row_length=32, groups=groups, accumulation=accumulation, packing=packing,
         **flags)
     return run(lambda groups: steps.finetune_loss_fn(model, head, loss, 0.5), model, head,
                lambda index, groups: batches(groups).batch_at(index), mesh, params)
@@ -203,7 +203,7 @@ def test_every_example_is_predicted_once_on_eight_devices():
     model, head = ours.decoder(), ClassifierHead(kind, classes)
     optimizer, _ = make_optimizer(optimizer_defaults(schedule='linear', learning_rate=0.01), 10)
     abstract = abstract_state(params_initialiser(model, head), optimizer, partitioner)
-    batches = EvaluationBatches(encoded, batch_size=10, row_length=32, groups=8)
+    batches = EvaluationBatches(encoded, batch_size=10, min_row_length=32, groups=8)
     with partitioner.activate():
         step = steps.jit_eval_step(steps.predict_step(model, head), abstract.params, partitioner)
         tree = ours.from_reference(params)

@@ -18,7 +18,9 @@ from gpt1_jax.data.encoded import Encoded
 from gpt1_jax.errors import UserError
 
 _LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
-_LONG_EPOCH = 500  # batches; then compiling a second step, for batches of few rows, takes less time than it saves
+# Batches from which on a second step is compiled, for batches of few rows. It saves about a
+# tenth of MNLI's rows. The number is a guess: it should be larger where steps are fast and compiling is slow.
+_LONG_EPOCH = 500
 
 
 class FinetuningBatches:
@@ -39,17 +41,17 @@ class FinetuningBatches:
       example_weights: float32 [k, G, b]; 1 / B, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
-    T is row_length, doubled until the longest sequence (with share_context: example) of the batch fits, so that a few
-    long ones do not make all batches' attention wide. R is the same for all groups and processes: the most rows that
-    one of the first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where that
-    is enough; and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
+    T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits, so that a
+    few long ones do not make all batches' attention wide. R is the same for all groups and processes: the most rows
+    that one of the first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where
+    that is enough; and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
       UserError: no labels, fewer examples than batch_size, or groups that the processes do not divide.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 128, groups: int = 1,
+    def __init__(self, encoded: Encoded, *, batch_size: int, min_row_length: int = 128, groups: int = 1,
                  accumulation: int = 1, seed: int = 0, process_index: int = 0, process_count: int = 1,
                  packing: bool = True, share_context: bool = False):
         if encoded.labels is None:
@@ -57,7 +59,7 @@ class FinetuningBatches:
         if len(encoded.sequences) < batch_size:
             raise UserError(f'There are {len(encoded.sequences)} training examples, fewer than batch_size '
                             f'{batch_size}; lower batch_size or add examples.')
-        self._packer = _Packer(encoded, batch_size, row_length, groups, accumulation, process_index, process_count,
+        self._packer = _Packer(encoded, batch_size, min_row_length, groups, accumulation, process_index, process_count,
                                packing, share_context)
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
@@ -87,9 +89,9 @@ class EvaluationBatches:
     which example of the batch stands where.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, row_length: int = 128, groups: int = 1,
+    def __init__(self, encoded: Encoded, *, batch_size: int, min_row_length: int = 128, groups: int = 1,
                  process_index: int = 0, process_count: int = 1, packing: bool = True, share_context: bool = False):
-        self._packer = _Packer(encoded, batch_size, row_length, groups, 1, process_index, process_count, packing,
+        self._packer = _Packer(encoded, batch_size, min_row_length, groups, 1, process_index, process_count, packing,
                                share_context)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
@@ -120,12 +122,12 @@ class _Packer:
     shape; only those of this process are filled.
     """
 
-    def __init__(self, encoded, batch_size, row_length, groups, accumulation, process_index, process_count, packing,
-                 share_context):
+    def __init__(self, encoded, batch_size, min_row_length, groups, accumulation, process_index, process_count,
+                 packing, share_context):
         if groups % process_count:
             raise UserError(f'{groups} data-parallel groups cannot be shared by {process_count} processes; '
                             'choose a mesh whose data-parallel size the processes divide.')
-        self._encoded, self._row_length, self._packing = encoded, row_length, packing
+        self._encoded, self._min_row_length, self._packing = encoded, min_row_length, packing
         self._share_context = share_context and packing
         self._lengths = encoded.sequences.lengths  # [n, S]
         self._places = -(-batch_size // (accumulation * groups))
@@ -179,7 +181,7 @@ class _Packer:
         """(bins, their layouts, rows, length of the rows) of a batch."""
         bins = self._deal(members)
         blocks = [self._blocks(bin_) for bin_ in bins]
-        length = self._row_length
+        length = self._min_row_length
         while length < max(block.length for of_bin in blocks for block in of_bin):
             length *= 2
         layouts = [self._layout(of_bin, length) for of_bin in blocks]
@@ -253,7 +255,7 @@ class _Packer:
         for row, start, segment, (place, numbers, context, _) in layout:
             sequences = self._encoded.sequences[bin_[place]]
             weights = [weight / (len(sequences[i]) - 1) for i in numbers]
-            context_segment = segment + 1
+            first_segment = segment + 1  # of the context, or of the one sequence of a block that has none
             if context:
                 segment += 1
                 start = write(row, start, segment, sequences[0][:context + 1], np.arange(context), sum(weights),
@@ -262,7 +264,7 @@ class _Packer:
                 segment += 1
                 tokens = sequences[i][context:]
                 start = write(row, start, segment, tokens, np.arange(context, len(sequences[i])), weight_of_one,
-                              context_segment if context else segment)
+                              first_segment)
                 one['extract'][place, i] = row * row_length + start - 1
 
 

@@ -22,7 +22,8 @@ def make_predictor(model, head, abstract_params, partitioner: Partitioner, batch
     hosts = dict(groups=partitioner.groups, process_index=jax.process_index(), process_count=jax.process_count())
 
     def predict(params, encoded: Encoded) -> np.ndarray:
-        batches = EvaluationBatches(encoded, batch_size=batch_size, share_context=head.kind == 'multiple_choice', **hosts)
+        batches = EvaluationBatches(encoded, batch_size=batch_size,
+                                    share_context=head.kind == 'multiple_choice', **hosts)
         outputs = jax.device_get([step(params, partitioner.put_batch(batch))
                                   for batch in stream(batches, 0, batches.steps)])
         ids = np.concatenate([output['ids'] for output in outputs])
