@@ -44,7 +44,8 @@ class FinetuningBatches:
     T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits, so that a
     few long ones do not make all batches' attention wide. R is the same for all groups and processes: the most rows
     that one of the first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where
-    that is enough; and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
+    that is enough; and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ...
+    So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
