@@ -53,7 +53,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             cache='',  # folder of the token sequences; empty: gpt1_jax in the user's cache; off: none
             # Of a custom set only; names with commas between. A score from 0 to max_score in place of labels.
             kind='', fields='', labels='', label_field='label', metrics='', max_score=0)),
-        **common.run_defaults(checkpoint_every=0, eval_every=0)))
+        **common.run_defaults()))  # evaluated after every epoch
     if name in SUITES:
         config.update(task='suite', datasets=SUITES[name], seeds=1)
     return config

@@ -25,4 +25,4 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
         # The run's length: `tokens` where it is not 0, else `epochs`.
         data=common.data_defaults(source='tfds:pg19', vocab_size=common.SIZES[size][-1], batch_size=64, epochs=100.0,
                                   tokens=0),
-        **common.run_defaults(checkpoint_every=2000, eval_every=2000)))
+        **common.run_defaults(eval_every=2000, eval_windows=2000)))  # steps between evaluations (0: only the last)

@@ -1,6 +1,7 @@
 """What the configs share: defaults, the saved form, and the comparison on resume."""
 
 import json
+import math
 
 import ml_collections
 from etils import epath
@@ -14,7 +15,21 @@ SIZES = {  # layers, width, heads, feed-forward width, positions, vocabulary
     'small': (6, 256, 4, 1024, 256, 8000),
     'gpt1': (12, 768, 12, 3072, 512, 40000),  # Radford et al. 2018, section 4.1
 }
-MAY_CHANGE = ('mesh', 'checkpoint', 'log')  # a run may be resumed with other values of these
+MAY_CHANGE = ('mesh', 'checkpoint', 'log', 'data.workers', 'data.cache')  # a run may be resumed with others of these
+
+# What a number must be, by its key's last two parts: (keys, test, words).
+_RANGES = (
+    ('model.layers model.width model.heads model.mlp_width model.n_positions data.batch_size data.eval_batch_size '
+     'optimizer.accumulation optimizer.max_skipped checkpoint.keep_latest checkpoint.keep_best log.every '
+     'log.eval_windows', lambda x: x >= 1, 'at least 1'),
+    ('data.tokens data.max_score optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm '
+     'checkpoint.every log.eval_every config.lm_coefficient', lambda x: 0 <= x < math.inf, '0 or more'),
+    ('data.epochs optimizer.learning_rate optimizer.eps model.init_std', lambda x: 0 < x < math.inf, 'more than 0'),
+    ('model.dropout model.attention_dropout model.residual_dropout model.head_dropout optimizer.b1 optimizer.b2 '
+     'optimizer.warmup_fraction', lambda x: 0 <= x < 1, 'from 0 to below 1'),
+)
+_CHOICES = {'model.embedding_dropout': ('table', 'sum'), 'model.softmax_rows': ('all', 'tokens'),
+            'model.dtype': ('auto', 'float32', 'bfloat16')}
 
 
 def model_defaults() -> ml_collections.ConfigDict:
@@ -49,20 +64,34 @@ def data_defaults(**values) -> ml_collections.ConfigDict:
         tokens_per_shard=2**26, workers=0) | values)
 
 
-def run_defaults(checkpoint_every: int, eval_every: int) -> dict:
-    """The sub-dicts `mesh`, `checkpoint` and `log` of a training run.
+def run_defaults(**log) -> dict:
+    """The sub-dicts `mesh`, `checkpoint` and `log` of a training run; `log`: keys of that one besides.
 
     The state is saved with every evaluation, and every `checkpoint.every` steps besides (0: no).
     """
     return dict(
         mesh=ml_collections.ConfigDict(dict(strategy='dp', shape=())),
-        checkpoint=ml_collections.ConfigDict(dict(every=checkpoint_every, keep_latest=2, keep_best=1)),
-        log=ml_collections.ConfigDict(dict(every=50, eval_every=eval_every, eval_windows=2000, wandb=False)))
+        checkpoint=ml_collections.ConfigDict(dict(every=2000, keep_latest=2, keep_best=1)),
+        log=ml_collections.ConfigDict(dict(every=50, wandb=False) | log))
 
 
 def optional_int():
     """A key that is None until it is set to an integer."""
     return config_dict.placeholder(int)
+
+
+def check(config: ml_collections.ConfigDict, prefix: str = 'config') -> None:
+    """Raises UserError for the first value that no run can have."""
+    ranges = {key: (test, words) for keys, test, words in _RANGES for key in keys.split()}
+    for name, value in config.items():
+        key = '.'.join([*prefix.split('.'), name][-2:])
+        full = f'{prefix}.{name}'.removeprefix('config.')
+        if isinstance(value, ml_collections.ConfigDict):
+            check(value, f'{prefix}.{name}')
+        elif key in ranges and value is not None and not ranges[key][0](value):
+            raise UserError(f'{full}={value} makes no sense: give {ranges[key][1]}')
+        elif key in _CHOICES:
+            check_choice(full, value, _CHOICES[key])
 
 
 def check_choice(key: str, value: str, choices) -> None:
@@ -83,9 +112,8 @@ def save_or_compare(config: ml_collections.ConfigDict, workdir: epath.Path, *, w
             raise UserError(f'{workdir} holds checkpoints but no config.json that says of which run: name another '
                             '--workdir')
         differences = [
-            f'{key}: {old!r} there, {new!r} now'
-            for key, (old, new) in sorted(_differences(json.loads(path.read_text()), given).items())
-            if key.split('.')[0] not in MAY_CHANGE]
+            f'{key}: {old!r} there, {new!r} now' for key, (old, new) in sorted(_differences(read_json(path), given).items())
+            if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)]
         if differences:
             raise UserError(f'{workdir} holds a run of another config ({"; ".join(differences)}): give the same config '
                             'to resume it, or another --workdir')
@@ -105,6 +133,14 @@ def cache_compiled_steps(directory: epath.Path) -> None:
 def write_json(path: epath.Path, value) -> None:
     """Writes JSON whole or not at all. Raises UserError where that is impossible."""
     write_atomically(path, [json.dumps(value, indent=2).encode() + b'\n'])
+
+
+def read_json(path: epath.Path):
+    """Raises UserError where the file is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is damaged ({error}): put a copy back, or delete it and name another --workdir') from error
 
 
 def _differences(old, new, prefix=''):

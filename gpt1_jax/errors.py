@@ -1,4 +1,6 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and the exit status of a run that was told to stop."""
+
+STOPPED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
 
 
 class UserError(Exception):

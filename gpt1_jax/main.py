@@ -1,20 +1,22 @@
 """The one entry point: `python -m gpt1_jax.main --config=configs/TASK.py [--workdir=DIR] [--config.KEY=VALUE ...]`.
 
-Exit status: 0 done; 2 a mistake that the message says how to mend; 75 stopped by SIGTERM or a preemption notice, after
-saving (the same command goes on).
+Exit status: 0 done; 2 a mistake that the message says how to mend; 75 stopped by SIGTERM or a preemption notice, or in
+training by Ctrl-C, after saving (the same command goes on); 130 stopped by Ctrl-C elsewhere.
 """
 
-import importlib
+import importlib.util
 import logging as standard_logging
 import os
 import re
+import signal
 import sys
 
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from gpt1_jax.errors import UserError
+from gpt1_jax import config as common
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; default runs/TASK')
@@ -31,16 +33,28 @@ def main(argv: list[str]) -> None:
         raise UserError('no --config is given: try --config=configs/quickstart.py')
     try:
         task = _CONFIG.value.task
-    except OSError as error:  # raised by the first use of a config whose file could not be read
+    except (OSError, SyntaxError) as error:  # raised by the first use of a config whose file could not be read
         reason = str(error).strip().splitlines()[-1].strip(' )')
         raise UserError(f'the config file cannot be read ({reason}): configs/ has one per task') from None
+    if importlib.util.find_spec(f'gpt1_jax.tasks.{task}') is None:
+        raise UserError(f'there is no task {task!r}: use the config file of the task that you want')
+    common.check(_CONFIG.value)
     workdir = epath.Path(_WORKDIR.value or f'runs/{task}').expanduser()
     # JAX and the task are imported here: worker processes import this module again and need neither.
     if _DISTRIBUTED.value:
         import jax
 
-        jax.distributed.initialize()
+        jax.distributed.initialize()  # and has SIGTERM handled
+    else:
+        signal.signal(signal.SIGTERM, _stop)
     importlib.import_module(f'gpt1_jax.tasks.{task}').run(_CONFIG.value, workdir)
+
+
+def _stop(signum, frame):
+    """Outside the training loop, which saves first, nothing is lost by ending at once."""
+    del signum, frame
+    print('stopped: the same command goes on', file=sys.stderr)
+    sys.exit(STOPPED_EXIT_STATUS)
 
 
 def _set_up():
@@ -70,6 +84,9 @@ def _run(argv):
         main(argv)
     except UserError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print('interrupted: the same command goes on', file=sys.stderr)
+        sys.exit(130)
 
 
 def _fail(message):

@@ -3,7 +3,7 @@
 # or newer, and the network to install. Sets PYTHON to the environment's interpreter.
 
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=.venv/bin/python
 stamp=.venv/requirements.txt # what was installed; written last, so that a broken install is done again
 
@@ -23,7 +23,7 @@ if ! { [ -f "$stamp" ] && [ "$(<"$stamp")" = "$(<requirements.txt)" ] && new_eno
     [ -n "$base" ] || fail "Python 3.11 or newer is needed, but python3 here is \
 $(python3 --version 2>/dev/null || echo missing): install it (Debian, Ubuntu: apt install python3.11-venv)."
     echo "Making .venv with $("$base" --version)."
-    "$base" -m venv .venv || fail "$base cannot make an environment: install its venv module \
+    "$base" -m venv --clear .venv || fail "$base cannot make an environment: install its venv module \
 (Debian, Ubuntu: apt install $("$base" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])'))."
   fi
   new_enough "$PYTHON" || fail "$PWD/.venv holds a Python older than 3.11: remove it and run this again."

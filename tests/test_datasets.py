@@ -71,10 +71,23 @@ def test_choices_in_tsv_are_json(tmp_path):
 
 
 @pytest.mark.parametrize('value, expected', [
-    (0, 0), (1, 1), ('0', 0), ('1', 1), ('positive', 1), ('negative', 0), (1.0, 1), (True, 1), (' 1 ', 1)])
+    (0, 0), (1, 1), ('0', 0), ('1', 1), ('positive', 1), ('negative', 0), (1.0, 1), (' 1 ', 1)])
 def test_labels_by_id_or_name(tmp_path, value, expected):
     write_rows(tmp_path / 'dev.jsonl', [{'sentence': 'x', 'label': value}])
     assert load(REGISTRY['sst2'], tmp_path, 'dev').labels.tolist() == [expected]
+
+
+@pytest.mark.parametrize('labels, value, expected', [
+    (('true', 'false'), True, 0), (('False', 'True'), True, 1), (('0', '1'), True, 1), (('0', '1'), False, 0),
+    (('yes', 'no'), True, None), (('-1', '1'), -1, 0), (('-1', '1'), 0, None), (('None', 'x'), None, None)])
+def test_booleans_and_numbers_as_names(tmp_path, labels, value, expected):
+    """By name or not at all: which of two ids `true` is, and whether 0 is the first of '-1' and '1', nobody knows."""
+    write_rows(tmp_path / 'dev.jsonl', [{'text': 'x', 'label': value}])
+    dataset = custom_dataset(kind='classification', fields=['text'], labels=labels)
+    if expected is None:
+        assert 'label' in error(dataset, tmp_path, 'dev')
+    else:
+        assert load(dataset, tmp_path, 'dev').labels.tolist() == [expected]
 
 
 def test_scores(tmp_path):
@@ -212,10 +225,13 @@ def test_wrong_choices(tmp_path, endings, words):
 
 def test_registry_and_custom_agree():
     for dataset in REGISTRY.values():
-        values = {name: getattr(dataset, name) for name in inspect.signature(custom_dataset).parameters}
+        names = inspect.signature(custom_dataset).parameters
+        values = {name: getattr(dataset, name) for name in names if name != 'max_score'}
         values['splits'] = {key: name for key, name in dataset.splits.items() if '_' not in key}
+        custom = custom_dataset(**values, max_score=(dataset.score_range or (0, 0))[1])
         for name, value in values.items():
-            assert getattr(custom_dataset(**values), name) == value
+            assert getattr(custom, name) == value
+        assert custom.score_range == dataset.score_range
 
 
 @pytest.mark.parametrize('change, words', [
@@ -226,9 +242,10 @@ def test_registry_and_custom_agree():
     ({'kind': 'multiple_choice', 'labels': None}, 'multiple choice needs labels'),
     ({'labels': ['x']}, 'two or more different names'),
     ({'labels': ['x', 'x']}, 'two or more different names'),
-    ({'labels': None}, 'score_range must be'),
-    ({'labels': None, 'score_range': (1, 5)}, 'score_range must be'),
-    ({'labels': None, 'score_range': (0, 4.5)}, 'score_range must be'),
+    ({'labels': None}, 'or data.max_score, a whole number'),
+    ({'labels': None, 'max_score': 4.5}, 'or data.max_score, a whole number'),
+    ({'max_score': 5}, 'has labels and a max_score'),
+    ({'label_field': 'b'}, "'b' is the label and one of the fields"),
     ({'metrics': ['pearson']}, "metric 'pearson' does not fit"),
     ({'metrics': ['f1'], 'labels': ['x', 'y', 'z']}, "metric 'f1' does not fit"),
     ({'rule': 'shortest'}, "rule 'shortest'"),

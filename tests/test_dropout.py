@@ -36,6 +36,10 @@ def test_values():
     y = np.asarray(dropout(x, jax.random.key(0), 0.25))
     np.testing.assert_allclose(y[y != 0], np.asarray(x)[y != 0] / 0.75, rtol=1e-6)
     assert dropout(x, None, 0.25) is x
+    small = dropout(x.astype(jnp.bfloat16), jax.random.key(0), 0.1)  # 0.9 is no bfloat16 number
+    kept = np.asarray(small) != 0
+    scale = np.asarray(small, np.float64)[kept] / np.asarray(x.astype(jnp.bfloat16), np.float64)[kept]
+    assert abs(scale.mean() * 0.9 - 1) < 2e-4
     shared = np.asarray(dropout(jnp.ones((4, 5, 100)), jax.random.key(0), 0.5, broadcast_axes=(1,)))
     np.testing.assert_array_equal(shared, np.broadcast_to(shared[:, :1], shared.shape))
     assert len(np.unique(shared[:, 0], axis=0)) == 4

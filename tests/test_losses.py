@@ -46,7 +46,7 @@ def test_token_nll():
 
 
 def test_logits_of_all_tokens_never_exist():
-    """No array of the jaxpr holds a logit for every token."""
+    """What the compiled gradient holds at once is less than the logits of all tokens."""
     arguments = f32(np.zeros((4, 64, 8)), np.zeros((4096, 8)), np.zeros((4, 64), int), np.zeros((4, 64)))
     f = jax.grad(lambda h, e, t, w: losses.lm_loss(h, e, t, w, chunk_tokens=16), (0, 1))
     compiled = jax.jit(f).lower(*arguments).compile()

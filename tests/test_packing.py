@@ -132,21 +132,19 @@ def test_a_batch_is_a_function_of_seed_and_step():
             assert members(batches.batch_at(step)) == members(expected[step])
 
 
-@pytest.mark.parametrize('processes', [2, 4])
-def test_slices_of_processes_are_the_whole(processes):
+@pytest.mark.parametrize('local', [[0, 1], [3], [2, 0]])
+def test_local_groups_are_those_of_the_whole(local):
     encoded = make(sequences=2)
     kwargs = dict(batch_size=10, min_row_length=48, groups=4)
     for step in (0, 4):
         whole = FinetuningBatches(encoded, accumulation=2, **kwargs).batch_at(step)
-        parts = [FinetuningBatches(encoded, accumulation=2, process_index=i, process_count=processes,
-                                   **kwargs).batch_at(step) for i in range(processes)]
+        part = FinetuningBatches(encoded, accumulation=2, local_groups=local, **kwargs).batch_at(step)
         for name in whole:
-            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], axis=1), whole[name])
+            np.testing.assert_array_equal(part[name], whole[name][:, local])
         whole = EvaluationBatches(encoded, **kwargs).batch_at(step)
-        parts = [EvaluationBatches(encoded, process_index=i, process_count=processes, **kwargs).batch_at(step)
-                 for i in range(processes)]
+        part = EvaluationBatches(encoded, local_groups=local, **kwargs).batch_at(step)
         for name in whole:
-            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+            np.testing.assert_array_equal(part[name], whole[name][local])
 
 
 @pytest.mark.parametrize('n', [16, 19, 3])
@@ -168,8 +166,7 @@ def test_a_prime_number_of_examples_on_eight_groups_counts_each_once(n, processe
     encoded = make(n=n, sequences=2)
     seen, weight = [], 0.0
     for i in range(processes):
-        batches = EvaluationBatches(encoded, batch_size=12, groups=8, process_index=i,
-                                    process_count=processes)
+        batches = EvaluationBatches(encoded, batch_size=12, groups=8, local_groups=range(i, 8, processes))
         for index in range(batches.steps):
             batch = batches.batch_at(index)
             assert batch['example_ids'].shape[0] == 8 // processes
@@ -287,8 +284,6 @@ def test_mistakes_are_user_errors():
     encoded = make(n=6)
     with pytest.raises(UserError, match='6 training examples'):
         FinetuningBatches(encoded, batch_size=8)
-    with pytest.raises(UserError, match='3 data-parallel groups'):
-        EvaluationBatches(encoded, batch_size=8, groups=3, process_count=2)
     encoded.labels = None
     with pytest.raises(UserError, match='no labels'):
         FinetuningBatches(encoded, batch_size=2)

@@ -1,10 +1,13 @@
 """The whole of prepare: against encoding by hand, over workers, interruptions and what can go wrong."""
 
+import concurrent.futures
+import contextlib
 import gzip
 import json
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import time
 import ml_collections
 import numpy as np
 import pytest
+from etils import epath
 
 from gpt1_jax.data import corpora, shards, tokenizers
 from gpt1_jax.errors import UserError
@@ -158,15 +162,81 @@ def test_killed_and_resumed_is_byte_identical(books, prepared, tmp_path):
         assert times == {file: (output / file).stat().st_mtime_ns for file in finished}
 
 
-def test_killed_at_any_time(books, prepared, tmp_path):
-    """A real kill -9 from outside, at several moments; the workers die with their parent."""
+class Death(BaseException):
+    """In place of the process's own."""
+
+
+class InProcess:
+    """A pool that does the work itself, at once."""
+
+    def submit(self, function, *arguments):
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def map(self, function, items, chunksize):
+        del chunksize
+        return map(function, items)
+
+
+def test_death_at_every_step_of_writing(tmp_path, monkeypatch):
+    """Before and after every file that is put in its place or removed, and once more while it goes on."""
+    (tmp_path / 'books').mkdir()
+    for i in range(5):
+        (tmp_path / 'books' / f'{i}.txt').write_text(make_text(i, (10, 200)[i % 2]))
+    data = options(f'text:{tmp_path / "books"}', tokens_per_shard=2000)
+    monkeypatch.setattr(prepare, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
+    monkeypatch.setattr(prepare, '_TASK', 4000)
+    done, deadly = 0, None  # steps of writing; (number of one, whether death comes after it)
+
+    def deadly_step(method):
+        def step(path, *arguments, **options):
+            nonlocal done
+            done += 1
+            if deadly == (done, False):
+                raise Death
+            result = method(path, *arguments, **options)
+            if deadly == (done, True):
+                raise Death
+            return result
+        return step
+
+    for name in ('replace', 'unlink', 'rmtree'):
+        kind = type(epath.Path(tmp_path))
+        monkeypatch.setattr(kind, name, deadly_step(getattr(kind, name)))
+
+    def attempt(output, *, die_at=None, commit_seconds=0):
+        nonlocal done, deadly
+        done, deadly = 0, die_at
+        monkeypatch.setattr(prepare, '_COMMIT_SECONDS', commit_seconds)
+        try:
+            prepare.prepare(data, output)
+        except Death:
+            pass
+
+    attempt(tmp_path / 'whole')
+    steps, rng, whole = done, random.Random(0), content(tmp_path / 'whole')
+    assert steps > 20 and len(whole) > 6
+    for at in range(1, steps + 1):
+        for after in (False, True):
+            output = tmp_path / f'{at}{after}'
+            attempt(output, die_at=(at, after), commit_seconds=rng.choice([0, 1e9]))
+            attempt(output, die_at=(rng.randint(1, 12), rng.random() < 0.5), commit_seconds=rng.choice([0, 1e9]))
+            attempt(output)
+            assert content(output) == whole, (at, after)
+            shutil.rmtree(output)
+
+
+def test_a_real_kill(books, prepared, tmp_path):
+    """kill -9 from outside, while workers are there: they die with their parent."""
     data = options(f'text:{books}')
-    for seconds in (0.6, 1.2, 1.6):
-        arguments = [sys.executable, '-c', SCRIPT, json.dumps(data.to_dict()), str(tmp_path / 'shards'), '0']
-        process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
+    arguments = [sys.executable, '-c', SCRIPT, json.dumps(data.to_dict()), str(tmp_path / 'shards'), '0']
+    process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    while not (tmp_path / 'shards' / 'journal').exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
     prepare.prepare(data, tmp_path / 'shards')
     assert content(tmp_path / 'shards') == content(prepared)
     deadline = time.monotonic() + 20
@@ -174,6 +244,21 @@ def test_killed_at_any_time(books, prepared, tmp_path):
             time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive
+
+
+def test_a_mistake_before_anything_is_encoded_can_be_mended(books, prepared, tmp_path):
+    output = tmp_path / 'shards'
+    with pytest.raises(UserError, match='set vocab_size to .* or less'):
+        prepare.prepare(options(f'text:{books}', vocab_size=40000), output)
+    prepare.prepare(options(f'text:{books}'), output)
+    assert content(output) == content(prepared)
+
+
+def test_home_directory(books, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    prepare.prepare(options(f'text:{books}', tokenizer=str(prepared / 'tokenizer')), '~/shards')
+    assert shards.load_shards('~/shards').directory == tmp_path / 'shards'
+    assert tokenizers.load_tokenizer('~/shards/tokenizer').vocab_size == 320
 
 
 def test_changed_source_is_refused_when_resumed(tmp_path):
@@ -184,7 +269,7 @@ def test_changed_source_is_refused_when_resumed(tmp_path):
     data = options(f'text:{folder}')
     assert run(data, tmp_path / 'out', 1).returncode == -signal.SIGKILL
     (folder / '4.txt').write_text('new')
-    with pytest.raises(UserError, match='documents was 4, is 5; fingerprint was'):
+    with pytest.raises(UserError, match='interrupted, and the files of .* have changed since'):
         prepare.prepare(data, tmp_path / 'out')
 
 

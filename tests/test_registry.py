@@ -196,6 +196,13 @@ def test_dpr_holds_out_of_its_training_rows(write, load):
     assert [len(c) for c in contexts] == [16, 4] and not set(contexts[0]) & set(contexts[1])
 
 
+def test_the_two_rows_of_a_schema_are_held_out_together(write, load):
+    write('train.jsonl', [{'sentence': f'A saw B{i} because he {verb}.', 'pronoun': 'he', 'candidates': ['A', 'B'],
+                           'label': j} for i in range(20) for j, verb in enumerate(('looked', 'waved'))])
+    contexts = [load('dpr', split).fields['context'] for split in ('train', 'dev')]
+    assert [len(c) for c in contexts] == [32, 8] and not set(contexts[0]) & set(contexts[1])
+
+
 @pytest.mark.parametrize('name, change, words', [
     ('dpr', {'pronoun': 'she'}, "line 1: the pronoun 'she' is not a word of the sentence"),
     ('dpr', {'pronoun': ''}, "the pronoun '' is not a word"),

@@ -217,11 +217,3 @@ def test_peak_of_known_hardware(kind, tera):
     'NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'Tesla T4', 'Tesla V100-SXM2-16GB'])
 def test_peak_of_unknown_hardware_is_none(kind):
     assert peak_flops(kind, 'bfloat16') is None
-
-
-def test_peaks_in_float16():
-    assert peak_flops('Tesla T4', 'float16') == 65e12
-    assert peak_flops('Tesla V100-SXM2-16GB', 'float16') == 125e12
-    assert peak_flops('Tesla V100-PCIE-32GB', 'float16') == 112e12
-    assert peak_flops('NVIDIA H200', 'float16') == 989e12
-    assert peak_flops('TPU v4', 'float16') is None

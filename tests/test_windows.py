@@ -80,17 +80,21 @@ def test_batches_hold_the_tokens_of_their_windows(tmp_path):
         np.testing.assert_array_equal(tokens.reshape(12, 32), expected)
 
 
-@pytest.mark.parametrize('hosts', [2, 4])
+# The groups of each host: in order, in turn, and some on two hosts.
+HOSTS = [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]], [[3, 1], [0, 1, 2]]]
+
+
+@pytest.mark.parametrize('hosts', HOSTS)
 def test_hosts_together_read_the_global_batch(tmp_path, hosts):
     _, split = make_split(tmp_path, 5000)
     options = dict(batch_size=16, length=31, seed=5, accumulation=2)
     whole = windows.PretrainingBatches(split, **options)
-    parts = [windows.PretrainingBatches(split, **options, process_index=i, process_count=hosts)
-             for i in range(hosts)]
-    for step in (0, 3, 41):
-        together = np.concatenate([part.batch_at(step)['tokens'] for part in parts], axis=1)
-        np.testing.assert_array_equal(together, whole.batch_at(step)['tokens'])
-        np.testing.assert_array_equal(parts[-1].window_starts(step), whole.window_starts(step))
+    for local in hosts:
+        part = windows.PretrainingBatches(split, **options, groups=4, local_groups=local)
+        for step in (0, 3, 41):
+            expected = whole.batch_at(step)['tokens'].reshape(2, 4, 2, 32)[:, local].reshape(2, -1, 32)
+            np.testing.assert_array_equal(part.batch_at(step)['tokens'], expected)
+            np.testing.assert_array_equal(part.window_starts(step), whole.window_starts(step))
 
 
 def test_a_resumed_run_reads_on(tmp_path):
@@ -116,9 +120,7 @@ def test_errors(tmp_path):
     with pytest.raises(UserError, match='63 tokens, too few for windows of 32'):
         windows.PretrainingBatches(split, batch_size=1, length=32, seed=0)
     with pytest.raises(UserError, match='multiple of 6'):
-        windows.PretrainingBatches(split, batch_size=8, length=8, seed=0, accumulation=3, process_count=2)
-    with pytest.raises(UserError, match='multiple of 2'):
-        windows.HeldOutBatches(split, batch_size=3, length=8, process_count=2)
+        windows.PretrainingBatches(split, batch_size=8, length=8, seed=0, accumulation=3, groups=2)
     _, empty = make_split(tmp_path / 'one', 1)
     with pytest.raises(UserError, match='1 tokens, too few'):
         windows.HeldOutBatches(empty, batch_size=1, length=8)
@@ -128,7 +130,7 @@ def test_errors(tmp_path):
 @pytest.mark.parametrize('hosts', [1, 2])
 def test_held_out_targets_once_each(tmp_path, tokens, hosts):
     ids, split = make_split(tmp_path, tokens)
-    parts = [windows.HeldOutBatches(split, batch_size=4, length=10, process_index=i, process_count=hosts)
+    parts = [windows.HeldOutBatches(split, batch_size=4, length=10, groups=hosts, local_groups=[i])
              for i in range(hosts)]
     inputs, targets = [], []
     for i in range(parts[0].steps):

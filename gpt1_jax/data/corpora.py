@@ -1,5 +1,6 @@
 """Sources of running text, read as a stream of blocks: memory does not grow with a file or a corpus."""
 
+import codecs
 import contextlib
 import dataclasses
 import gzip
@@ -15,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 from etils import epath
 
 from gpt1_jax.data.docstrings import read_docstrings
+from gpt1_jax.data.files import import_tensorflow, is_local
 from gpt1_jax.data.held_out import HELD_OUT, held_out_rule
 from gpt1_jax.errors import UserError
 
@@ -131,8 +133,9 @@ def _named_errors(name: str):
     try:
         yield
     except UnicodeDecodeError as error:
+        encoding = 'UTF-16' if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else 'WINDOWS-1252'
         raise UserError(f'{name} is not UTF-8 at byte {error.start:,}: convert it, for example with '
-                        'iconv -f WINDOWS-1252 -t UTF-8.') from error
+                        f'iconv -f {encoding} -t UTF-8.') from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f'{name} is a damaged .gz file ({error}): copy it again.') from error
     except OSError as error:
@@ -161,18 +164,55 @@ def _open_text(location: str) -> Corpus:
     else:
         root, paths = path.parent, [path] if location and path.exists() else []
     if not paths:
-        raise UserError(f'No text at {location!r}: name a folder of .txt or .txt.gz files, a glob or a file.')
+        raise UserError(f'No text at {location!r}: name a folder with files *.txt or *.txt.gz, a glob or a file.')
     paths = {p.relative_to(root).as_posix(): p for p in paths}
     paths = dict(sorted(paths.items()))
-    sizes = [p.stat().length for p in paths.values()]
+    sizes = []
+    for path in paths.values():
+        with _named_errors(str(path)):  # a link that leads nowhere
+            sizes.append(path.stat().length)
 
     def files(first):
         for name, path in itertools.islice(paths.items(), first, None):
-            with _named_errors(str(path)), path.open('rb') as file:
+            with _named_errors(str(path)), _open_binary(path) as file:
                 yield gzip.GzipFile(fileobj=file) if name.endswith('.gz') else file
 
     return Corpus(f'text:{location}', len(paths), sum(sizes), _fingerprint(list(paths), sizes),
                   lambda: iter(paths), files)
+
+
+def _open_binary(path: epath.Path) -> BinaryIO:
+    file = path.open('rb')
+    return file if is_local(path) else io.BufferedReader(_RemoteFile(file))
+
+
+class _RemoteFile(io.RawIOBase):
+    """What epath opens on `gs://` with the methods of a binary file."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = self._file.read(len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self):
+        return self._file.tell()
+
+    def close(self):
+        self._file.close()
+        super().close()
 
 
 # TensorFlow Datasets.
@@ -201,9 +241,7 @@ def _open_tfds(name: str) -> Corpus:
         return (f'{split}/{i}' for split in splits for i in range(counts[split]))
 
     def files(first):
-        import tensorflow as tf
-        with contextlib.suppress(RuntimeError):  # already in use: then it is too late, and harmless
-            tf.config.set_visible_devices([], 'GPU')
+        tf = import_tensorflow()
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
         for split in splits:
             skipped = min(first, counts[split])

@@ -4,6 +4,7 @@ What each data set is stands in registry.py; the callers of this module find its
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -98,7 +99,7 @@ def folder_of(dataset: Dataset, directory) -> epath.Path | None:
 
     Raises UserError: no such directory, or two folders of this set.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).expanduser()
     if not directory.is_dir():
         raise UserError(f'{directory} is not a directory; name the one that holds the folders of the data sets.')
     plain = lambda name: re.sub('[^a-z0-9]', '', name.lower())
@@ -122,13 +123,19 @@ def _source(dataset: Dataset, source_uri: str) -> tuple[str, str, str]:
 
 
 def _hold_out(examples: Examples, split: str, uri: str) -> Examples:
+    """One side of a split that has train and dev in it. Rows with the same first text stay together: a schema of DPR
+    comes as two rows, whose answers contradict each other."""
     from sklearn.model_selection import train_test_split  # the release's own split; slow to import
     n = len(examples)
-    held_out = _RELEASE_HELD_OUT if n >= 2 * _RELEASE_HELD_OUT else max(1, n // 5)
-    if n < 2:
+    of_text = {}
+    for row, text in enumerate(next(iter(examples.fields.values()))):
+        of_text.setdefault(text, []).append(row)
+    if len(of_text) < 2:
         raise UserError(f'{uri} has one row for train and dev together; at least two are needed.')
-    train, dev = train_test_split(np.arange(n), test_size=held_out, random_state=_RELEASE_SEED)
-    return examples.take(train if split == 'train' else dev)
+    held_out = _RELEASE_HELD_OUT if n >= 2 * _RELEASE_HELD_OUT else max(1, n // 5)
+    texts = max(1, round(held_out * len(of_text) / n))  # where each stands once, exactly as many rows
+    train, dev = train_test_split(list(of_text), test_size=texts, random_state=_RELEASE_SEED)
+    return examples.take([row for text in (train if split == 'train' else dev) for row in of_text[text]])
 
 
 # ----------------------------------------------------------------- rows -> Examples
@@ -153,7 +160,7 @@ def _parse(dataset: Dataset, uri: str, split: str, read: Iterator[tuple[str, dic
         if label is None:
             without_label.append((len(labels), where))
         labels.append(label)
-        id_ = next((str(row[column]) for column in _ID_COLUMNS if column in row), None)
+        id_ = next((str(row[column]) for column in _ID_COLUMNS if row.get(column) is not None), None)
         if id_ is not None and (first := place_of_id.setdefault(id_, where)) != where:
             raise UserError(f'{where} has the id {id_!r} of {first.rpartition(", ")[2]} too; '
                             'give each row an id of its own.')
@@ -200,26 +207,35 @@ def _choices(value, where: str, number: int) -> list[str]:
 
 def _label(dataset: Dataset, value, where: str) -> int | float | None:
     """The label's id or score; None for no label: -1, -, an empty string, null, or no column."""
+    if value is None:
+        return None
     if isinstance(value, float) and value.is_integer() and dataset.labels:
         value = int(value)
-    name = str(int(value) if isinstance(value, bool) else value).strip()
+    name = str(value).strip()
+    if isinstance(value, bool):  # by name only, also 1 and 0: which of two ids true means, nobody knows
+        name = next((n for n in (name, name.lower(), str(int(value))) if n in (dataset.labels or ())), name)
     if dataset.labels and name in dataset.labels:
         return dataset.labels.index(name)
-    if value is None or name in _NO_LABEL:
+    if name in _NO_LABEL:
         return None
-    try:
-        number = float(name)
-    except ValueError:
-        number = float('nan')
+    number = _number(name)
     where = f'{where}: column {dataset.label_field!r} has'
     if dataset.labels is None:
         low, high = dataset.score_range
         if not low <= number <= high:  # also when it is no number
             raise UserError(f'{where} {value!r}, which is no score between {low:g} and {high:g}; correct it.')
         return number
-    # Where the names themselves are numbers (Story Cloze: 1 and 2), ids would be ambiguous.
-    ids_allowed = not all(label.isdecimal() for label in dataset.labels)
+    # Where names are numbers themselves (Story Cloze: 1 and 2), ids would be ambiguous.
+    ids_allowed = all(math.isnan(_number(label)) for label in dataset.labels)
     if ids_allowed and number in range(len(dataset.labels)):
         return int(number)
     raise UserError(f'{where} the unknown label {value!r}; the labels known are {", ".join(dataset.labels)}'
                     + (f', or their ids 0 to {len(dataset.labels) - 1}.' if ids_allowed else '.'))
+
+
+def _number(text: str) -> float:
+    """Its value; not-a-number where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

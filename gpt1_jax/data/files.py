@@ -1,5 +1,6 @@
-"""Writing files whole or not at all."""
+"""What all that reads and writes files shares."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 
@@ -10,6 +11,15 @@ from gpt1_jax.errors import UserError
 
 def is_local(path: epath.Path) -> bool:
     return '://' not in os.fspath(path)
+
+
+def import_tensorflow():
+    """TensorFlow, kept off the accelerator, whose memory is JAX's."""
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # already in use: then it is too late, and harmless
+        tf.config.set_visible_devices([], 'GPU')
+    return tf
 
 
 def write_atomically(path: epath.Path, parts: Iterable) -> None:

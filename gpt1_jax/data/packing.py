@@ -10,6 +10,7 @@ release each has its own.
 """
 
 import collections
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,42 +27,42 @@ _LONG_EPOCH = 500
 class FinetuningBatches:
     """Training batches: reshuffled each epoch, the partial last batch dropped (the release).
 
-    `batch_at(step)` gives, for k = accumulation micro-batches, the G / process_count groups of this process,
-    R rows of T tokens, b = ceil(B / k / G) places for examples in a group and S sequences an example:
+    `batch_at(step)` gives, for k = accumulation micro-batches and G local groups, R rows of T tokens, b places for
+    examples in a group, ceil(batch_size / k / groups), and S sequences an example:
 
       tokens, segment_ids, positions, lm_targets: int32 [k, G, R, T]; 0 in padding. Segments count from 1 in
         each row; lm_targets[t] is token t + 1 of the same sequence.
       context_ids: int32 [k, G, R, T], only with share_context: the segment of the context that a token sees besides
         its own; its own where there is none.
       lm_weights: float32 [k, G, R, T], the weight of the prediction of lm_targets. Over the whole batch they
-        sum to 1: the mean over B * S sequences of the mean over each one's targets, from the token after
+        sum to 1: the mean over batch_size * S sequences of the mean over each one's targets, from the token after
         <start> through <extract> (the release).
       extract: int32 [k, G, b, S]; where each <extract> stands in the group's R * T tokens; 0 in padding.
       labels: int32 | float32 [k, G, b]; 0 in padding and where there are no labels.
-      example_weights: float32 [k, G, b]; 1 / B, 0 in padding.
+      example_weights: float32 [k, G, b]; 1 / batch_size, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
+    groups: the data-parallel groups that share a batch; local_groups: those to be filled here, None for all.
     T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits, so that a
-    few long ones do not make all batches' attention wide. R is the same for all groups and processes: the most rows
-    that one of the first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where
-    that is enough; and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ...
-    So few shapes are compiled.
+    few long ones do not make all batches' attention wide. R is the same for all groups: the most rows that one of the
+    first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where that is enough;
+    and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
-      UserError: no labels, fewer examples than batch_size, or groups that the processes do not divide.
+      UserError: no labels, or fewer examples than batch_size.
     """
 
     def __init__(self, encoded: Encoded, *, batch_size: int, min_row_length: int = 128, groups: int = 1,
-                 accumulation: int = 1, seed: int = 0, process_index: int = 0, process_count: int = 1,
+                 local_groups: Sequence[int] | None = None, accumulation: int = 1, seed: int = 0,
                  packing: bool = True, share_context: bool = False):
         if encoded.labels is None:
             raise UserError('The training examples have no labels; name a source whose train split has them.')
         if len(encoded.sequences) < batch_size:
             raise UserError(f'There are {len(encoded.sequences)} training examples, fewer than batch_size '
                             f'{batch_size}; lower batch_size or add examples.')
-        self._packer = _Packer(encoded, batch_size, min_row_length, groups, accumulation, process_index, process_count,
-                               packing, share_context)
+        self._packer = _Packer(encoded, batch_size, min_row_length, groups, local_groups, accumulation, packing,
+                               share_context)
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
         self._order = (-1, None)  # the epoch asked for last, and its permutation
@@ -91,9 +92,8 @@ class EvaluationBatches:
     """
 
     def __init__(self, encoded: Encoded, *, batch_size: int, min_row_length: int = 128, groups: int = 1,
-                 process_index: int = 0, process_count: int = 1, packing: bool = True, share_context: bool = False):
-        self._packer = _Packer(encoded, batch_size, min_row_length, groups, 1, process_index, process_count, packing,
-                               share_context)
+                 local_groups: Sequence[int] | None = None, packing: bool = True, share_context: bool = False):
+        self._packer = _Packer(encoded, batch_size, min_row_length, groups, local_groups, 1, packing, share_context)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
         self._packer.expect(self._members, self.steps)
@@ -117,24 +117,20 @@ class _Block(NamedTuple):
 
 
 class _Packer:
-    """Lays examples out as [accumulation, groups of this process, rows, tokens].
+    """Lays examples out as [accumulation, local groups, rows, tokens].
 
     A bin is one group of one micro-batch. All bins of a batch are planned, from lengths alone, because all have one
-    shape; only those of this process are filled.
+    shape; only those of the local groups are filled.
     """
 
-    def __init__(self, encoded, batch_size, min_row_length, groups, accumulation, process_index, process_count,
-                 packing, share_context):
-        if groups % process_count:
-            raise UserError(f'{groups} data-parallel groups cannot be shared by {process_count} processes; '
-                            'choose a mesh whose data-parallel size the processes divide.')
+    def __init__(self, encoded, batch_size, min_row_length, groups, local_groups, accumulation, packing,
+                 share_context):
         self._encoded, self._min_row_length, self._packing = encoded, min_row_length, packing
         self._share_context = share_context and packing
         self._lengths = encoded.sequences.lengths  # [n, S]
         self._places = -(-batch_size // (accumulation * groups))
         self._accumulation, self._groups = accumulation, groups
-        local = groups // process_count
-        self._local = range(process_index * local, (process_index + 1) * local)
+        self._local_groups = range(groups) if local_groups is None else local_groups
         self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
     def expect(self, members_at, steps):
@@ -156,7 +152,7 @@ class _Packer:
             usual = [number for number in self._usual_rows.get(length, ()) if rows <= number]
             rows = usual[0] if usual else _ladder(rows)
         sequences, labels = self._lengths.shape[1], self._encoded.labels
-        shape = self._accumulation, len(self._local)
+        shape = self._accumulation, len(self._local_groups)
 
         names = ('tokens', 'segment_ids', 'positions', 'lm_targets') + ('context_ids',) * self._share_context
         batch = {name: np.zeros((*shape, rows, length), np.int32) for name in names}
@@ -168,7 +164,7 @@ class _Packer:
 
         weight = 1 / len(members) if mean else 1.0
         for a in range(self._accumulation):
-            for g, group in enumerate(self._local):
+            for g, group in enumerate(self._local_groups):
                 one = {name: array[a, g] for name, array in batch.items()}
                 bin_, layout = bins[a * self._groups + group], layouts[a * self._groups + group]
                 one['example_ids'][:len(bin_)] = bin_

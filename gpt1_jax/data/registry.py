@@ -132,7 +132,7 @@ REGISTRY = {dataset.name: dataset for dataset in (
 
 
 def custom_dataset(*, kind, fields, labels=None, metrics=None, name='custom', label_field='label', source='',
-                   splits=None, score_range=None, rule='longest') -> Dataset:
+                   splits=None, max_score=0, rule='longest') -> Dataset:
     """A Dataset from a config's values, checked. Raises UserError for a value that does not fit."""
     if kind not in _FIELDS_OF_KIND:
         kinds = ', '.join(_FIELDS_OF_KIND)
@@ -141,13 +141,17 @@ def custom_dataset(*, kind, fields, labels=None, metrics=None, name='custom', la
     if not least <= len(fields) <= most or len(set(fields)) < len(fields):
         count = str(least) if least == most else f'{least} or {most}'
         raise UserError(f'Data set {name!r}: kind {kind!r} takes {count} different fields, not {fields!r}.')
+    if label_field in fields:
+        raise UserError(f'Data set {name!r}: the column {label_field!r} is the label and one of the fields; take it out '
+                        'of data.fields.')
     if labels is None:
         if kind == 'multiple_choice':
             raise UserError(f'Data set {name!r}: multiple choice needs labels, the names of the choices.')
-        high = score_range[1] if score_range and len(score_range) == 2 and score_range[0] == 0 else 0
-        if high < 1 or high != int(high):
-            raise UserError(f'Data set {name!r} has no labels, so score_range must be (0, a whole number), '
-                            f'not {score_range!r}.')
+        if max_score < 1 or max_score != int(max_score):
+            raise UserError(f'Data set {name!r} has neither labels nor a highest score: set data.labels=first,second,'
+                            '... or data.max_score, a whole number.')
+    elif max_score:
+        raise UserError(f'Data set {name!r} has labels and a max_score: set one of them.')
     elif len(labels) < 2 or len({str(label) for label in labels}) < len(labels):
         raise UserError(f'Data set {name!r}: labels must be two or more different names, not {labels!r}.')
     known = SCORE_METRICS if labels is None else CLASS_METRICS
@@ -161,6 +165,6 @@ def custom_dataset(*, kind, fields, labels=None, metrics=None, name='custom', la
     if unknown := set(splits or ()) - {'train', 'dev', 'test'}:
         raise UserError(f'Data set {name!r}: splits has {sorted(unknown)}; its keys are train, dev and test.')
     labels = None if labels is None else tuple(map(str, labels))
-    score_range = None if labels else tuple(map(float, score_range))
+    score_range = None if labels else (0.0, float(max_score))
     return Dataset(name, kind, tuple(fields), labels, metrics, label_field, source,
                    _splits(**(splits or {})), score_range, rule)

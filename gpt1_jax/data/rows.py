@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from gpt1_jax.data.files import import_tensorflow
 from gpt1_jax.errors import UserError
 
 _SUFFIXES = ('.jsonl', '.jsonl.gz', '.tsv', '.tsv.gz', '.csv', '.csv.gz')
@@ -22,6 +23,7 @@ _SUFFIXES = ('.jsonl', '.jsonl.gz', '.tsv', '.tsv.gz', '.csv', '.csv.gz')
 
 def tfds_rows(names: str, split: str) -> Iterator[tuple[str, dict]]:
     """The rows of one split of prepared data sets, names with commas between, one after the other."""
+    import_tensorflow()
     import tensorflow_datasets as tfds
     names = names.split(',')
     mend = ('prepare it once, with network, by  python -c "import tensorflow_datasets as tfds; '
@@ -80,7 +82,7 @@ def file_rows(directory: str, split: str, columns: Sequence[str] = (), names: Co
         `names`.
       drop_broken: leave out, and count, lines of a .tsv whose number of cells is wrong, instead of refusing them.
     """
-    path, others = _find_file(epath.Path(directory), split)
+    path, others = _find_file(epath.Path(directory).expanduser(), split)
     if path is None:
         stem = [*_stems(split)][-1]
         raise UserError(f'{directory} has no {stem}.jsonl (or .tsv, .csv, or one of these .gz), '
@@ -115,7 +117,7 @@ def file_rows(directory: str, split: str, columns: Sequence[str] = (), names: Co
 
 def has_file(directory: str, split: str) -> bool:
     """Whether file_rows finds a file for this split."""
-    return _find_file(epath.Path(directory), split)[0] is not None
+    return _find_file(epath.Path(directory).expanduser(), split)[0] is not None
 
 
 def _stems(split: str) -> dict[str, None]:
@@ -153,6 +155,7 @@ def _tsv_lines(path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_lines(path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(2**31 - 1)  # a cell may be a whole article
     reader = csv.reader(_lines(path), strict=True)
     try:
         for cells in reader:

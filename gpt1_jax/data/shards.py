@@ -138,10 +138,15 @@ def load_shards(directory) -> Shards:
     Raises:
         UserError: no index, an index of another format version, a missing or truncated file.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).expanduser()
     try:
         index = json.loads((directory / 'index.json').read_text())
         version = index['format_version']
+        if version == FORMAT_VERSION:
+            dtype = np.dtype(index['dtype'])
+            splits = {name: Split(directory, name, dtype, entry) for name, entry in index['splits'].items()}
+            shards = Shards(directory, index['tokenizer_fingerprint'], index['vocab_size'], index['preparation'],
+                            splits)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f'No prepared shards in {directory} (no index.json): run the task prepare with this '
                         'data.output, or, if a preparation was interrupted, run it again.') from error
@@ -151,20 +156,27 @@ def load_shards(directory) -> Shards:
     if version != FORMAT_VERSION:
         raise UserError(f'{directory}/index.json has format version {version}, this program reads version '
                         f'{FORMAT_VERSION}: prepare the corpus again.')
-    dtype = np.dtype(index['dtype'])
-    splits = {name: Split(directory, name, dtype, entry) for name, entry in index['splits'].items()}
     for split in splits.values():
         split.check_sizes()
-    return Shards(directory, index['tokenizer_fingerprint'], index['vocab_size'], index['preparation'],
-                  splits)
+    return shards
 
 
 def read_journal(directory) -> dict | None:
-    """The journal of an unfinished directory, None where there is none."""
+    """The journal of an unfinished directory, None where there is none. Raises UserError for a damaged one."""
+    path = epath.Path(directory) / 'journal' / 'journal.json'
     try:
-        return json.loads((epath.Path(directory) / 'journal' / 'journal.json').read_text())
+        return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise UserError(f'{path} is damaged: delete {directory} and prepare it anew.') from error
+
+
+def remove_journal(directory) -> None:
+    """Of a finished directory; one is there only if the process died between its last two steps."""
+    journal = epath.Path(directory) / 'journal'
+    if journal.exists():
+        journal.rmtree()
 
 
 def start_journal(directory, preparation: dict) -> None:
@@ -262,7 +274,7 @@ class ShardWriter:
                  'tokenizer_fingerprint': tokenizer_fingerprint, 'vocab_size': self._vocab_size,
                  'preparation': self._state['preparation'], 'splits': splits}
         write_atomically(self._directory / 'index.json', [json.dumps(index, indent=1).encode() + b'\n'])
-        self._journal.rmtree()
+        remove_journal(self._directory)
 
     def _filled(self, split: str) -> int:
         return self.tokens[split] - sum(shard['tokens'] for shard in self._state['shards'][split])

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gpt1_jax.data.files import import_tensorflow
+
 
 def stream(batches, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """`batches.batch_at(step)` for step in [start, stop), prefetched, in order.
@@ -16,9 +18,7 @@ def stream(batches, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """
     if start >= stop:
         return
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], 'GPU')  # the accelerator's memory is JAX's
+    tf = import_tensorflow()
     first = batches.batch_at(start)
     failures = []
 

@@ -177,7 +177,7 @@ def load_tokenizer(directory, threads: int = -1):
         UserError: a file that is missing, damaged or of an unknown kind; a package that is not installed.
     """
     from gpt1_jax.data.bpe import load_openai  # not above: bpe.py imports this module
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).expanduser()
     kind, fingerprint = _read_description(directory / 'tokenizer.json')
     if kind == 'sentencepiece':
         return _load_sentencepiece(directory, fingerprint, threads)

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+from importlib import metadata
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def encode(dataset: Dataset, examples: Examples, tokenizer, max_length: int, rul
           the front of the question is cut, then the end of the answer. Ours; the paper does not say.
         'release': each of two texts at its end, to max_length // 2 - 2 tokens.
       cache: a folder that keeps the sequences for the next time, '' for the user's own, 'off' for none. They are found
-        again only while texts, tokenizer, rule, max_length and the code of this package's data layer are the same.
+        again only while texts, tokenizer and its libraries, rule, max_length and the code of this package's data layer
+        are the same.
 
     Raises:
       UserError: max_length below 4, a rule that is unknown or not for this data set, or a cache that is not local.
@@ -66,8 +68,10 @@ def _distinct(dataset, examples) -> tuple[list[str], list[np.ndarray]]:
 def _fingerprint(texts, columns, kind, rule, max_length, tokenizer) -> str:
     """40 hex characters of all that the sequences are made from."""
     data = [text.encode(errors='surrogatepass') for text in texts]
+    made_by = [(name, metadata.version(name)) for name in ('ftfy', 'sentencepiece', 'spacy', 'tokenizers')]
     code = [path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob('*.py'))]
-    hashed = hashlib.sha1(repr((kind, rule, max_length, tokenizer.fingerprint, [c.shape for c in columns])).encode())
+    hashed = hashlib.sha1(
+        repr((kind, rule, max_length, tokenizer.fingerprint, [c.shape for c in columns], made_by)).encode())
     for part in (np.array([len(text) for text in data]), *columns, *data, *code):
         hashed.update(part)
     return hashed.hexdigest()

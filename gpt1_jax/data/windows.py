@@ -4,6 +4,8 @@ Nothing is shuffled in memory and no state is kept: batch k of any run is comput
 run, or one on another number of hosts, reads the same windows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gpt1_jax.data.shards import Split
@@ -67,23 +69,24 @@ class PretrainingBatches:
     """
 
     def __init__(self, split: Split, *, batch_size: int, length: int, seed: int, accumulation: int = 1,
-                 process_index: int = 0, process_count: int = 1):
-        """Raises UserError if the split is too short or the batch does not divide."""
+                 groups: int = 1, local_groups: Sequence[int] | None = None):
+        """groups: the data-parallel groups that share a batch; local_groups: those to be read here, None for all.
+
+        Raises UserError if the split is too short or the batch does not divide."""
         self.windows_per_epoch = (split.tokens - length) // length
         if self.windows_per_epoch < 1:
             raise UserError(f'The training split has {split.tokens:,} tokens, too few for windows of '
                             f'{length}: prepare at least {2 * length:,} tokens or shorten the windows.')
-        if batch_size % (accumulation * process_count):
-            raise UserError(f'A batch of {batch_size} windows does not divide into {accumulation} '
-                            f'micro-batches on {process_count} hosts: make it a multiple of '
-                            f'{accumulation * process_count}.')
+        if batch_size < 1 or batch_size % (accumulation * groups):
+            raise UserError(f'data.batch_size={batch_size} does not divide into {accumulation} micro-batches over '
+                            f'{groups} data-parallel groups: make it a multiple of {accumulation * groups}.')
         self._split = split
         self._batch_size = batch_size
         self._length = length
         self._seed = seed
         self._accumulation = accumulation
-        local = batch_size // accumulation // process_count
-        self._rows = slice(process_index * local, (process_index + 1) * local)
+        self._groups = groups
+        self._local_groups = list(range(groups) if local_groups is None else local_groups)
 
     def window_starts(self, step: int) -> np.ndarray:
         """Token offsets of the windows of the global batch: int64 [batch_size]."""
@@ -94,15 +97,15 @@ class PretrainingBatches:
         return phase + self._length * permute(index, self.windows_per_epoch, keys)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of one batch.
+        """The rows of the local groups of one batch.
 
         Returns:
-            'tokens': unsigned [accumulation, batch_size / accumulation / process_count, length + 1];
+            'tokens': unsigned [accumulation, batch_size / accumulation / groups * local groups, length + 1];
             inputs are [..., :-1], targets [..., 1:].
         """
-        starts = self.window_starts(step).reshape(self._accumulation, -1)[:, self._rows]
+        starts = self.window_starts(step).reshape(self._accumulation, self._groups, -1)[:, self._local_groups]
         tokens = self._split.read(starts.reshape(-1), self._length + 1)
-        return {'tokens': tokens.reshape(*starts.shape, self._length + 1)}
+        return {'tokens': tokens.reshape(self._accumulation, -1, self._length + 1)}
 
 
 class HeldOutBatches:
@@ -112,18 +115,15 @@ class HeldOutBatches:
         steps: number of batches.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, length: int, process_index: int = 0,
-                 process_count: int = 1, limit: int | None = None):
-        """limit: read at most this many windows, evenly spread over the split.
+    def __init__(self, split: Split, *, batch_size: int, length: int, groups: int = 1,
+                 local_groups: Sequence[int] | None = None, limit: int | None = None):
+        """batch_size: a multiple of groups; limit: read at most this many windows, evenly spread over the split.
 
-        Raises UserError if the split has no target or the batch does not divide over the hosts.
+        Raises UserError if the split has no target.
         """
         if split.tokens < 2:
             raise UserError(f'The held-out split has {split.tokens} tokens, too few to predict one: hold out '
                             'more text (data.held_out).')
-        if batch_size % process_count:
-            raise UserError(f'A batch of {batch_size} windows does not divide over {process_count} hosts: '
-                            f'make it a multiple of {process_count}.')
         self._windows = np.arange(-(-(split.tokens - 1) // length), dtype=np.int64)
         if limit is not None and limit < len(self._windows):
             self._windows = np.arange(limit, dtype=np.int64) * len(self._windows) // limit
@@ -131,23 +131,24 @@ class HeldOutBatches:
         self._split = split
         self._batch_size = batch_size
         self._length = length
-        self._local = batch_size // process_count
-        self._first = process_index * self._local
+        local = range(groups) if local_groups is None else local_groups
+        self._rows = np.arange(batch_size).reshape(groups, -1)[list(local)].reshape(-1)
 
     def batch_at(self, i: int) -> dict[str, np.ndarray]:
-        """This host's rows of batch i, 0 <= i < steps.
+        """The rows of the local groups of batch i, 0 <= i < steps.
 
         Returns:
-            'tokens': unsigned [batch_size / process_count, length + 1], 0 where the split has ended;
-            'weights': float32 [batch_size / process_count, length], 1 for a real target, 0 for padding.
+            'tokens': unsigned [batch_size / groups * local groups, length + 1], 0 where the split has ended;
+            'weights': float32 [batch_size / groups * local groups, length], 1 for a real target, 0 for padding.
         """
-        first = i * self._batch_size + self._first
-        starts = self._windows[first:first + self._local] * self._length
-        targets = np.zeros(self._local, np.int64)
+        rows = i * self._batch_size + self._rows
+        rows = rows[rows < len(self._windows)]
+        starts = self._windows[rows] * self._length
+        targets = np.zeros(len(self._rows), np.int64)
         targets[:len(starts)] = np.minimum(self._length, self._split.tokens - 1 - starts)
         whole = targets == self._length
         windows = self._split.read(starts[whole[:len(starts)]], self._length + 1)
-        tokens = np.zeros((self._local, self._length + 1), windows.dtype)
+        tokens = np.zeros((len(self._rows), self._length + 1), windows.dtype)
         tokens[whole] = windows
         for row in np.flatnonzero((targets > 0) & ~whole):  # the split's last window, if it is short
             tokens[row, :targets[row] + 1] = self._split.read(starts[row:row + 1], int(targets[row]) + 1)[0]

@@ -73,8 +73,6 @@ class SelfAttention(nn.Module):
         lengths[b] on, and `mask` is [B, 1, Q, K] over the whole cache.
         """
         width = x.shape[-1]
-        if width % self.heads:
-            raise ValueError(f'width {width} is not a multiple of heads {self.heads}')
         head_dim = width // self.heads
         normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
         # [width, 3, H, D] is the release's c_attn [width, 3 * width] with its columns q|k|v named.

@@ -42,4 +42,6 @@ def dropout(x: jax.Array, key: jax.Array | None, rate: float, broadcast_axes: tu
     if key is None or rate == 0.0:
         return x
     shape = tuple(1 if axis in broadcast_axes else size for axis, size in enumerate(x.shape))
-    return jnp.where(keep_mask(key, shape, rate), x / (1.0 - rate), jnp.zeros((), x.dtype))
+    # Scaled in float32: 0.9 in bfloat16 is 0.8984.
+    kept = (x.astype(jnp.float32) / (1.0 - rate)).astype(x.dtype)
+    return jnp.where(keep_mask(key, shape, rate), kept, jnp.zeros((), x.dtype))

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gpt1_jax.errors import UserError
 from gpt1_jax.model.attention import SelfAttention, attention_mask
 from gpt1_jax.model.dropout import dropout
 
@@ -131,8 +132,9 @@ class Decoder(nn.Module):
         n_rows = self.vocab_size + self.n_special
         normal = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ('table_rows', 'table_embed'))
         table = self.param('table', normal, (n_rows + self.n_positions, self.width))
-        # Gathered once, before the look-up: a look-up in a sharded table is rematerialised by the partitioner.
-        table = nn.with_logical_constraint(table.astype(self.dtype), (None, None))
+        # Gathered once, before the look-up: a look-up in a sharded table is rematerialised by the partitioner. And
+        # looked up in float32: the gradients of a frequent token's thousand uses are lost when summed in bfloat16.
+        table = nn.with_logical_constraint(table, (None, None))
         order = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         if cache is not None:
             order += cache.lengths[:, None]
@@ -140,7 +142,8 @@ class Decoder(nn.Module):
         key = self.make_rng('dropout') if train and self.dropout else None
         if self.embedding_dropout == 'table':
             table = dropout(table, key, self.dropout)
-        x = table[tokens] + table[n_rows + positions]
+        x = (table[tokens] + table[n_rows + positions]).astype(self.dtype)
+        table = table.astype(self.dtype)
         if self.embedding_dropout == 'sum':
             x = dropout(x, key, self.dropout)
         x = nn.with_logical_constraint(x, ('batch', None, None))
@@ -177,7 +180,13 @@ def init_cache(model: Decoder, batch: int, length: int) -> Cache:
 
 
 def model_from_config(model_config, vocab_size: int, n_special: int) -> Decoder:
-    """The model that `config.model` describes; 'auto' compute dtype is bfloat16 on TPU and GPU, float32 on CPU."""
+    """The model that `config.model` describes; 'auto' compute dtype is bfloat16 on TPU and GPU, float32 on CPU.
+
+    Raises UserError where the heads do not divide the width.
+    """
+    if model_config['width'] % model_config['heads']:
+        raise UserError(f'model.width={model_config["width"]} is not a multiple of model.heads='
+                        f'{model_config["heads"]}: change one of them')
     names = {field.name for field in dataclasses.fields(Decoder)}
     values = {name: value for name, value in model_config.items() if name in names}
     dtype = values.pop('dtype')

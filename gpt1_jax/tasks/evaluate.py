@@ -21,6 +21,9 @@ def run(config, workdir) -> dict:
     """
     if not config.init_from:
         raise UserError('init_from is empty: name the --workdir of a fine-tuning run with --config.init_from=DIR')
+    if (workdir / 'checkpoints').exists():
+        raise UserError(f'{workdir} is the workdir of a training run, whose results.json this would replace: give '
+                        'another --workdir')
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     source = transfer.open_source(config.init_from)
     dataset = dataset_of(config.data)

@@ -155,6 +155,7 @@ def score_windows(windows: Iterable[Window], model, params: dict, partitioner: P
             for start in range(0, len(places), rows):
                 members = places[start:start + rows]
                 batch = _batch([chunk[place] for place in members], rows, length)
+                batch = {name: partitioner.local_rows(array) for name, array in batch.items()}
                 pending.append((members, step(params, partitioner.put_batch(batch))))
         scores = np.zeros(len(chunk))
         for members, sums in pending:
@@ -163,14 +164,12 @@ def score_windows(windows: Iterable[Window], model, params: dict, partitioner: P
 
 
 def _batch(windows, rows, length):
-    """This process's rows: tokens int32 [rows, length + 1] and weights float32 [rows, length], 0 where not scored."""
+    """tokens int32 [rows, length + 1] and weights float32 [rows, length], 0 where not scored."""
     tokens, weights = np.zeros((rows, length + 1), np.int32), np.zeros((rows, length), np.float32)
     for row, window in enumerate(windows):
         tokens[row, :len(window.tokens)] = window.tokens
         weights[row, window.first - 1:len(window.tokens) - 1] = 1
-    local = rows // jax.process_count()
-    mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
-    return {'tokens': tokens[mine], 'weights': weights[mine]}
+    return {'tokens': tokens, 'weights': weights}
 
 
 def _window_step(model, groups):

@@ -1,7 +1,5 @@
 """Discriminative fine-tuning with the auxiliary LM loss (Radford et al. 2018, sections 3.2 and 3.3)."""
 
-import json
-
 import jax
 import numpy as np
 from absl import logging
@@ -10,6 +8,7 @@ from gpt1_jax import config as common
 from gpt1_jax.analysis import metrics
 from gpt1_jax.analysis.predictions import write_predictions
 from gpt1_jax.data import datasets, packing, transforms
+from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.heads import ClassifierHead
 from gpt1_jax.model.transformer import model_from_config
@@ -19,8 +18,6 @@ from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.prediction import make_predictor
 from gpt1_jax.training.state import abstract_state, params_initialiser
 from gpt1_jax.training.telemetry import decoder_flops_per_token
-
-N_SPECIAL = 3  # start, delimiter, extract
 
 
 def run(config, workdir) -> dict:
@@ -40,29 +37,32 @@ def run(config, workdir) -> dict:
     common.save_or_compare(config, workdir, write=jax.process_index() == 0)
     if (workdir / 'results.json').exists():
         logging.info('%s is finished; delete its results.json to do its last evaluation again', workdir)
-        return json.loads((workdir / 'results.json').read_text())
+        return common.read_json(workdir / 'results.json')
 
     model = model_from_config({**config.model, **source.architecture}, source.vocab_size, N_SPECIAL)
     loss, classes = _loss(config.data, dataset)
     head = ClassifierHead(dataset.kind, classes, config.model.head_dropout)
-    train, dev = (encode_split(config.data, dataset, split, source.tokenizer, model.n_positions)
-                  for split in ('train', 'dev'))
+    n_layers = model.layers if config.n_transfer is None else config.n_transfer
+    if not -1 <= n_layers <= model.layers:
+        raise UserError(f'n_transfer={n_layers} is not between -1 (nothing) and {model.layers} (all layers)')
+    # All of them now: a mistake in a test file should not show after days of training.
+    splits = dict.fromkeys(('train', 'dev', *datasets.available_splits(dataset, config.data.source)))
+    encoded_splits = {split: encode_split(config.data, dataset, split, source.tokenizer, model.n_positions)
+                      for split in splits}
+    train, dev = encoded_splits.pop('train'), encoded_splits.pop('dev')
     for split, encoded in (('train', train), ('dev', dev)):
         if encoded.labels is None:
             raise UserError(f'the {split} split of {config.data.source or dataset.source} has no labels: name a source '
                             'that has them')
     batches = packing.FinetuningBatches(
-        train, batch_size=config.data.batch_size, groups=partitioner.groups, accumulation=config.optimizer.accumulation,
-        seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count(),
+        train, batch_size=config.data.batch_size, groups=partitioner.groups, local_groups=partitioner.local_groups,
+        accumulation=config.optimizer.accumulation, seed=config.seed,
         share_context=dataset.kind == 'multiple_choice' and config.data.share_context)
     total_steps = max(1, round(config.data.epochs * batches.steps_per_epoch))
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
 
     init_params = params_initialiser(model, head)
     abstract = abstract_state(init_params, optimizer, partitioner)
-    n_layers = model.layers if config.n_transfer is None else config.n_transfer
-    if not -1 <= n_layers <= model.layers:
-        raise UserError(f'n_transfer={n_layers} is not between -1 (nothing) and {model.layers} (all layers)')
     logging.info('%s: %d training and %d dev examples; %d updates; %d of %d layers from %s', dataset.name,
                  len(train.ids), len(dev.ids), total_steps, max(n_layers, 0), model.layers, source.directory)
     transfer.describe_run(workdir, model, source.tokenizer, head)
@@ -73,7 +73,8 @@ def run(config, workdir) -> dict:
         optimizer=optimizer, learning_rate=learning_rate,
         loss_fn=steps.finetune_loss_fn(model, head, loss, config.lm_coefficient), batches=batches,
         total_steps=total_steps,
-        count_tokens=lambda batch: int(np.count_nonzero(batch['segment_ids'])) * jax.process_count(),
+        count_tokens=lambda batch: (
+            np.count_nonzero(batch['segment_ids']) * partitioner.groups // len(partitioner.local_groups)),
         flops_per_token=decoder_flops_per_token(model),
         evaluate=lambda params: score_split(dataset, loss, 'dev', dev, predict(params, dev)),
         eval_every=batches.steps_per_epoch, best_metric='dev_score', best_mode='max',
@@ -84,17 +85,15 @@ def run(config, workdir) -> dict:
                'cut_tokens': train.cut_tokens + dev.cut_tokens, **outcome.results()}
     with partitioner.activate():
         params = loop.best_params(job, outcome)
-        for split in datasets.available_splits(dataset, config.data.source):
-            if split not in ('train', 'dev'):
-                encoded = encode_split(config.data, dataset, split, source.tokenizer, model.n_positions)
-                logits = predict(params, encoded)
-                if encoded.labels is not None:
-                    scores = score_split(dataset, loss, split, encoded, logits)
-                    results |= {f'best_{name}': value for name, value in scores.items()}
-                if split.startswith('test') and jax.process_index() == 0:
-                    path = write_predictions(workdir / 'predictions', dataset, split,
-                                             metrics.predictions(loss, logits), encoded.ids)
-                    logging.info('predictions of the best epoch for %s: %s', split, path)
+        for split, encoded in encoded_splits.items():
+            logits = predict(params, encoded)
+            if encoded.labels is not None:
+                scores = score_split(dataset, loss, split, encoded, logits)
+                results |= {f'best_{name}': value for name, value in scores.items()}
+            if split.startswith('test') and jax.process_index() == 0:
+                path = write_predictions(workdir / 'predictions', dataset, split, metrics.predictions(loss, logits),
+                                         encoded.ids)
+                logging.info('predictions of the best epoch for %s: %s', split, path)
     if jax.process_index() == 0:
         common.write_json(workdir / 'results.json', results)
     logging.info('%s: dev %s %.4f after the last epoch, best %.4f at step %d', dataset.name, dataset.metrics[0],
@@ -109,7 +108,7 @@ def dataset_of(data) -> datasets.Dataset:
         return datasets.custom_dataset(
             kind=data.kind, fields=names(data.fields), labels=names(data.labels) or None,
             metrics=names(data.metrics), label_field=data.label_field, source=data.source,
-            score_range=(0, data.max_score) if data.max_score else None)
+            max_score=data.max_score)
     common.check_choice('data.dataset', data.dataset, (*datasets.REGISTRY, 'custom'))
     return datasets.REGISTRY[data.dataset]
 
@@ -117,7 +116,10 @@ def dataset_of(data) -> datasets.Dataset:
 def encode_split(data, dataset, split, tokenizer, n_positions) -> transforms.Encoded:
     """Reads and tokenises one split; `data.limit` is for the train split. Warns of what was cut."""
     limit = data.limit if split == 'train' else None
-    max_length = data.max_length or n_positions
+    max_length = n_positions if data.max_length is None else data.max_length
+    if max_length > n_positions:
+        raise UserError(f'data.max_length={max_length} is more than the model\'s {n_positions} positions: give at most '
+                        'as many')
     examples = datasets.load_examples(dataset, data.source, split, limit)
     encoded = transforms.encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)
     if encoded.cut_sequences:

@@ -87,7 +87,6 @@ def maker(model, params: dict, tokenizer, partitioner: Partitioner, config, *, p
     """
     places = decoding.bucket(places, model.n_positions)
     size = -(-size // partitioner.groups) * partitioner.groups
-    local = slice(*(size // jax.process_count() * (jax.process_index() + i) for i in (0, 1)))
     sampling = decoding.Sampling(config.temperature, config.top_k, config.top_p)
     stop_id = _stop_id(config.stop, tokenizer)
     params = jax.jit(decoding.unstack_layers)(params)
@@ -101,7 +100,7 @@ def maker(model, params: dict, tokenizer, partitioner: Partitioner, config, *, p
             place[:len(row.ids)] = row.ids
         columns = dict(prompts=prompts, lengths=[len(row.ids) for row in padded],
                        limits=[row.limit for row in padded], samples=[row.sample for row in padded])
-        batch = {name: np.asarray(column, np.int32)[local] for name, column in columns.items()}
+        batch = {name: partitioner.local_rows(np.asarray(column, np.int32)) for name, column in columns.items()}
         state = prefill(params, **partitioner.put_batch(batch))
         shown, finished = '', False
         while not finished:

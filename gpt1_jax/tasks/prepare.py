@@ -24,7 +24,7 @@ from gpt1_jax.data.processes import cores, process_pool
 from gpt1_jax.errors import UserError
 
 _EXCERPT = 2**14  # characters; short ones let the sample see many documents
-_TASK = 2**20  # characters that a worker is given at once
+_TASK = 2**19  # characters, at least, that a worker is given at once
 _COMMIT_SECONDS = 60
 
 
@@ -55,6 +55,7 @@ def prepare(data, output) -> shards.Shards:
         finished = shards.load_shards(output)
         # Not the text itself: shards are of use where their source is not, or has changed since.
         _require_same(finished.preparation, options, output)
+        shards.remove_journal(output)
         logging.info('%s is already prepared in %s', data['source'], output)
         return finished
     started = time.monotonic()
@@ -65,6 +66,11 @@ def prepare(data, output) -> shards.Shards:
         if output.is_dir() and any(path.name != 'journal' for path in output.iterdir()):
             raise UserError(f'The output {output} is not empty and holds no preparation: choose another '
                             'data.output.')
+        shards.start_journal(output, options)
+    elif journal['position'] is None and journal['preparation'] != options:
+        # Nothing is encoded yet: an option was wrong, as too large a vocabulary, and has been mended.
+        if (output / 'tokenizer').exists():
+            (output / 'tokenizer').rmtree()
         shards.start_journal(output, options)
     else:
         _require_same(journal['preparation'], options, output)
@@ -89,6 +95,10 @@ def _require_same(earlier: dict, options: dict, output: epath.Path) -> None:
     # A finished directory may say more than is asked for; an option of the one that the other lacks differs.
     ignored = {'documents', 'fingerprint'} - options.keys()
     names = sorted((earlier.keys() | options.keys()) - ignored)
+    if all(earlier.get(name) == options.get(name) for name in set(names) - {'documents', 'fingerprint'}) and (
+            any(earlier.get(name) != options.get(name) for name in names)):
+        raise UserError(f'The output {output} holds a preparation that was interrupted, and the files of '
+                        f'{options["source"]} have changed since: choose another data.output, or delete it.')
     differing = [f'{name} was {earlier.get(name, "not given")}, is {options.get(name, "not given")}'
                  for name in names if earlier.get(name) != options.get(name)]
     if differing:
@@ -200,7 +210,7 @@ def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
     for block in blocks:
         group.append(block)
         characters += len(block.text)
-        if characters >= _TASK // 2:
+        if characters >= _TASK:
             yield group
             group, characters = [], 0
     if group:
@@ -244,7 +254,7 @@ def _log_summary(prepared: shards.Shards, characters: int, seconds: float) -> No
     main, worker = (resource.getrusage(who).ru_maxrss * unit / 1e6
                     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     logging.info(
-        'prepared %s: %s documents, %s training tokens, %s held-out tokens, vocabulary %s, %.3f characters '
+        'prepared %s: %s documents, %s training tokens, %s held-out tokens (%d of the documents), vocabulary %s, %.3f characters '
         'per token, %.0f seconds, peak memory %.0f MB (largest worker %.0f MB)', prepared.directory,
         f'{documents:,}', f'{train.tokens:,}', f'{tokens - train.tokens:,}', f'{prepared.vocab_size:,}',
         characters / tokens, seconds, main, worker)

@@ -33,10 +33,9 @@ def run(config, workdir) -> dict:
     shards = _open_shards(config.data, workdir)
     model = model_from_config(config.model, shards.vocab_size, n_special=0)
     length, batch_size = model.n_positions, config.data.batch_size
-    hosts = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    batches = PretrainingBatches(shards.splits['train'], batch_size=batch_size, length=length, seed=config.seed,
-                                 accumulation=config.optimizer.accumulation, **hosts)
-    loop.check_divides(batch_size, config.optimizer.accumulation, partitioner)
+    batches = PretrainingBatches(
+        shards.splits['train'], batch_size=batch_size, length=length, seed=config.seed,
+        accumulation=config.optimizer.accumulation, groups=partitioner.groups, local_groups=partitioner.local_groups)
     windows = config.data.tokens / length or config.data.epochs * batches.windows_per_epoch
     total_steps = max(1, round(windows / batch_size))
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
@@ -54,7 +53,7 @@ def run(config, workdir) -> dict:
         optimizer=optimizer, learning_rate=learning_rate,
         loss_fn=steps.pretrain_loss_fn(model, partitioner.groups, batch_size), batches=batches, total_steps=total_steps,
         count_tokens=lambda batch: batch_size * length, flops_per_token=decoder_flops_per_token(model),
-        evaluate=_evaluator(config, model, shards, abstract, partitioner, hosts), eval_every=config.log.eval_every,
+        evaluate=_evaluator(config, model, shards, abstract, partitioner), eval_every=config.log.eval_every,
         best_metric='valid_loss', best_mode='min',
         describe_batch=lambda step: f'windows at tokens {batches.window_starts(step).tolist()}'))
     results = {'steps': total_steps, 'tokens': total_steps * batch_size * length, 'parameters': parameters,
@@ -89,23 +88,24 @@ def _open_source(config):
 
 def _open_shards(data, workdir):
     scheme, _, place = data.source.partition(':')
-    if scheme == 'shards':
-        return load_shards(place)
-    output = data.output or str(workdir / 'shards')
+    output = place if scheme == 'shards' else data.output or workdir / 'shards'
     if jax.process_index() == 0:
-        prepare(data, output)
+        if scheme != 'shards':
+            prepare(data, output)
+        load_shards(output).verify()  # reading all once is cheap beside training on it
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices('prepared')
     return load_shards(output)
 
 
-def _evaluator(config, model, shards, abstract, partitioner, hosts):
+def _evaluator(config, model, shards, abstract, partitioner):
     """params -> {'valid_loss', 'valid_perplexity'} over at most `log.eval_windows` held-out windows."""
     if 'valid' not in shards.splits:
         raise UserError(f'the shards in {shards.directory} have no held-out split: prepare them with data.held_out > 0')
     size = max(1, config.data.batch_size // partitioner.groups) * partitioner.groups
-    batches = HeldOutBatches(shards.splits['valid'], batch_size=size, length=model.n_positions,
-                             limit=config.log.eval_windows, **hosts)
+    batches = HeldOutBatches(
+        shards.splits['valid'], batch_size=size, length=model.n_positions, limit=config.log.eval_windows,
+        groups=partitioner.groups, local_groups=partitioner.local_groups)
     step = steps.jit_eval_step(steps.heldout_step(model, partitioner.groups), abstract.params, partitioner)
 
     def evaluate(params):

@@ -1,5 +1,6 @@
 """The whole method at a small scale: pre-train once, fine-tune each input transformation with and without it."""
 
+import jax
 from absl import logging
 
 from gpt1_jax import config as common
@@ -32,9 +33,10 @@ def run(config, workdir) -> dict:
         dataset = REGISTRY[name]
         table[name] = {'kind': dataset.kind, 'metric': dataset.metrics[0], **scores, 'chance': 1 / len(dataset.labels),
                        'dev_examples': results['dev_examples']}
-    common.write_json(workdir / 'results.json',
-                      {'valid_perplexity': language_model['valid_perplexity'], 'table': table})
-    _print_table(table, language_model)
+    if jax.process_index() == 0:
+        common.write_json(workdir / 'results.json',
+                          {'valid_perplexity': language_model['valid_perplexity'], 'table': table})
+        _print_table(table, language_model)
     return table
 
 

@@ -20,7 +20,7 @@ def run(config, workdir) -> dict:
     Results: `table`, data set -> metric -> {'median', 'best', 'worst', 'last', 'runs'}: the dev scores at each run's
     best epoch and, as 'last', the median after the last epoch; the training examples; `glue_average` of the medians,
     where all nine tasks are there; `left_out`, data set -> why. WORKDIR/NAME/seedN are the runs, WORKDIR/predictions
-    the predictions of each set's run with the best dev score. A set whose data cannot be read is left out and named.
+    the predictions of each set's run with the best dev score. A set whose data cannot be used is left out and named.
     """
     if config.seeds < 1:
         raise UserError(f'seeds is {config.seeds}: give at least 1')
@@ -29,7 +29,7 @@ def run(config, workdir) -> dict:
     for name, reason in left_out.items():
         logging.warning('%s is left out: %s', name, reason)
     if not sources:
-        raise UserError(f'none of the data sets can be read; the first one: {next(iter(left_out.values()))}')
+        raise UserError(f'none of the data sets can be used; the first one: {next(iter(left_out.values()))}')
     table, training = {}, {}
     for name, source in sources.items():
         results = {}
@@ -56,9 +56,10 @@ def run(config, workdir) -> dict:
 
 
 def _sources(config):
-    """(data set -> its source URI, data set -> why it cannot be read): found out before anything is trained."""
+    """(data set -> its source URI, data set -> why it cannot be used): found out before anything is trained."""
     sources, left_out = {}, {}
     for name in config.datasets:
+        common.check_choice('datasets', name, datasets.REGISTRY)
         dataset, source = datasets.REGISTRY[name], config.data.source
         scheme, _, place = source.partition(':')
         if scheme == 'files':
@@ -68,8 +69,13 @@ def _sources(config):
                 continue
             source = f'files:{folder}'
         try:
-            for split in ('train', 'dev'):
-                datasets.load_examples(dataset, source, split)
+            for split in dict.fromkeys(('train', 'dev', *datasets.available_splits(dataset, source))):
+                examples = datasets.load_examples(dataset, source, split)
+                if split in ('train', 'dev') and examples.labels is None:
+                    raise UserError(f'its {split} split has no labels')
+                if split == 'train' and len(examples) < config.data.batch_size:
+                    raise UserError(f'its {len(examples)} training examples are fewer than data.batch_size='
+                                    f'{config.data.batch_size}')
             sources[name] = source
         except UserError as error:
             left_out[name] = str(error)

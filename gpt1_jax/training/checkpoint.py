@@ -23,7 +23,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt1_jax.errors import UserError
 
-PREEMPTED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
 RECORD = 'record'
 
 
@@ -240,30 +239,34 @@ class Checkpointer:
 
 
 class PreemptionGuard:
-    """Says when the run should save and exit with PREEMPTED_EXIT_STATUS.
+    """Says when the run should save and exit with STOPPED_EXIT_STATUS.
 
-    One process: from its first SIGTERM on (make the guard in the main thread). Many processes: at the step
-    that JAX's preemption service chooses once any of them got the signal, the same in every process.
+    One process: from its first SIGTERM or Ctrl-C on (make the guard in the main thread); a second Ctrl-C ends it at
+    once. Many processes: at the step that JAX's preemption service chooses once any of them got SIGTERM, the same in
+    every process.
     """
 
     def __init__(self):
         self._received = False
         self._alone = jax.process_count() == 1
         if self._alone:
-            self._former = signal.signal(signal.SIGTERM, self._receive)
+            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def should_stop(self, step):
         """Returns whether to stop after `step`. Every process must ask at every step."""
         return self._received if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
     def close(self):
-        """Puts back the former signal handler."""
+        """Puts back the former signal handlers."""
         if self._alone:
-            signal.signal(signal.SIGTERM, self._former)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
 
     def _receive(self, signum, frame):
-        del signum, frame
+        del frame
         self._received = True
+        if signum == signal.SIGINT:
+            signal.signal(signum, signal.default_int_handler)
 
 
 def checksums(tree):

@@ -11,9 +11,9 @@ from absl import logging
 from etils import epath
 
 from gpt1_jax.data.stream import stream
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.training import steps, telemetry
-from gpt1_jax.training.checkpoint import PREEMPTED_EXIT_STATUS, Checkpointer, PreemptionGuard
+from gpt1_jax.training.checkpoint import Checkpointer, PreemptionGuard
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState, create_state
 
@@ -29,7 +29,7 @@ class Job:
       load: params -> params, replaces them by those of another run; None: from scratch.
       optimizer, learning_rate: of `make_optimizer`.
       loss_fn: (params, micro-batch, key) -> (loss, metrics).
-      batches: has `batch_at(step)`, leaves [micro-batches, ...] of this process.
+      batches: has `batch_at(step)`, leaves [micro-batches, rows of the local groups, ...].
       total_steps: updates in the whole run.
       count_tokens: batch of this process -> real tokens in the global batch.
       flops_per_token: of forward and backward pass, see `telemetry.flops_per_token`.
@@ -72,18 +72,10 @@ class Outcome:
         return self.evaluations[-1] | {f'best_{name}': value for name, value in self.best.items()}
 
 
-def check_divides(batch_size: int, accumulation: int, partitioner: Partitioner) -> None:
-    """Raises UserError unless the micro-batches divide over the data-parallel groups."""
-    if batch_size % (accumulation * partitioner.groups):
-        raise UserError(f'data.batch_size={batch_size} does not divide into {accumulation} micro-batches over '
-                        f'{partitioner.groups} data-parallel groups: make it a multiple of '
-                        f'{accumulation * partitioner.groups}')
-
-
 def fit(job: Job) -> Outcome:
     """Trains to the last step, from the newest whole checkpoint of the workdir if there is one.
 
-    Exits with PREEMPTED_EXIT_STATUS, after saving, when the process is told to stop. Raises UserError when the loss
+    Exits with STOPPED_EXIT_STATUS, after saving, when the process is told to stop. Raises UserError when the loss
     was not finite for `optimizer.max_skipped` steps in a row.
     """
     log = job.config.log
@@ -148,7 +140,7 @@ def _fit(job, checkpointer, guard, log):
             pending = step, job.count_tokens(batch), metrics
             stop = guard.should_stop(step)
             evaluation = None
-            if last or (job.eval_every and step % job.eval_every == 0 and not stop):
+            if last or (job.eval_every and step % job.eval_every == 0):  # also before a stop: it would be missed
                 report()
                 with throughput.pause():
                     evaluation = job.evaluate(state.params)
@@ -162,7 +154,7 @@ def _fit(job, checkpointer, guard, log):
             if stop and not last:
                 checkpointer.wait()
                 logging.info('stopped at step %d, all saved: the same command goes on from there', step)
-                sys.exit(PREEMPTED_EXIT_STATUS)
+                sys.exit(STOPPED_EXIT_STATUS)
     finally:
         progress.close()
         writer.close()

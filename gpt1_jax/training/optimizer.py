@@ -21,12 +21,7 @@ def cosine_schedule(progress, warmup):
     return jnp.where(progress <= warmup, progress / warmup, cosine) if warmup > 0 else cosine
 
 
-def constant_schedule(progress, warmup):
-    """Factor of the peak rate: a line up to 1 at `warmup`, then 1."""
-    return jnp.minimum(progress / warmup, 1.0) if warmup > 0 else jnp.ones_like(progress)
-
-
-SCHEDULES = {'linear': linear_schedule, 'cosine': cosine_schedule, 'constant': constant_schedule}
+SCHEDULES = {'linear': linear_schedule, 'cosine': cosine_schedule}
 
 
 class MomentsState(NamedTuple):
@@ -78,6 +73,9 @@ def make_optimizer(config, total_steps: int) -> tuple[optax.GradientTransformati
     if config.warmup_steps >= total_steps:
         raise UserError(f'optimizer.warmup_steps={config.warmup_steps} is not less than the {total_steps} updates of '
                         'the run; lower it or train for longer')
+    if config.warmup_steps and config.warmup_fraction:
+        raise UserError(f'optimizer.warmup_steps={config.warmup_steps} and optimizer.warmup_fraction='
+                        f'{config.warmup_fraction} say the same: set one of them to 0')
     warmup = config.warmup_steps / total_steps if config.warmup_steps else config.warmup_fraction
     schedule = SCHEDULES[config.schedule]
 

@@ -39,6 +39,8 @@ class Partitioner:
       mesh: the device mesh, axes `AXES`.
       rules: (logical axis, mesh axes) pairs.
       groups: number of data-parallel groups, the shards of a batch.
+      local_groups: which of them have a device in this process. Neither the order of devices in the mesh nor the size
+        of a group follows that of the processes, so these may be any, and another process may have one of them too.
     """
 
     def __init__(self, strategy: str, shape: tuple[int, ...] = (), devices=None):
@@ -51,6 +53,9 @@ class Partitioner:
         self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), devices)
         self.rules = tuple((_REPLICATED | table | {'batch': BATCH_AXES}).items())
         self.groups = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        self.local_groups = [
+            group for group, devices_of_one in enumerate(self.mesh.devices.reshape(self.groups, -1))
+            if any(device.process_index == jax.process_index() for device in devices_of_one)]
 
     @contextlib.contextmanager
     def activate(self):
@@ -81,9 +86,24 @@ class Partitioner:
         return NamedSharding(self.mesh, spec)
 
     def put_batch(self, batch: dict[str, np.ndarray], axis: int = 0) -> dict[str, jax.Array]:
-        """This process's rows of a batch, put on its devices as the shards of one global array."""
+        """The rows of `local_groups`, along `axis`, put on this process's devices as the shards of one global array."""
         sharding = self.batch_sharding(axis)
-        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+        def put(value):
+            rows = value.shape[axis] // len(self.local_groups)  # of a group
+            shape = (*value.shape[:axis], rows * self.groups, *value.shape[axis + 1:])
+
+            def shard(index):
+                place = self.local_groups.index((index[axis].start or 0) // rows)
+                return value[(*index[:axis], slice(place * rows, (place + 1) * rows))]
+
+            return jax.make_array_from_callback(shape, sharding, shard)
+
+        return {name: put(value) for name, value in batch.items()}
+
+    def local_rows(self, array: np.ndarray) -> np.ndarray:
+        """The rows of `local_groups` of a whole batch [rows, ...]."""
+        return array.reshape(self.groups, -1, *array.shape[1:])[self.local_groups].reshape(-1, *array.shape[1:])
 
 
 def _mesh_shape(shape, n_devices):

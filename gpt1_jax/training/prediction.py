@@ -19,11 +19,11 @@ def make_predictor(model, head, abstract_params, partitioner: Partitioner, batch
     of {'decoder', 'head'}. Call what it returns inside `Partitioner.activate`.
     """
     step = steps.jit_eval_step(steps.predict_step(model, head), abstract_params, partitioner)
-    hosts = dict(groups=partitioner.groups, process_index=jax.process_index(), process_count=jax.process_count())
 
     def predict(params, encoded: Encoded) -> np.ndarray:
-        batches = EvaluationBatches(encoded, batch_size=batch_size,
-                                    share_context=head.kind == 'multiple_choice', **hosts)
+        batches = EvaluationBatches(
+            encoded, batch_size=batch_size, groups=partitioner.groups, local_groups=partitioner.local_groups,
+            share_context=head.kind == 'multiple_choice')
         outputs = jax.device_get([step(params, partitioner.put_batch(batch))
                                   for batch in stream(batches, 0, batches.steps)])
         ids = np.concatenate([output['ids'] for output in outputs])

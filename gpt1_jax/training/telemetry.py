@@ -44,7 +44,7 @@ class MetricWriter:
     def truncate_after(self, step):
         """Forgets what was written of steps beyond `step`; call it before the first `write` of a resumed run.
 
-        So its file equals an uninterrupted run's, times apart. A last line that a kill cut short goes too.
+        So its file equals an uninterrupted run's, times and rates apart. A last line that a kill cut short goes too.
         TensorBoard is told to hide its later points.
         """
         self._first_step = step + 1
@@ -138,7 +138,7 @@ class Progress:
     """
 
     def __init__(self, total_steps, start_step, description):
-        self._total, self._start, self._description = total_steps, start_step, description
+        self._total, self._description = total_steps, description
         self._active = jax.process_index() == 0
         self._bar = self._shown = self._first = None
         if self._active and sys.stderr.isatty():
@@ -226,7 +226,7 @@ def flops_per_token(n_matmul_parameters, layers, width, length, training=True):
 
     Args:
       n_matmul_parameters: weights that every token is multiplied with.
-      layers: attention layers, 0 for the LSTM.
+      layers: attention layers.
       width: of a layer, all heads together.
       length: tokens in a sequence.
       training: forward and backward, else forward only.
@@ -258,27 +258,24 @@ def mfu(tokens_per_s, flops_per_token, peak_flops, devices):
     return tokens_per_s * flops_per_token / (peak_flops * devices)
 
 
-# Dense peaks in TFLOP/s of one JAX device, by jax.Device.device_kind: (pattern, bfloat16, float16).
+# Dense peaks in TFLOP/s of one JAX device for bfloat16, by jax.Device.device_kind.
 # TPU: cloud.google.com/tpu/docs, the page of each version, per chip. JAX shows each of the two cores of a v2
 # or v3 chip (46 and 123 TFLOP/s) as a device, while a chip of v4 and later is one device.
-# NVIDIA: the data sheets; of a figure with sparsity, half. V100 and T4 have no bfloat16 units.
+# NVIDIA: the data sheets; of a figure with sparsity, half.
 _PEAKS = (
-    (r'TPU v2', 23, None),
-    (r'TPU v3', 61.5, None),
-    (r'TPU v4', 275, None),
-    (r'TPU v5( lite|e)', 197, None),
-    (r'TPU v5p?', 459, None),
-    (r'TPU v6( lite|e)', 918, None),
-    (r'(Tesla )?V100-SXM.*', None, 125),
-    (r'(Tesla )?V100-PCIE.*', None, 112),
-    (r'(Tesla )?T4', None, 65),
-    (r'A100.*', 312, 312),
-    (r'L4', 121, 121),
-    (r'H100 PCIe', 756, 756),
-    (r'H100 NVL', 835, 835),
-    (r'H100.*', 989, 989),
-    (r'H200 NVL', 835, 835),
-    (r'H200.*', 989, 989),
+    (r'TPU v2', 23),
+    (r'TPU v3', 61.5),
+    (r'TPU v4', 275),
+    (r'TPU v5( lite|e)', 197),
+    (r'TPU v5p?', 459),
+    (r'TPU v6( lite|e)', 918),
+    (r'A100.*', 312),
+    (r'L4', 121),
+    (r'H100 PCIe', 756),
+    (r'H100 NVL', 835),
+    (r'H100.*', 989),
+    (r'H200 NVL', 835),
+    (r'H200.*', 989),
 )
 
 
@@ -287,10 +284,10 @@ def peak_flops(device_kind, dtype):
 
     Args:
       device_kind: `jax.Device.device_kind`; a part of a GPU (MIG) has no figure.
-      dtype: 'bfloat16' or 'float16'; for others there is no figure, and so no MFU.
+      dtype: 'bfloat16'; for others there is no figure, and so no MFU.
     """
-    for pattern, bfloat16, float16 in _PEAKS:
-        if re.fullmatch(pattern, device_kind.removeprefix('NVIDIA ')) and 'MIG' not in device_kind:
-            peak = {'bfloat16': bfloat16, 'float16': float16}.get(str(dtype))
-            return None if peak is None else peak * 1e12
+    if str(dtype) == 'bfloat16' and 'MIG' not in device_kind:
+        for pattern, peak in _PEAKS:
+            if re.fullmatch(pattern, device_kind.removeprefix('NVIDIA ')):
+                return peak * 1e12
     return None

@@ -1,0 +1,57 @@
+"""The values that no run can have, and what a run may be resumed with."""
+
+import pytest
+from etils import epath
+
+from configs import finetune, pretrain, quickstart
+from gpt1_jax import config as common
+from gpt1_jax.errors import UserError
+
+
+@pytest.mark.parametrize('config', [pretrain.get_config(), finetune.get_config('custom'), finetune.get_config('glue'),
+                                    quickstart.get_config()])
+def test_the_configs_themselves_are_right(config):
+    common.check(config)
+
+
+@pytest.mark.parametrize('key, value, words', [
+    ('data.batch_size', 0, 'at least 1'), ('model.layers', 0, 'at least 1'), ('log.every', 0, 'at least 1'),
+    ('optimizer.accumulation', -2, 'at least 1'), ('checkpoint.keep_best', 0, 'at least 1'),
+    ('data.tokens', -1, '0 or more'), ('checkpoint.every', -3, '0 or more'), ('optimizer.max_grad_norm', -1.0, '0 or more'),
+    ('data.epochs', 0.0, 'more than 0'), ('optimizer.learning_rate', -1.0, 'more than 0'),
+    ('optimizer.learning_rate', float('nan'), 'more than 0'), ('optimizer.learning_rate', float('inf'), 'more than 0'),
+    ('model.dropout', 1.0, 'from 0 to below 1'), ('optimizer.b1', 1.0, 'from 0 to below 1'),
+    ('model.embedding_dropout', 'rows', 'table, sum'), ('model.softmax_rows', 'some', 'all, tokens'),
+    ('model.dtype', 'float16', 'auto, float32, bfloat16')])
+def test_senseless_values_are_named(key, value, words):
+    config = pretrain.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError) as caught:
+        common.check(config)
+    assert str(caught.value).startswith(f'{key}=') and words in str(caught.value)
+
+
+def test_values_of_the_parts_are_checked_too():
+    config = quickstart.get_config()
+    config.finetune.model.head_dropout = 1.5
+    with pytest.raises(UserError, match='finetune.model.head_dropout=1.5'):
+        common.check(config)
+    config = finetune.get_config()
+    config.lm_coefficient = -2.0
+    with pytest.raises(UserError, match='^lm_coefficient=-2.0'):
+        common.check(config)
+
+
+def test_a_run_goes_on_with_other_workers_but_not_other_data(tmp_path):
+    workdir = epath.Path(tmp_path)
+    config = pretrain.get_config()
+    common.save_or_compare(config, workdir, write=True)
+    (workdir / 'checkpoints').mkdir()
+    config.data.workers, config.mesh.strategy, config.log.every = 3, 'fsdp', 7
+    common.save_or_compare(config, workdir, write=True)
+    config.data.batch_size = 32
+    with pytest.raises(UserError, match=r'another config \(data.batch_size: 64 there, 32 now\)'):
+        common.save_or_compare(config, workdir, write=True)
+    (workdir / 'config.json').write_text('{')
+    with pytest.raises(UserError, match='config.json is damaged'):
+        common.save_or_compare(config, workdir, write=True)
