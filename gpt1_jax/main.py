@@ -84,6 +84,12 @@ def _run(argv):
         main(argv)
     except UserError as error:
         _fail(error)
+    except Exception as error:
+        # What epath raises for gs://; TensorFlow may not be installed.
+        if not type(error).__module__.startswith('tensorflow.python.framework.errors'):
+            raise
+        reason = ' '.join(str(error).split())
+        _fail(f'a remote file cannot be reached ({reason}): check its path, the network and your permissions')
     except KeyboardInterrupt:
         print('interrupted: the same command goes on', file=sys.stderr)
         sys.exit(130)

@@ -4,6 +4,7 @@ import ast
 import gzip
 import importlib.util
 import inspect
+import io
 import os
 import pathlib
 import random
@@ -142,12 +143,37 @@ def test_errors(tmp_path):
     (tmp_path / 'latin.txt').write_bytes(b'line\n' * 300000 + 'caf\u00e9\n'.encode('latin-1'))
     with pytest.raises(UserError, match=r'latin\.txt of text:.* is not UTF-8 at byte 1,500,003: .*iconv'):
         read(f'text:{tmp_path}')
+    (tmp_path / 'latin.txt').write_text('caf\u00e9', encoding='utf-16')
+    with pytest.raises(UserError, match='iconv -f UTF-16'):
+        read(f'text:{tmp_path}')
     (tmp_path / 'latin.txt').unlink()
     whole = gzip.compress(os.urandom(5000))
     for bad in (whole[:3000], b'not gzip', whole[:100] + b'\0\0\0\0' + whole[104:]):
         (tmp_path / 'bad.txt.gz').write_bytes(bad)
         with pytest.raises(UserError, match=r'bad\.txt\.gz of text:.* (damaged|not UTF-8)'):
             read(f'text:{tmp_path}')
+
+
+def test_a_link_that_leads_nowhere(tmp_path):
+    (tmp_path / 'a.txt').write_text('text')
+    (tmp_path / 'b.txt').symlink_to(tmp_path / 'gone')
+    with pytest.raises(UserError, match=r'Cannot read .*b\.txt'):
+        corpora.open_corpus(f'text:{tmp_path}')
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz'])
+def test_files_of_a_remote_store_read_like_local_ones(tmp_path, monkeypatch, small_blocks, suffix):
+    """What epath opens on gs:// has neither readline(n) nor a seek that returns the place."""
+    gfile = pytest.importorskip('tensorflow').io.gfile.GFile
+    data = make_text(0, 200).encode()
+    (tmp_path / f'one.txt{suffix}').write_bytes(gzip.compress(data) if suffix else data)
+    corpus = corpora.open_corpus(f'text:{tmp_path}')
+    local = list(corpus.blocks(0.2))
+    monkeypatch.setattr(corpora, '_open_binary', lambda path: io.BufferedReader(
+        corpora._RemoteFile(gfile(os.fspath(path), 'rb'))))
+    remote = list(corpus.blocks(0.2))
+    assert [block._replace(size=0) for block in remote] == [block._replace(size=0) for block in local]
+    assert sum(block.size for block in remote) == sum(block.size for block in local)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 from etils import epath
@@ -67,6 +68,14 @@ def test_where_a_run_is_stopped_makes_no_difference(shards, whole, tmp_path, mon
     assert metrics(workdir) == metrics(whole[0])
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {
         path.name for path in (whole[0] / 'checkpoints').iterdir()}
+
+
+def test_damaged_shards_are_not_trained_on(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / 'shards')
+    path = tmp_path / 'shards' / 'train-00000.bin'
+    path.write_bytes(b'\xff\xff' + path.read_bytes()[2:])
+    with pytest.raises(UserError, match='train-00000.bin is damaged'):
+        pretrain.run(config(tmp_path / 'shards'), epath.Path(tmp_path / 'run'))
 
 
 def test_a_loss_that_stays_infinite_ends_the_run_with_its_batch(shards, tmp_path):

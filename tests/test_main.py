@@ -158,6 +158,20 @@ def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
     assert last.startswith('error: ') and message in last and 'Traceback' not in error
 
 
+def test_a_store_that_is_not_reached_is_one_sentence(monkeypatch, capsys):
+    errors = pytest.importorskip('tensorflow').errors
+    from gpt1_jax import main
+
+    def fail(argv):
+        raise errors.UnavailableError(None, None, 'no host\n\twhen reading gs://books')
+
+    monkeypatch.setattr(main, 'main', fail)
+    with pytest.raises(SystemExit) as caught:
+        main._run([])
+    assert caught.value.code == 2 and 'error: a remote file cannot be reached (no host when reading gs://books)' in (
+        capsys.readouterr().err)
+
+
 def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
     before = checksums(language_model, 120)
     error = run(*pretrain_flags(folder, 'whole'), '--config.seed=1', status=2)

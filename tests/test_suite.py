@@ -172,6 +172,8 @@ def test_evaluate_refuses_what_does_not_fit(folder, finished, tmp_path):
         values.update(changes)
         with pytest.raises(UserError, match=message):
             evaluate.run(values, epath.Path(tmp_path))
+    with pytest.raises(UserError, match='is the workdir of a training run'):
+        evaluate.run(evaluation(folder, 'mnli', 'dev', 'mnli/seed0'), folder / 'suite' / 'mnli' / 'seed0')
     with pytest.raises(UserError, match='is for entailment with 3 outputs, but rte is entailment with 2'):
         values = evaluation(folder, 'mnli', 'dev', 'mnli/seed0')
         values.data.dataset = 'rte'
@@ -179,5 +181,5 @@ def test_evaluate_refuses_what_does_not_fit(folder, finished, tmp_path):
 
 
 def test_nothing_to_read_is_an_error(folder, tmp_path):
-    with pytest.raises(UserError, match='none of the data sets can be read'):
+    with pytest.raises(UserError, match='none of the data sets can be used'):
         suite.run(config(folder, datasets=('wnli', 'cola')), epath.Path(tmp_path))

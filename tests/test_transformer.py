@@ -103,6 +103,19 @@ def test_bfloat16_is_near_float32():
     np.testing.assert_allclose(low.astype(np.float32), expected_hidden(TOKENS), atol=0.15)
 
 
+def test_bfloat16_keeps_the_gradient_of_a_frequent_token():
+    """A thousand uses of one row: a sum in bfloat16 would stop growing."""
+    tokens = np.where(np.random.default_rng(0).random((128, 16)) < 0.6, 1, np.arange(16) + 5)
+
+    def row_gradient(dtype):
+        model = ours.decoder(dtype=dtype)
+        loss = lambda params: jnp.mean(model.apply({'params': params}, tokens).hidden.astype(jnp.float32)[..., 0])
+        return np.asarray(jax.jit(jax.grad(loss))(PARAMS['params'])['table'][1], np.float64)
+
+    expected = row_gradient(jnp.float32)
+    assert np.linalg.norm(row_gradient(jnp.bfloat16) - expected) < 0.01 * np.linalg.norm(expected)
+
+
 def test_paper_size_has_the_papers_number_of_parameters():
     model = ours.decoder(vocab_size=40478, n_special=0, n_positions=512, width=768, layers=12, heads=12, mlp_width=3072)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
