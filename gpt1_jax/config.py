@@ -112,7 +112,8 @@ def save_or_compare(config: ml_collections.ConfigDict, workdir: epath.Path, *, w
             raise UserError(f'{workdir} holds checkpoints but no config.json that says of which run: name another '
                             '--workdir')
         differences = [
-            f'{key}: {old!r} there, {new!r} now' for key, (old, new) in sorted(_differences(read_json(path), given).items())
+            f'{key}: {old!r} there, {new!r} now'
+            for key, (old, new) in sorted(_differences(read_json(path), given).items())
             if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)]
         if differences:
             raise UserError(f'{workdir} holds a run of another config ({"; ".join(differences)}): give the same config '
@@ -130,6 +131,11 @@ def cache_compiled_steps(directory: epath.Path) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def perplexity(loss: float) -> float:
+    """Of nats a token; finite whatever the loss."""
+    return math.exp(min(loss, 700.0))
+
+
 def write_json(path: epath.Path, value) -> None:
     """Writes JSON whole or not at all. Raises UserError where that is impossible."""
     write_atomically(path, [json.dumps(value, indent=2).encode() + b'\n'])
@@ -140,7 +146,7 @@ def read_json(path: epath.Path):
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f'{path} is damaged ({error}): put a copy back, or delete it and name another --workdir') from error
+        raise UserError(f'{path} is damaged ({error}): put a copy back, or name another --workdir') from error
 
 
 def _differences(old, new, prefix=''):

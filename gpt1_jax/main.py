@@ -75,6 +75,8 @@ def _parse(argv):
         unknown, *nearest = re.findall(r"""['"]([\w.]+)['"]""", str(error).replace('\\', ''))
         hint = f'did you mean {nearest[0]!r}?' if nearest else 'the keys are in the config file'
         _fail(f'the config has no key {unknown!r}: {hint}')
+    except flags.UnrecognizedFlagError as error:
+        _fail(f'{error} (keys of the config are set by --config.KEY=VALUE)')
     except (flags.Error, UserError, KeyError, TypeError, ValueError) as error:
         _fail(error)
 

@@ -17,7 +17,8 @@ def test_the_configs_themselves_are_right(config):
 @pytest.mark.parametrize('key, value, words', [
     ('data.batch_size', 0, 'at least 1'), ('model.layers', 0, 'at least 1'), ('log.every', 0, 'at least 1'),
     ('optimizer.accumulation', -2, 'at least 1'), ('checkpoint.keep_best', 0, 'at least 1'),
-    ('data.tokens', -1, '0 or more'), ('checkpoint.every', -3, '0 or more'), ('optimizer.max_grad_norm', -1.0, '0 or more'),
+    ('data.tokens', -1, '0 or more'), ('checkpoint.every', -3, '0 or more'),
+    ('optimizer.max_grad_norm', -1.0, '0 or more'),
     ('data.epochs', 0.0, 'more than 0'), ('optimizer.learning_rate', -1.0, 'more than 0'),
     ('optimizer.learning_rate', float('nan'), 'more than 0'), ('optimizer.learning_rate', float('inf'), 'more than 0'),
     ('model.dropout', 1.0, 'from 0 to below 1'), ('optimizer.b1', 1.0, 'from 0 to below 1'),

@@ -42,7 +42,8 @@ def config(shards):
 
 def metrics(workdir):
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ('time', 'tokens_per_second')} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ('time', 'tokens_per_second')}
+            for line in lines]
 
 
 @pytest.fixture(scope='module')

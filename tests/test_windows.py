@@ -132,6 +132,7 @@ def test_held_out_targets_once_each(tmp_path, tokens, hosts):
     ids, split = make_split(tmp_path, tokens)
     parts = [windows.HeldOutBatches(split, batch_size=4, length=10, groups=hosts, local_groups=[i])
              for i in range(hosts)]
+    assert parts[0].targets == tokens - 1
     inputs, targets = [], []
     for i in range(parts[0].steps):
         for part in parts:

@@ -142,8 +142,8 @@ def custom_dataset(*, kind, fields, labels=None, metrics=None, name='custom', la
         count = str(least) if least == most else f'{least} or {most}'
         raise UserError(f'Data set {name!r}: kind {kind!r} takes {count} different fields, not {fields!r}.')
     if label_field in fields:
-        raise UserError(f'Data set {name!r}: the column {label_field!r} is the label and one of the fields; take it out '
-                        'of data.fields.')
+        raise UserError(f'Data set {name!r}: the column {label_field!r} is the label and one of the fields; take it '
+                        'out of data.fields.')
     if labels is None:
         if kind == 'multiple_choice':
             raise UserError(f'Data set {name!r}: multiple choice needs labels, the names of the choices.')

@@ -112,7 +112,7 @@ class HeldOutBatches:
     """Consecutive windows that hold every target token of a split once; the last are padded.
 
     Attributes:
-        steps: number of batches.
+        steps: number of batches. targets: number of target tokens in all of them.
     """
 
     def __init__(self, split: Split, *, batch_size: int, length: int, groups: int = 1,
@@ -128,6 +128,7 @@ class HeldOutBatches:
         if limit is not None and limit < len(self._windows):
             self._windows = np.arange(limit, dtype=np.int64) * len(self._windows) // limit
         self.steps = -(-len(self._windows) // batch_size)
+        self.targets = int(np.minimum(length, split.tokens - 1 - self._windows * length).sum())
         self._split = split
         self._batch_size = batch_size
         self._length = length

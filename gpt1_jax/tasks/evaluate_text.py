@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -17,7 +16,7 @@ from gpt1_jax.data.corpora import Corpus, open_corpus
 from gpt1_jax.data.tokenizers import standardise
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.decoding import bucket
-from gpt1_jax.training import losses, steps, transfer
+from gpt1_jax.training import steps, transfer
 from gpt1_jax.training.partitioning import Partitioner
 
 _WINDOWS = 1024  # read before they are sorted by length into batches
@@ -79,7 +78,7 @@ def run(config, workdir) -> dict:
     total = math.fsum(log_probabilities)
     results = {'sentences' if config.sentences else 'documents': len(log_probabilities), 'tokens': tokens,
                'words': words, 'stride': stride, 'log_probability': total, 'loss': -total / tokens,
-               'perplexity': _exp(-total / tokens), 'word_perplexity': _exp(-total / words)}
+               'perplexity': common.perplexity(-total / tokens), 'word_perplexity': common.perplexity(-total / words)}
     if jax.process_index() == 0:
         common.write_json(workdir / 'results.json', results)
     logging.info('%s tokens, %s words: perplexity %.2f a token, %.2f a word', f'{tokens:,}', f'{words:,}',
@@ -143,7 +142,7 @@ def score_windows(windows: Iterable[Window], model, params: dict, partitioner: P
     Only token rows compete. Windows of like length share a batch: of `batch_size` windows of the whole context, or of
     more that are shorter.
     """
-    step = steps.jit_eval_step(_window_step(model, partitioner.groups), params, partitioner)
+    step = steps.jit_eval_step(steps.nll_step(model, partitioner.groups), params, partitioner)
     windows = iter(windows)
     while chunk := list(itertools.islice(windows, _WINDOWS)):
         by_length = {}
@@ -158,8 +157,8 @@ def score_windows(windows: Iterable[Window], model, params: dict, partitioner: P
                 batch = {name: partitioner.local_rows(array) for name, array in batch.items()}
                 pending.append((members, step(params, partitioner.put_batch(batch))))
         scores = np.zeros(len(chunk))
-        for members, sums in pending:
-            scores[members] = jax.device_get(sums)[:len(members)]
+        for members, nll in pending:
+            scores[members] = -jax.device_get(nll)[:len(members)]
         yield from zip(chunk, scores.tolist(), strict=True)
 
 
@@ -172,21 +171,7 @@ def _batch(windows, rows, length):
     return {'tokens': tokens, 'weights': weights}
 
 
-def _window_step(model, groups):
-    def step(params, batch):
-        output = model.apply({'params': params['decoder']}, batch['tokens'][:, :-1])
-        rows = output.embedding[:model.vocab_size]
-        nll = losses.token_nll(output.hidden, rows, batch['tokens'][:, 1:], groups=groups)
-        return -jnp.sum(nll * batch['weights'], axis=1)
-
-    return step
-
-
 def _sentences_file(config, workdir):
     if not config.sentences or jax.process_index() != 0:
         return contextlib.nullcontext()
     return (workdir / 'sentences.jsonl').open('w')
-
-
-def _exp(x):
-    return math.exp(min(x, 700.0))

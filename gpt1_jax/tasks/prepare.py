@@ -254,7 +254,7 @@ def _log_summary(prepared: shards.Shards, characters: int, seconds: float) -> No
     main, worker = (resource.getrusage(who).ru_maxrss * unit / 1e6
                     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     logging.info(
-        'prepared %s: %s documents, %s training tokens, %s held-out tokens (%d of the documents), vocabulary %s, %.3f characters '
-        'per token, %.0f seconds, peak memory %.0f MB (largest worker %.0f MB)', prepared.directory,
-        f'{documents:,}', f'{train.tokens:,}', f'{tokens - train.tokens:,}', f'{prepared.vocab_size:,}',
-        characters / tokens, seconds, main, worker)
+        'prepared %s: %s documents, %s training tokens, %s held-out tokens (%s documents), vocabulary %s, %.3f '
+        'characters per token, %.0f seconds, peak memory %.0f MB (largest worker %.0f MB)', prepared.directory,
+        f'{documents:,}', f'{train.tokens:,}', f'{tokens - train.tokens:,}', f'{valid.documents if valid else 0:,}',
+        f'{prepared.vocab_size:,}', characters / tokens, seconds, main, worker)

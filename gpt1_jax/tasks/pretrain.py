@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -106,11 +107,11 @@ def _evaluator(config, model, shards, abstract, partitioner):
     batches = HeldOutBatches(
         shards.splits['valid'], batch_size=size, length=model.n_positions, limit=config.log.eval_windows,
         groups=partitioner.groups, local_groups=partitioner.local_groups)
-    step = steps.jit_eval_step(steps.heldout_step(model, partitioner.groups), abstract.params, partitioner)
+    step = steps.jit_eval_step(steps.nll_step(model, partitioner.groups), abstract.params, partitioner)
 
     def evaluate(params):
-        sums = [step(params, partitioner.put_batch(batch)) for batch in stream(batches, 0, batches.steps)]
-        nll, tokens = (math.fsum(float(part[name]) for part in sums) for name in ('nll', 'tokens'))
-        return {'valid_loss': nll / tokens, 'valid_perplexity': math.exp(min(nll / tokens, 700.0))}
+        nll = [step(params, partitioner.put_batch(batch)) for batch in stream(batches, 0, batches.steps)]
+        loss = np.sum(jax.device_get(nll), dtype=np.float64) / batches.targets
+        return {'valid_loss': loss, 'valid_perplexity': common.perplexity(loss)}
 
     return evaluate

@@ -353,7 +353,8 @@ def _without_orbax(record):
 
 def _cause(error):
     """Returns one line of an error; of TensorStore's long ones the end, where the system's own error is."""
-    line = re.split(r' See full TensorStore details| \[tensorstore_spec', (str(error).strip().splitlines() or [''])[0])[0]
+    line = (str(error).strip().splitlines() or [''])[0]
+    line = re.split(r' See full TensorStore details| \[tensorstore_spec', line)[0]
     return (line if len(line) < 160 else '...' + line[-160:]) or type(error).__name__
 
 

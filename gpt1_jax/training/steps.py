@@ -64,7 +64,8 @@ def _finetune_forward(model, head, params, batch, decoder_key=None, head_key=Non
 def train_step(loss_fn, optimizer: optax.GradientTransformation, learning_rate):
     """The whole update as one function (state, batch) -> (state, metrics), to be jitted with `jit_train_step`.
 
-    `batch` leaves are [micro-batches, ...]; gradients are added in float32 by a scan. A step whose loss or gradient
+    `batch` leaves are [micro-batches, ...]; their gradients are added in float32 by a scan (XLA adds those of the
+    data-parallel groups in the compute dtype). A step whose loss or gradient
     is not finite changes nothing but the counts.
     """
 
@@ -96,15 +97,16 @@ def train_step(loss_fn, optimizer: optax.GradientTransformation, learning_rate):
     return step
 
 
-def heldout_step(model, groups: int):
-    """(params, batch) -> {'nll': summed nats, 'tokens': targets counted}. Only token rows compete for the next token:
-    a perplexity is over the vocabulary, not over special and position rows."""
+def nll_step(model, groups: int):
+    """(params, batch) -> nats that the targets of each row cost, [rows]; batch: tokens [rows, T + 1], weights [rows, T]
+    of the targets. Only token rows compete for the next token: a perplexity is over the vocabulary, not over special
+    and position rows."""
 
     def step(params, batch):
         tokens = batch['tokens'].astype(jnp.int32)
         output = model.apply({'params': params['decoder']}, tokens[:, :-1])
         nll = losses.token_nll(output.hidden, output.embedding[:model.vocab_size], tokens[:, 1:], groups=groups)
-        return {'nll': jnp.sum(nll * batch['weights']), 'tokens': jnp.sum(batch['weights'])}
+        return jnp.sum(nll * batch['weights'], axis=1)
 
     return step
 
