@@ -68,13 +68,20 @@ def _distinct(dataset, examples) -> tuple[list[str], list[np.ndarray]]:
 def _fingerprint(texts, columns, kind, rule, max_length, tokenizer) -> str:
     """40 hex characters of all that the sequences are made from."""
     data = [text.encode(errors='surrogatepass') for text in texts]
-    made_by = [(name, metadata.version(name)) for name in ('ftfy', 'sentencepiece', 'spacy', 'tokenizers')]
+    made_by = [_version(name) for name in ('ftfy', 'sentencepiece', 'spacy', 'tokenizers')]
     code = [path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob('*.py'))]
     hashed = hashlib.sha1(
         repr((kind, rule, max_length, tokenizer.fingerprint, [c.shape for c in columns], made_by)).encode())
     for part in (np.array([len(text) for text in data]), *columns, *data, *code):
         hashed.update(part)
     return hashed.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # and so not used
+        return ''
 
 
 def _sequences(kind, rule, texts, columns, tokenizer, max_length) -> tuple[Sequences, np.ndarray]:
