@@ -62,6 +62,8 @@ def test_task_losses():
     scores = np.array([0.0, 5.0, 2.5, 3.8, 1.0])
     expected = sum(w * reference.ordinal_loss(x, y) for x, y, w in zip(logits, scores, weights))
     np.testing.assert_allclose(losses.ordinal_loss(*f32(logits, scores, weights)), expected, rtol=1e-5)
+    expected = sum(w * (x[0] - y) ** 2 for x, y, w in zip(logits, scores, weights))
+    np.testing.assert_allclose(losses.squared_loss(*f32(logits[:, :1], scores, weights)), expected, rtol=1e-5)
 
 
 def test_ordinal_targets_by_hand():

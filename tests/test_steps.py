@@ -126,6 +126,22 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
 
 
+def test_the_count_of_skipped_steps_begins_anew():
+    """After a bad batch the run goes on as if it had not been there."""
+    model = ours.decoder(n_special=0)
+    plain, bad = steps.pretrain_loss_fn(model, 1, 16), tokens_of(0)['tokens'][0]
+
+    def loss_fn(params, batch, key):
+        factor = jnp.where(jnp.all(batch['tokens'] == bad), jnp.nan, 1.0)
+        loss, _ = plain(params, batch, key)
+        return loss * factor, {'loss': loss * factor}
+
+    state, metrics = run(lambda groups: loss_fn, model, None, lambda index, groups: tokens_of(index), n_steps=3)
+    expected, _ = run(lambda groups: plain, model, None, lambda index, groups: tokens_of(index + 1), n_steps=2)
+    assert [m['skipped'] for m in metrics] == [1, 0, 0] and state.step == 3
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+
+
 # Fine-tuning
 
 
@@ -184,7 +200,7 @@ def test_a_shared_context_equals_one_for_each_choice():
               for i, (context, example) in enumerate(zip(contexts, encoded.sequences))]
     encoded = Encoded(longer, encoded.labels, encoded.ids, 0, 0)
     expected = finetune(case, packing=False, encoded=encoded)
-    assert_same_run(finetune(case, MESHES[0], accumulation=2, encoded=encoded, share_context=True), expected)
+    assert_same_run(finetune(case, MESHES[3], accumulation=2, encoded=encoded, share_context=True), expected)
 
 
 def test_finetuning_is_the_same_on_every_mesh():
