@@ -65,12 +65,12 @@ def run(folder, workdir, processes, shape, order):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={len(order) // processes}'}
+    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={len(order) // processes}')
     started = [
         subprocess.Popen(
             [sys.executable, '-c', SCRIPT,
              json.dumps([process, port, processes, str(folder), str(workdir), shape, order])],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            cwd=ROOT, env=os.environ | {'XLA_FLAGS': flags}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for process in range(processes)]
     try:
         ended = [process.communicate(timeout=300) for process in started]
