@@ -93,17 +93,18 @@ def _check(data) -> None:
 
 def _require_same(earlier: dict, options: dict, output: epath.Path) -> None:
     # A finished directory may say more than is asked for; an option of the one that the other lacks differs.
-    ignored = {'documents', 'fingerprint'} - options.keys()
-    names = sorted((earlier.keys() | options.keys()) - ignored)
-    if all(earlier.get(name) == options.get(name) for name in set(names) - {'documents', 'fingerprint'}) and (
-            any(earlier.get(name) != options.get(name) for name in names)):
+    of_files = {'documents', 'fingerprint'}
+    names = sorted((earlier.keys() | options.keys()) - (of_files - options.keys()))
+    differing = [name for name in names if earlier.get(name) != options.get(name)]
+    if not differing:
+        return
+    if of_files.issuperset(differing):
         raise UserError(f'The output {output} holds a preparation that was interrupted, and the files of '
                         f'{options["source"]} have changed since: choose another data.output, or delete it.')
-    differing = [f'{name} was {earlier.get(name, "not given")}, is {options.get(name, "not given")}'
-                 for name in names if earlier.get(name) != options.get(name)]
-    if differing:
-        raise UserError(f'The output {output} holds another preparation ({"; ".join(differing)}): choose '
-                        'another data.output, or delete it.')
+    changes = (f'{name} was {earlier.get(name, "not given")}, is {options.get(name, "not given")}'
+               for name in differing if name not in of_files)
+    raise UserError(f'The output {output} holds another preparation ({"; ".join(changes)}): choose another '
+                    'data.output, or delete it.')
 
 
 def _tokenizer(corpus: Corpus, data, output: epath.Path):
