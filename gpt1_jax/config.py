@@ -17,13 +17,13 @@ SIZES = {  # layers, width, heads, feed-forward width, positions, vocabulary
 }
 MAY_CHANGE = ('mesh', 'checkpoint', 'log', 'data.workers', 'data.cache')  # a run may be resumed with others of these
 
-# What a number must be, by its key's last two parts: (keys, test, words).
+# What a number must be: (ends of keys, test, words).
 _RANGES = (
     ('model.layers model.width model.heads model.mlp_width model.n_positions data.batch_size data.eval_batch_size '
      'optimizer.accumulation optimizer.max_skipped checkpoint.keep_latest checkpoint.keep_best log.every '
      'log.eval_windows', lambda x: x >= 1, 'at least 1'),
     ('data.tokens data.max_score optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm '
-     'checkpoint.every log.eval_every config.lm_coefficient', lambda x: 0 <= x < math.inf, '0 or more'),
+     'checkpoint.every log.eval_every lm_coefficient', lambda x: 0 <= x < math.inf, '0 or more'),
     ('data.epochs optimizer.learning_rate optimizer.eps model.init_std', lambda x: 0 < x < math.inf, 'more than 0'),
     ('model.dropout model.attention_dropout model.residual_dropout model.head_dropout optimizer.b1 optimizer.b2 '
      'optimizer.warmup_fraction', lambda x: 0 <= x < 1, 'from 0 to below 1'),
@@ -80,18 +80,19 @@ def optional_int():
     return config_dict.placeholder(int)
 
 
-def check(config: ml_collections.ConfigDict, prefix: str = 'config') -> None:
-    """Raises UserError for the first value that no run can have."""
-    ranges = {key: (test, words) for keys, test, words in _RANGES for key in keys.split()}
+def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
+    """Raises UserError for the first value that no run can have. `prefix`: of the keys, where the config is a part."""
     for name, value in config.items():
-        key = '.'.join([*prefix.split('.'), name][-2:])
-        full = f'{prefix}.{name}'.removeprefix('config.')
+        full = prefix + name
+        is_one_of = lambda keys: any(f'.{full}'.endswith(f'.{key}') for key in keys)
         if isinstance(value, ml_collections.ConfigDict):
-            check(value, f'{prefix}.{name}')
-        elif key in ranges and value is not None and not ranges[key][0](value):
-            raise UserError(f'{full}={value} makes no sense: give {ranges[key][1]}')
-        elif key in _CHOICES:
-            check_choice(full, value, _CHOICES[key])
+            check(value, f'{full}.')
+        for keys, test, words in _RANGES:
+            if is_one_of(keys.split()) and value is not None and not test(value):
+                raise UserError(f'{full}={value} makes no sense: give {words}')
+        for key, choices in _CHOICES.items():
+            if is_one_of([key]):
+                check_choice(full, value, choices)
 
 
 def check_choice(key: str, value: str, choices) -> None:

@@ -3,7 +3,6 @@
 import gc
 import os
 import resource
-import signal
 import subprocess
 import sys
 
@@ -16,7 +15,7 @@ from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.training.checkpoint import Checkpointer, PreemptionGuard, checksums
+from gpt1_jax.training.checkpoint import Checkpointer, checksums
 
 # Orbax leaves unfinished reads behind when one of them fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -115,7 +114,7 @@ def test_parameters_alone_do_not_read_or_verify_the_rest(make, tmp_path):
 def test_an_empty_directory_is_not_created_by_reading(make, tmp_path):
     reader = make()
     assert reader.restore_latest({}) is None and reader.steps() == []
-    assert reader.latest_step() is None and reader.best_step() is None
+    assert reader.steps() == [] and reader.best_step() is None
     assert not (tmp_path / 'checkpoints').exists()
     with pytest.raises(UserError, match='no checkpoint of step 3: it has none'):
         reader.restore(3, {})
@@ -129,7 +128,7 @@ def test_the_newest_and_the_best_are_both_kept(make, mode, losses):
         writer.save(step, state(step), {}, {'loss': loss, 'other': -loss})
     writer.wait()
     assert writer.steps() == [best, 4, 5]
-    assert (writer.best_step(), writer.latest_step()) == (best, 5)
+    assert (writer.best_step(), writer.steps()[-1]) == (best, 5)
     # A later process reads the metrics from the files. Saves without one count as newest but never as best.
     writer = make(**options)
     writer.save(6, state(6), {})
@@ -337,24 +336,3 @@ def test_checksum_notices_swaps_and_signs():
         flipped[[i, j]] *= -1  # top bits: a plain weighted sum of words does not notice two of them
         assert checksums([jnp.asarray(swapped)]) != before
         assert checksums([jnp.asarray(flipped)]) != before
-
-
-def test_sigterm_is_a_request_and_the_handler_comes_back():
-    former = signal.getsignal(signal.SIGTERM)
-    guard = PreemptionGuard()
-    assert not guard.should_stop(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert guard.should_stop(2) and guard.should_stop(3)
-    guard.close()
-    assert signal.getsignal(signal.SIGTERM) == former
-
-
-def test_ctrl_c_is_a_request_the_first_time():
-    guard = PreemptionGuard()
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert guard.should_stop(1)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        guard.close()

@@ -11,7 +11,7 @@ from gpt1_jax.errors import UserError
 @pytest.mark.parametrize('config', [pretrain.get_config(), finetune.get_config('custom'), finetune.get_config('glue'),
                                     quickstart.get_config()])
 def test_the_configs_themselves_are_right(config):
-    common.check(config)
+    assert common.check(config) is None  # it raises otherwise
 
 
 @pytest.mark.parametrize('key, value, words', [
@@ -40,6 +40,10 @@ def test_values_of_the_parts_are_checked_too():
     config = finetune.get_config()
     config.lm_coefficient = -2.0
     with pytest.raises(UserError, match='^lm_coefficient=-2.0'):
+        common.check(config)
+    config = quickstart.get_config()
+    config.finetune.lm_coefficient = -2.0
+    with pytest.raises(UserError, match='^finetune.lm_coefficient=-2.0'):
         common.check(config)
 
 

@@ -11,6 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from configs import prepare as prepare_config
+from gpt1_jax.tasks import prepare
+
 ROOT = pathlib.Path(__file__).parents[1]
 WORDS = 'ship sail wave anchor harbour captain cow field plough barn harvest wheat the and'.split()
 # Pods order their devices by the network. Here the pairs that share a group of the batch are: two devices of the first
@@ -83,9 +86,6 @@ def run(folder, workdir, processes, shape, order):
 
 @pytest.fixture
 def folder(tmp_path):
-    from configs import prepare as prepare_config
-    from gpt1_jax.tasks import prepare
-
     folder, rng = tmp_path, random.Random(0)
     words = lambda n: ' '.join(rng.choices(WORDS, k=n))
     (folder / 'text').mkdir()

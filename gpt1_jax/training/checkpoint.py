@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import signal
 import sys
 
 import jax
@@ -145,10 +144,6 @@ class Checkpointer:
         names = ocp.path.step.standard_name_format()
         return sorted(found.step for found in names.find_all(self._directory))
 
-    def latest_step(self):
-        """Returns the newest complete step, or None."""
-        return max(self.steps(), default=None)
-
     def best_step(self):
         """Returns the complete step with the best metric, the earliest of equals; None where none has one."""
         return next(iter(self._by_score(self.steps())), None)
@@ -239,37 +234,6 @@ class Checkpointer:
         except Exception as error:  # see _read
             raise UserError(f'cannot write checkpoints to {self._directory} ({_cause(error)}): free some '
                             'space or name a writable folder, then start again: the run resumes') from error
-
-
-class PreemptionGuard:
-    """Says when the run should save and exit with STOPPED_EXIT_STATUS.
-
-    One process: from its first SIGTERM or Ctrl-C on (make the guard in the main thread); a second Ctrl-C ends it at
-    once. Many processes: at the step that JAX's preemption service chooses once any of them got SIGTERM, the same in
-    every process.
-    """
-
-    def __init__(self):
-        self._received = False
-        self._alone = jax.process_count() == 1
-        if self._alone:
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def should_stop(self, step):
-        """Returns whether to stop after `step`. Every process must ask at every step."""
-        return self._received if self._alone else multihost_utils.reached_preemption_sync_point(step)
-
-    def close(self):
-        """Puts back the former signal handlers."""
-        if self._alone:
-            for number, handler in self._former.items():
-                signal.signal(number, handler)
-
-    def _receive(self, signum, frame):
-        del frame
-        self._received = True
-        if signum == signal.SIGINT:
-            signal.signal(signum, signal.default_int_handler)
 
 
 def checksums(tree):

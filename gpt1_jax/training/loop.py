@@ -13,8 +13,9 @@ from etils import epath
 from gpt1_jax.data.stream import stream
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.training import steps, telemetry
-from gpt1_jax.training.checkpoint import Checkpointer, PreemptionGuard
+from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.preemption import PreemptionGuard
 from gpt1_jax.training.state import TrainState, create_state
 
 
