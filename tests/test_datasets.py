@@ -171,7 +171,7 @@ def test_missing_places(tmp_path):
     with pytest.raises(UserError, match="no split 'valid'"):
         load(PAIRS, tmp_path, 'valid')
     for source in ('', 'file:/x', 'files:', str(tmp_path)):
-        with pytest.raises(UserError, match='is not understood; use files:/dir, tfds:name or docs:'):
+        with pytest.raises(UserError, match='is not understood; use files:/dir, tfds:name, tokens:/dir or docs:'):
             load_examples(PAIRS, source, 'train')
 
 

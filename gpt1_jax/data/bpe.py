@@ -1,7 +1,7 @@
 """The vocabulary that OpenAI released with GPT-1, exact (Radford et al. 2018, section 4.1, and the release's code).
 
 A text is standardised and split by spaCy's blank English tokenizer; each token is lower-cased, then merged by byte-pair
-encoding with `</w>` on its last symbol. Without one of the packages there is no tokenizer: other rules give other ids.
+encoding with `</w>` on its last symbol. Without one of the packages no text is encoded: other rules give other ids.
 """
 
 import functools
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from gpt1_jax.data.files import make_directory, write_atomically
-from gpt1_jax.data.tokenizers import import_package, standardise
+from gpt1_jax.data.files import import_package, make_directory, write_atomically
+from gpt1_jax.data.tokenizers import standardise
 from gpt1_jax.errors import UserError
 
 RELEASE_NAMES = ('encoder_bpe_40000.json', 'vocab_40000.bpe')
@@ -36,24 +36,22 @@ class OpenAITokenizer:
     """
 
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]):
-        """vocabulary: entry -> id; merges: in their order. `load_openai` reads and checks both.
-
-        Raises UserError if ftfy, spaCy or tokenizers is not installed.
-        """
-        import_package('ftfy')  # of which `standardise` makes use only where a text needs it
-        self._spacy = import_package('spacy')
-        self._bpe = import_package('tokenizers').models.BPE(
-            vocab=vocabulary, merges=merges, unk_token=_UNKNOWN, end_of_word_suffix=_END_OF_WORD)
+        """vocabulary: entry -> id; merges: in their order. `load_openai` reads and checks both."""
         self._entries = sorted(vocabulary, key=vocabulary.get)
         self._merges = merges
         self.vocab_size = len(vocabulary)
         self.newline_id = self.end_id = vocabulary[_NEWLINE]
         self.start_id, self.delimiter_id, self.extract_id = range(self.vocab_size, self.vocab_size + 3)
         self.fingerprint = hashlib.sha256(json.dumps([self._entries, merges]).encode()).hexdigest()[:16]
-        self._clear_caches()
+        self._bpe = None  # made by the first text: what is encoded already needs none of the packages
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """Standardises and encodes each text: int32 [length], empty for an empty text; 0 is an unknown piece."""
+        """Standardises and encodes each text: int32 [length], empty for an empty text; 0 is an unknown piece.
+
+        Raises UserError if ftfy, spaCy or tokenizers is not installed.
+        """
+        if self._bpe is None:
+            self._load_packages()
         return [self._encode(standardise(text)) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -82,6 +80,16 @@ class OpenAITokenizer:
         texts = [entry.replace(_END_OF_WORD, ' ') for entry in self._entries]
         texts[self.newline_id] = '\n'
         return texts
+
+    def _load_packages(self) -> None:
+        # ftfy too, of which `standardise` makes use only where a text needs it: no run should fail half-way.
+        _, self._spacy, tokenizers = (
+            import_package(name, "text cannot be encoded with the release's vocabulary")
+            for name in ('ftfy', 'spacy', 'tokenizers'))
+        vocabulary = {entry: i for i, entry in enumerate(self._entries)}
+        self._bpe = tokenizers.models.BPE(
+            vocab=vocabulary, merges=self._merges, unk_token=_UNKNOWN, end_of_word_suffix=_END_OF_WORD)
+        self._clear_caches()
 
     def _clear_caches(self) -> None:
         self._split = self._spacy.blank('en').tokenizer

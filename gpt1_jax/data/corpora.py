@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from etils import epath
 
 from gpt1_jax.data.docstrings import read_docstrings
-from gpt1_jax.data.files import import_tensorflow, is_local
+from gpt1_jax.data.files import import_package, import_tensorflow, is_local
 from gpt1_jax.data.held_out import HELD_OUT, held_out_rule
 from gpt1_jax.errors import UserError
 
@@ -218,7 +218,7 @@ class _RemoteFile(io.RawIOBase):
 # TensorFlow Datasets.
 
 def _open_tfds(name: str) -> Corpus:
-    import tensorflow_datasets as tfds
+    tfds = import_package('tensorflow_datasets', 'tfds: sources cannot be read')
     mend = (f'prepare it once where there is a network (tfds build {name}) and set TFDS_DATA_DIR to the '
             'folder that holds it.')
     try:

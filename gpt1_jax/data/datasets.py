@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from gpt1_jax.data import rows
+from gpt1_jax.data import rows, tokens
 from gpt1_jax.data.registry import REGISTRY, Dataset, custom_dataset  # noqa: F401
 from gpt1_jax.errors import UserError
 
@@ -72,8 +72,10 @@ def load_examples(dataset: Dataset, source_uri: str, split: str, limit: int | No
         if scheme == 'files':
             names = {*dataset.fields, dataset.label_field, *dataset.aliases}
             read = rows.file_rows(place, dataset.splits[split], dataset.columns, names, dataset.drop_broken)
-        else:
+        elif scheme == 'tfds':
             read = rows.tfds_rows(place, dataset.splits[split])
+        else:
+            raise UserError(f'{uri} holds token sequences: name a source with the text of data set {dataset.name!r}.')
         examples = _parse(dataset, uri, split, read)
         if dataset.splits['train'] == dataset.splits['dev'] and split in ('train', 'dev'):
             examples = _hold_out(examples, split, uri)
@@ -85,6 +87,8 @@ def available_splits(dataset: Dataset, source_uri: str) -> list[str]:
     _, scheme, place = _source(dataset, source_uri)
     if scheme == 'docs':
         return ['train', 'dev']
+    if scheme == 'tokens':
+        return tokens.tokens_splits(place)
     if scheme == 'files':
         return [key for key, name in dataset.splits.items() if rows.has_file(place, name)]
     there = rows.tfds_splits(place)
@@ -116,9 +120,9 @@ def _source(dataset: Dataset, source_uri: str) -> tuple[str, str, str]:
     """(URI, scheme, place)"""
     uri = source_uri or dataset.source
     scheme, _, place = uri.partition(':')
-    if scheme != 'docs' and (scheme not in ('files', 'tfds') or not place):
+    if scheme != 'docs' and (scheme not in ('files', 'tfds', 'tokens') or not place):
         raise UserError(f'Data set {dataset.name!r}: source {uri!r} is not understood; '
-                        'use files:/dir, tfds:name or docs:.')
+                        'use files:/dir, tfds:name, tokens:/dir or docs:.')
     return uri, scheme, place
 
 

@@ -77,6 +77,13 @@ class Encoded:
         if not isinstance(self.sequences, Sequences):
             self.sequences = Sequences.of(self.sequences)
 
+    def first(self, n: int) -> 'Encoded':
+        """The first n examples; what was cut is still counted over all."""
+        sequences = Sequences(self.sequences.tokens, self.sequences.starts[:n], self.sequences.lengths[:n])
+        return dataclasses.replace(self, sequences=sequences, ids=self.ids[:n],
+                                   labels=None if self.labels is None else self.labels[:n],
+                                   groups=None if self.groups is None else self.groups[:n])
+
 
 # ----------------------------------------------------------------- the copy on disk
 # An entry is a folder, named after the fingerprint of all that went in, of tokens.npy (end to end), lengths.npy and

@@ -1,6 +1,7 @@
 """What all that reads and writes files shares."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterable
 
@@ -13,10 +14,21 @@ def is_local(path: epath.Path) -> bool:
     return '://' not in os.fspath(path)
 
 
-def import_tensorflow():
-    """TensorFlow, kept off the accelerator, whose memory is JAX's."""
-    import tensorflow as tf
+def import_package(name: str, purpose: str):
+    """Imports a package that is needed for some purposes only. `purpose`: what is impossible without it, as a clause.
 
+    Raises UserError, which names the package, if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f'The package {error.name or name} is not installed, and {purpose} without it: '
+                        'pip install -r requirements.txt.') from error
+
+
+def import_tensorflow():
+    """TensorFlow, kept off the accelerator, whose memory is JAX's. Raises UserError if it is not installed."""
+    tf = import_package('tensorflow', 'TensorFlow Datasets cannot be read')
     with contextlib.suppress(RuntimeError):  # already in use: then it is too late, and harmless
         tf.config.set_visible_devices([], 'GPU')
     return tf

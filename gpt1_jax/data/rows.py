@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from gpt1_jax.data.files import import_tensorflow
+from gpt1_jax.data.files import import_package, import_tensorflow
 from gpt1_jax.errors import UserError
 
 _SUFFIXES = ('.jsonl', '.jsonl.gz', '.tsv', '.tsv.gz', '.csv', '.csv.gz')
@@ -24,7 +24,7 @@ _SUFFIXES = ('.jsonl', '.jsonl.gz', '.tsv', '.tsv.gz', '.csv', '.csv.gz')
 def tfds_rows(names: str, split: str) -> Iterator[tuple[str, dict]]:
     """The rows of one split of prepared data sets, names with commas between, one after the other."""
     import_tensorflow()
-    import tensorflow_datasets as tfds
+    tfds = _import_tfds()
     names = names.split(',')
     mend = ('prepare it once, with network, by  python -c "import tensorflow_datasets as tfds; '
             + '; '.join(f"tfds.load('{name}')" for name in names)
@@ -42,12 +42,16 @@ def tfds_rows(names: str, split: str) -> Iterator[tuple[str, dict]]:
 
 def tfds_splits(names: str) -> set[str]:
     """The splits that all of these prepared data sets have; none where one of them is not prepared."""
-    import tensorflow_datasets as tfds
+    tfds = _import_tfds()
     try:
         return set.intersection(*(set(tfds.builder(name, data_dir=_tfds_dir()).info.splits)
                                   for name in names.split(',')))
     except ValueError:  # no such data set or config
         return set()
+
+
+def _import_tfds():
+    return import_package('tensorflow_datasets', 'tfds: sources cannot be read')
 
 
 def _tfds_dir() -> str | None:

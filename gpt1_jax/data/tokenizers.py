@@ -5,7 +5,6 @@ them, `_start_`, `_delimiter_` and `_classify_`: here `start_id`, `delimiter_id`
 """
 
 import hashlib
-import importlib
 import io
 import itertools
 import json
@@ -16,7 +15,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from gpt1_jax.data.files import make_directory, write_atomically
+from gpt1_jax.data.files import import_package, make_directory, write_atomically
 from gpt1_jax.errors import UserError
 
 N_SPECIAL = 3
@@ -43,18 +42,8 @@ def standardise(text: str) -> str:
     return ' \n '.join(line for line in lines if line)
 
 
-def import_package(name: str):
-    """Imports a package of requirements.txt; raises UserError, which names it, if it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f'The package {error.name or name} is not installed, and text cannot be encoded without it: '
-                        'pip install -r requirements.txt.') from error
-
-
 def _fix(text: str) -> str:
-    """`ftfy.fix_text(text)`, many times as fast: only unusual lines go through ftfy."""
-    ftfy = import_package('ftfy')
+    """`ftfy.fix_text(text)`, many times as fast: only unusual lines go through ftfy, and need it."""
     text = text.replace('\r\n', '\n')
     markup = text.find('<')  # from the line of the first '<' on, ftfy leaves HTML entities alone
     parts, done = [], 0
@@ -64,6 +53,7 @@ def _fix(text: str) -> str:
         start = text.rfind('\n', done, match.start()) + 1 or done
         end = text.find('\n', match.start()) + 1 or len(text)
         unescape = False if 0 <= markup < start else 'auto'
+        ftfy = import_package('ftfy', 'text with unusual characters cannot be encoded')
         parts += _straighten(text[done:start]), ftfy.fix_text(text[start:end], unescape_html=unescape)
         done = end
     parts.append(_straighten(text[done:]))

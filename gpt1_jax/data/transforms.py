@@ -1,7 +1,6 @@
 """Examples -> token sequences, "traversal-style" (Radford et al. 2018, section 3.3 and Figure 1)."""
 
 import hashlib
-import pathlib
 from importlib import metadata
 
 import numpy as np
@@ -12,6 +11,7 @@ from gpt1_jax.data.encoded import Encoded, Sequences
 from gpt1_jax.data.registry import RULES
 from gpt1_jax.errors import UserError
 
+ENCODING_VERSION = 1  # raise it with every change of what a text becomes, here or in a tokenizer: it keys the cache
 _TEXTS_AT_ONCE, _EXAMPLES_AT_ONCE = 10_000, 1000  # so that what is held besides the result stays small
 
 
@@ -30,8 +30,7 @@ def encode(dataset: Dataset, examples: Examples, tokenizer, max_length: int, rul
           the front of the question is cut, then the end of the answer. Ours; the paper does not say.
         'release': each of two texts at its end, to max_length // 2 - 2 tokens.
       cache: a folder that keeps the sequences for the next time, '' for the user's own, 'off' for none. They are found
-        again only while texts, tokenizer and its libraries, rule, max_length and the code of this package's data layer
-        are the same.
+        again only while texts, tokenizer and its libraries, rule, max_length and ENCODING_VERSION are the same.
 
     Raises:
       UserError: max_length below 4, a rule that is unknown or not for this data set, or a cache that is not local.
@@ -69,10 +68,9 @@ def _fingerprint(texts, columns, kind, rule, max_length, tokenizer) -> str:
     """40 hex characters of all that the sequences are made from."""
     data = [text.encode(errors='surrogatepass') for text in texts]
     made_by = [_version(name) for name in ('ftfy', 'sentencepiece', 'spacy', 'tokenizers')]
-    code = [path.read_bytes() for path in sorted(pathlib.Path(__file__).parent.glob('*.py'))]
-    hashed = hashlib.sha1(
-        repr((kind, rule, max_length, tokenizer.fingerprint, [c.shape for c in columns], made_by)).encode())
-    for part in (np.array([len(text) for text in data]), *columns, *data, *code):
+    hashed = hashlib.sha1(repr((
+        ENCODING_VERSION, kind, rule, max_length, tokenizer.fingerprint, [c.shape for c in columns], made_by)).encode())
+    for part in (np.array([len(text) for text in data]), *columns, *data):
         hashed.update(part)
     return hashed.hexdigest()
 

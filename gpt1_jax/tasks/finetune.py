@@ -9,6 +9,7 @@ from gpt1_jax.analysis import metrics
 from gpt1_jax.analysis.predictions import write_predictions
 from gpt1_jax.data import datasets, packing, transforms
 from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.data.tokens import read_tokens
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.heads import ClassifierHead
 from gpt1_jax.model.transformer import model_from_config
@@ -120,8 +121,14 @@ def encode_split(data, dataset, split, tokenizer, n_positions) -> transforms.Enc
     if max_length > n_positions:
         raise UserError(f'data.max_length={max_length} is more than the model\'s {n_positions} positions: give at most '
                         'as many')
-    examples = datasets.load_examples(dataset, data.source, split, limit)
-    encoded = transforms.encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)
+    scheme, _, place = data.source.partition(':')
+    if scheme == 'tokens':
+        encoded = read_tokens(place, dataset.name, split, fingerprint=tokenizer.fingerprint, max_length=max_length,
+                              rule=data.rule)
+        encoded = encoded if limit is None else encoded.first(limit)
+    else:
+        examples = datasets.load_examples(dataset, data.source, split, limit)
+        encoded = transforms.encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)
     if encoded.cut_sequences:
         logging.warning('%s: %d sequences of the %s split are longer than %d tokens and were cut, by %d tokens '
                         'together', dataset.name, encoded.cut_sequences, split, max_length, encoded.cut_tokens)

@@ -5,6 +5,7 @@ result depends on the source and the options, not on the number of workers or on
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import heapq
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tqdm
 from absl import logging
 from etils import epath
 
@@ -22,6 +22,7 @@ from gpt1_jax.data import shards, tokenizers
 from gpt1_jax.data.corpora import Block, Corpus, open_corpus
 from gpt1_jax.data.processes import cores, process_pool
 from gpt1_jax.errors import UserError
+from gpt1_jax.training.telemetry import progress_bar
 
 _EXCERPT = 2**14  # characters; short ones let the sample see many documents
 _TASK = 2**19  # characters, at least, that a worker is given at once
@@ -229,18 +230,18 @@ def _load_tokenizer(place: epath.Path):
 
 def _with_progress(items: Iterable, description: str, total: int, done: int) -> Iterator:
     """Passes blocks, or groups of (block, ids), on; a bar on a terminal, else a line every 10 seconds."""
-    terminal = sys.stderr.isatty()
     started = logged = time.monotonic()
     read = 0
-    with tqdm.tqdm(total=total, initial=done, desc=description, unit='B', unit_scale=True,
-                   disable=not terminal) as bar:
+    bar = progress_bar(total=total, initial=done, desc=description, unit='B', unit_scale=True)
+    with bar if bar is not None else contextlib.nullcontext():
         for item in items:
             yield item
             size = item.size if isinstance(item, Block) else sum(block.size for block, _ in item)
             read += size
-            bar.update(size)
+            if bar is not None:
+                bar.update(size)
             now = time.monotonic()
-            if not terminal and now - logged >= 10:
+            if bar is None and now - logged >= 10:
                 rate = read / (now - started)
                 logging.info('%s: %.0f of %.0f MB, %.1f MB/s, %.0f s left', description, (done + read) / 1e6,
                              total / 1e6, rate / 1e6, max(0, total - done - read) / rate)

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from gpt1_jax import config as common
 from gpt1_jax.data.shards import load_shards
-from gpt1_jax.data.stream import stream
+from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.tokenizers import load_tokenizer
 from gpt1_jax.data.windows import HeldOutBatches, PretrainingBatches
 from gpt1_jax.errors import UserError
@@ -110,7 +110,7 @@ def _evaluator(config, model, shards, abstract, partitioner):
     step = steps.jit_eval_step(steps.nll_step(model, partitioner.groups), abstract.params, partitioner)
 
     def evaluate(params):
-        nll = [step(params, partitioner.put_batch(batch)) for batch in stream(batches, 0, batches.steps)]
+        nll = [step(params, partitioner.put_batch(batch)) for batch in prefetch(batches, 0, batches.steps)]
         loss = np.sum(jax.device_get(nll), dtype=np.float64) / batches.targets
         return {'valid_loss': loss, 'valid_perplexity': common.perplexity(loss)}
 

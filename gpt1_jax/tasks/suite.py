@@ -62,12 +62,15 @@ def _sources(config):
         common.check_choice('datasets', name, datasets.REGISTRY)
         dataset, source = datasets.REGISTRY[name], config.data.source
         scheme, _, place = source.partition(':')
-        if scheme == 'files':
+        if scheme in ('files', 'tokens'):
             folder = datasets.folder_of(dataset, place)
             if folder is None:
                 left_out[name] = f'{place} has no folder for it'
                 continue
-            source = f'files:{folder}'
+            source = f'{scheme}:{folder}'
+        if scheme == 'tokens':  # checked when they are read, which is soon
+            sources[name] = source
+            continue
         try:
             for split in dict.fromkeys(('train', 'dev', *datasets.available_splits(dataset, source))):
                 examples = datasets.load_examples(dataset, source, split)

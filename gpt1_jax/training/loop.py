@@ -10,7 +10,7 @@ import optax
 from absl import logging
 from etils import epath
 
-from gpt1_jax.data.stream import stream
+from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.training import steps, telemetry
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -134,7 +134,7 @@ def _fit(job, checkpointer, guard, log):
                 f'{job.workdir} keeps the checkpoints before')
 
     try:
-        for index, batch in zip(range(start, job.total_steps), stream(job.batches, start, job.total_steps)):
+        for index, batch in zip(range(start, job.total_steps), prefetch(job.batches, start, job.total_steps)):
             state, metrics = train_step(state, job.partitioner.put_batch(batch, axis=1))
             report()
             step, last = index + 1, index + 1 == job.total_steps

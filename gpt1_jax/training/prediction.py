@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from gpt1_jax.data.packing import EvaluationBatches
-from gpt1_jax.data.stream import stream
+from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.transforms import Encoded
 from gpt1_jax.training import steps
 from gpt1_jax.training.partitioning import Partitioner
@@ -25,7 +25,7 @@ def make_predictor(model, head, abstract_params, partitioner: Partitioner, batch
             encoded, batch_size=batch_size, groups=partitioner.groups, local_groups=partitioner.local_groups,
             share_context=head.kind == 'multiple_choice')
         outputs = jax.device_get([step(params, partitioner.put_batch(batch))
-                                  for batch in stream(batches, 0, batches.steps)])
+                                  for batch in prefetch(batches, 0, batches.steps)])
         ids = np.concatenate([output['ids'] for output in outputs])
         logits = np.concatenate([output['logits'] for output in outputs])
         in_order = np.empty((len(encoded.ids), logits.shape[1]), np.float32)

@@ -1,6 +1,7 @@
 """What a run tells about itself: metric files, a progress display, tokens per second, and MFU."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 
 import jax
+from absl import logging
 from etils import epath
 
 from gpt1_jax.errors import UserError
@@ -16,7 +18,8 @@ PLAIN_LINE_SECONDS = 10.
 
 
 class MetricWriter:
-    """Writes scalars to `workdir/metrics.jsonl`, `workdir/tensorboard`, and Weights & Biases when asked.
+    """Writes scalars to `workdir/metrics.jsonl`, to `workdir/tensorboard` where tensorboardX is installed, and to
+    Weights & Biases when asked.
 
     Only process 0 writes; in the others every method does nothing.
 
@@ -26,7 +29,7 @@ class MetricWriter:
       config: the run's settings as a dict, shown by Weights & Biases.
 
     Raises:
-      UserError: a package is missing, or the folder cannot be written.
+      UserError: Weights & Biases is asked for and not installed, or the folder cannot be written.
     """
 
     def __init__(self, workdir, *, use_wandb=False, config=None):
@@ -78,8 +81,9 @@ class MetricWriter:
             self._file = self._file or self._path.open('a')
             self._file.write(json.dumps(line) + '\n')
             self._file.flush()
-            self._tensorboard = self._tensorboard or _open_tensorboard(self._workdir, self._first_step)
-            for name, value in metrics.items():
+            if self._tensorboard is None:
+                self._tensorboard = _open_tensorboard(self._workdir, self._first_step)
+            for name, value in metrics.items() if self._tensorboard else ():
                 self._tensorboard.add_scalar(name, value, step, now)
         if self._wandb:
             self._wandb.log(metrics, step=step)
@@ -104,10 +108,12 @@ class MetricWriter:
 
 
 def _open_tensorboard(workdir, first_step):
+    """A writer, or False where tensorboardX is not installed."""
     try:
         from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError('the package tensorboardX is missing: pip install tensorboardX') from error
+    except ImportError:
+        logging.log_first_n(logging.INFO, 'tensorboardX is not installed: metrics go to metrics.jsonl alone', 1)
+        return False
     # The suffix: its files are named by the second, so one opened soon after another would overwrite it.
     return SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step, flush_secs=30,
                          filename_suffix=f'.{time.time_ns()}')
@@ -126,6 +132,14 @@ def _start_wandb(workdir, config):
                       id=identity.read_text(), resume='allow')
 
 
+def progress_bar(**options):
+    """A tqdm bar on stderr; None where that is no terminal, or tqdm is not installed."""
+    if not sys.stderr.isatty() or not importlib.util.find_spec('tqdm'):
+        return None
+    import tqdm
+    return tqdm.tqdm(**options, file=sys.stderr, dynamic_ncols=True)
+
+
 class Progress:
     """Shows how far a run is, on stderr: a bar on a terminal, else a plain line at most every 10 s.
 
@@ -141,10 +155,8 @@ class Progress:
         self._total, self._description = total_steps, description
         self._active = jax.process_index() == 0
         self._bar = self._shown = self._first = None
-        if self._active and sys.stderr.isatty():
-            import tqdm
-            self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=description, unit='step',
-                                  file=sys.stderr, dynamic_ncols=True)
+        if self._active:
+            self._bar = progress_bar(total=total_steps, initial=start_step, desc=description, unit='step')
 
     def update(self, step, loss, tokens_per_s, mfu):
         """Shows the state after `step` updates; `tokens_per_s` and `mfu` (0 to 1) are None if unknown."""

@@ -1,0 +1,71 @@
+"""Batches read ahead of the step that takes them: by tf.data, or by threads where TensorFlow is not installed."""
+
+import collections
+import concurrent.futures
+import importlib.util
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+
+from gpt1_jax.data.files import import_tensorflow
+
+_AHEAD = 4  # batches
+_READERS = 2
+
+
+def prefetch(batches, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """`batches.batch_at(step)` for step in [start, stop), read ahead, in order.
+
+    A batch is a function of its step, so there is no state to save: to resume is to start later.
+
+    Args:
+      batches: has `batch_at(step) -> dict of arrays`; names and types are the same for every step.
+    Raises: what `batch_at` raises.
+    """
+    if start >= stop:
+        return iter(())
+    if importlib.util.find_spec('tensorflow'):
+        return _by_tf_data(batches, start, stop)
+    logging.log_first_n(logging.INFO, 'TensorFlow is not installed: threads read the batches ahead in its place', 1)
+    return _by_threads(batches, start, stop)
+
+
+def _by_threads(batches, start, stop):
+    steps, reading = iter(range(start, stop)), collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        try:
+            for step in steps:
+                reading.append(pool.submit(batches.batch_at, step))
+                if len(reading) == _AHEAD:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _by_tf_data(batches, start, stop):
+    tf = import_tensorflow()
+    first = batches.batch_at(start)
+    failures = []
+
+    def read(step):
+        try:
+            batch = batches.batch_at(int(step))
+            return [batch[name] for name in first]
+        except Exception as error:  # tf.data would turn it into a text with a traceback of its own
+            failures.append(error)
+            raise
+
+    types = [value.dtype for value in first.values()]
+    dataset = tf.data.Dataset.range(start, stop).map(
+        lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS,
+        deterministic=True).prefetch(_AHEAD - _READERS)
+    try:
+        for values in dataset.as_numpy_iterator():
+            yield dict(zip(first, values, strict=True))
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise

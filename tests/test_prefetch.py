@@ -1,0 +1,60 @@
+"""Batches read ahead, by tf.data and by threads: all, in order, with the errors of the reader."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from gpt1_jax.data import prefetch
+from gpt1_jax.errors import UserError
+
+
+class Batches:
+    """Even steps are slow, so that readers finish out of order."""
+
+    def __init__(self, failing=None):
+        self.failing, self.read = failing, []
+
+    def batch_at(self, step):
+        self.read.append(step)
+        if step == self.failing:
+            raise UserError(f'step {step} cannot be read')
+        time.sleep(0.02 * (step % 2 == 0))
+        return {'tokens': np.full((2, 3), step, np.uint16), 'weights': np.ones(2, np.float32) * step}
+
+
+@pytest.fixture(params=['tf_data', 'threads'])
+def by(request, monkeypatch):
+    find_spec = prefetch.importlib.util.find_spec
+    if request.param == 'threads':
+        monkeypatch.setattr(prefetch.importlib.util, 'find_spec',
+                            lambda name: None if name == 'tensorflow' else find_spec(name))
+    else:
+        pytest.importorskip('tensorflow')
+    return request.param
+
+
+@pytest.mark.parametrize(('start', 'stop'), [(0, 9), (3, 5), (7, 8), (4, 4)])
+def test_every_batch_once_in_order(by, start, stop):
+    batches = list(prefetch.prefetch(Batches(), start, stop))
+    assert [int(batch['tokens'][0, 0]) for batch in batches] == list(range(start, stop))
+    assert all(batch['tokens'].dtype == np.uint16 and batch['weights'].dtype == np.float32 for batch in batches)
+
+
+def test_batches_are_read_ahead_but_not_without_bound(by):
+    source = Batches()
+    stream = prefetch.prefetch(source, 0, 100)
+    next(stream)
+    time.sleep(0.3)
+    assert 2 <= len(set(source.read)) <= 8
+    stream.close()
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith('ThreadPoolExecutor')]
+    assert by == 'tf_data' or not threads
+
+
+def test_a_reader_s_error_comes_after_the_batches_before_it(by):
+    stream = prefetch.prefetch(Batches(failing=3), 0, 9)
+    assert [int(next(stream)['tokens'][0, 0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match='step 3 cannot be read'):
+        next(stream)
