@@ -1,12 +1,17 @@
 """Hugging Face folders: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.json`, `merges.txt`.
 
+Weights in several files have an index, `model.safetensors.index.json` or `pytorch_model.bin.index.json`, that says
+which array is in which file.
+
 Heads: `score.weight` of OpenAIGPTForSequenceClassification, or `multiple_choice_head.summary` of
 OpenAIGPTDoubleHeadsModel. The former has no bias there: ours is kept as `score.bias`, which only this program reads.
 """
 
 import functools
 import json
+import os
 import re
+import zipfile
 
 import numpy as np
 import safetensors.numpy
@@ -25,6 +30,7 @@ _SIZES = dict(vocab_size=40478, n_positions=512, n_embd=768, n_layer=12, n_head=
 _FIXED = dict(afn='gelu', layer_norm_epsilon=1e-5, tie_word_embeddings=True)
 _SCORE = {'score.weight': 'head.weight', 'score.bias': 'head.bias'}
 _CHOICE = {f'multiple_choice_head.summary.{part}': f'head.{part}' for part in ('weight', 'bias')}
+_TYPES = {'F32', 'F16', 'BF16', 'torch.float32', 'torch.float16', 'torch.bfloat16'}  # names of safetensors, of torch
 _MASKS = re.compile(r'(h\.\d+\.attn\.bias|position_ids)$')  # constants that older checkpoints hold
 
 
@@ -54,6 +60,12 @@ def open_folder(directory: epath.Path) -> weights.Source:
         if not _MASKS.fullmatch(plain):
             stored[ours] = name
 
+    # The same array as the token table: transformers 5 saves OpenAIGPTDoubleHeadsModel with this name only, pickles
+    # have both.
+    lm_head = stored.pop('lm_head.weight', None)
+    if lm_head:
+        stored.setdefault('tokens_embed.weight', lm_head)
+
     def get(name):
         return get_stored(stored[name]) if name in stored else np.zeros((), np.float32)  # 'head.bias' alone may lack
 
@@ -70,7 +82,8 @@ def open_folder(directory: epath.Path) -> weights.Source:
         if name in stored and found[stored[name]] != shape:
             raise UserError(f'{path}: {stored[name]} is {list(found[stored[name]])}, and config.json makes it '
                             f'{list(shape)}: take both from one place')
-    if 'lm_head.weight' in stored and not np.array_equal(get('lm_head.weight'), get('tokens_embed.weight')):
+    if lm_head not in (None, stored['tokens_embed.weight']) and not np.array_equal(
+            get_stored(lm_head), get('tokens_embed.weight')):
         raise UserError(f'{path}: lm_head.weight differs from tokens_embed.weight, and GPT-1 has one table for both: '
                         'name a checkpoint whose embeddings are tied')
     return weights.Source(directory, architecture, tokenizer.vocab_size, n_special, head, tokenizer,
@@ -136,14 +149,41 @@ def _read_config(directory):
 
 
 def _open_tensors(directory):
-    """(path, {name: shape}, name -> array) of the weights file; no tensor is read yet (of safetensors)."""
-    path = directory / 'model.safetensors'
-    if path.exists():
-        return path, *_open_safetensors(path)
-    path = directory / 'pytorch_model.bin'
-    if path.exists():
-        return path, *_open_torch(path)
-    raise UserError(f'{directory} has neither model.safetensors nor pytorch_model.bin: get one of them')
+    """(path, {name: shape}, name -> array) of the weights, from the first file that transformers too would take.
+
+    path: of the only file, or of the index. Tensors are read when asked for, but those of pickles older than PyTorch
+    1.6 at once.
+    """
+    for name, open_file in (('model.safetensors', _open_safetensors), ('pytorch_model.bin', _open_torch)):
+        path, index = directory / name, directory / f'{name}.index.json'
+        if path.exists():
+            return path, *open_file(path)
+        if index.exists():
+            return index, *_open_listed(index, open_file)
+    raise UserError(f'{directory} has neither model.safetensors nor pytorch_model.bin, nor the .index.json that one of '
+                    'them has where it is split into several files: get one of these')
+
+
+def _open_listed(index, open_file):
+    """({name: shape}, name -> array) of all files that an index lists, {'weight_map': {name: file}}."""
+    try:
+        files = dict(json.loads(index.read_text())['weight_map'])
+        elsewhere = sorted(file for file in set(files.values()) if os.path.dirname(file))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{index} does not say which array is in which file: get it again') from error
+    if elsewhere:
+        raise UserError(f'{index} names {elsewhere[0]!r}, and only files beside it are read: put that file there, and '
+                        'its bare name into the index')
+    opened = {}
+    for file in sorted(set(files.values())):
+        path = index.parent / file
+        if not path.is_file():
+            raise UserError(f'{path} is missing, and {index.name} names it: get it again')
+        opened[file] = open_file(path)
+    for name, file in files.items():
+        if name not in opened[file][0]:
+            raise UserError(f'{index.parent / file} lacks {name}, which {index.name} says is there: get both again')
+    return {name: opened[file][0][name] for name, file in files.items()}, lambda name: opened[files[name]][1](name)
 
 
 def _open_safetensors(path):
@@ -152,9 +192,7 @@ def _open_safetensors(path):
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f'{path} is damaged or truncated ({error}): get it again') from error
     slices = {name: file.get_slice(name) for name in file.keys()}
-    for name, tensor in slices.items():
-        if tensor.get_dtype() not in ('F32', 'F16', 'BF16') and not _MASKS.search(name):
-            raise UserError(f'{path}: {name} is of type {tensor.get_dtype()}; only F32, F16 and BF16 can be read')
+    _check_types(path, {name: tensor.get_dtype() for name, tensor in slices.items()})
     return {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}, file.get_tensor
 
 
@@ -165,18 +203,27 @@ def _open_torch(path):
         raise UserError(f'{path} is a pickle, which is read only by the weights-only reader of PyTorch, and that is '
                         'not installed: put model.safetensors in its place, or install torch') from None
     try:
-        tensors = torch.load(path, map_location='cpu', weights_only=True)
+        # Pickles older than PyTorch 1.6 are not zip files, and cannot be mapped.
+        tensors = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        types = {name: str(tensor.dtype) for name, tensor in tensors.items()}
     except Exception as error:  # of many types, one for each way in which a file is not a dict of tensors
-        raise UserError(f"{path} cannot be read by PyTorch's weights-only reader ({type(error).__name__}): get it "
-                        'again, or model.safetensors in its place') from error
-    return shapes, lambda name: tensors[name].float().numpy()
+        raise UserError(f"{path} is damaged, or not a dict of tensors that PyTorch's weights-only reader can read "
+                        f'({type(error).__name__}): get it again, or model.safetensors in its place') from error
+    _check_types(path, types)
+    return shapes, lambda name: tensors[name].detach().float().numpy()
+
+
+def _check_types(path, types):
+    for name, kind in types.items():
+        if kind not in _TYPES and not _MASKS.search(name):
+            raise UserError(f'{path}: {name} is of type {kind}, and only float32, float16 and bfloat16 are read: save '
+                            'it as one of these')
 
 
 def _check_names(path, stored, shapes):
-    optional = {'head.bias', 'lm_head.weight'}
-    missing = [name for name in shapes if name not in stored and name not in optional]
-    extra = [there for name, there in stored.items() if name not in shapes and name not in optional]
+    missing = [name for name in shapes if name not in stored and name != 'head.bias']
+    extra = [there for name, there in stored.items() if name not in shapes]
     for names, fault in ((missing, 'lacks'), (extra, 'has, beside those of a GPT-1 of this size,')):
         if names:
             more = f' and {len(names) - 3} more' if len(names) > 3 else ''
