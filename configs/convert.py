@@ -13,7 +13,9 @@ Hardware: any; about 2 GB of memory for 117M parameters. Time: 117M parameters c
 
 import ml_collections
 
+from gpt1_jax import config as common
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-    del arg
+    common.check_no_argument('convert', arg)
     return ml_collections.ConfigDict(dict(task='convert', source='', target=''))

@@ -15,11 +15,13 @@ Hardware: any; not measured yet.
 import ml_collections
 
 from configs import evaluate_text, finetune
+from gpt1_jax import config as common
 
 
 def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
     if arg == 'text':
         return evaluate_text.get_config()
-    config = finetune.get_config(arg or 'sst2')
+    common.check_choice('argument', arg or 'sst2', (*finetune.DATASETS, 'text'))
+    config = finetune.get_config(arg)
     return ml_collections.ConfigDict(dict(
         task='evaluate', init_from='', split='dev', model=config.model, data=config.data, mesh=config.mesh))

@@ -28,13 +28,16 @@ Hardware: 117M parameters want an accelerator; not measured yet.
 import ml_collections
 
 from gpt1_jax import config as common
+from gpt1_jax.data.registry import REGISTRY
 
+DATASETS = (*REGISTRY, 'custom')
 GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
 SUITES = {'glue': GLUE, 'all': (*GLUE, 'snli', 'scitail', 'race', 'story_cloze', 'copa', 'dpr')}
 
 
 def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
     name = arg or 'sst2'
+    common.check_choice('argument', name, (*DATASETS, *SUITES))
     model = common.model_defaults()  # the architecture is that of `init_from`
     model.head_dropout = 0.1
     config = ml_collections.ConfigDict(dict(

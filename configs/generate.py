@@ -24,7 +24,7 @@ from gpt1_jax import config as common
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-    del arg
+    common.check_no_argument('generate', arg)
     return ml_collections.ConfigDict(dict(
         task='generate', seed=0, init_from='', prompt='', prompts='', interactive=False,
         samples=1, max_tokens=128,

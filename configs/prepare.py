@@ -17,5 +17,5 @@ from gpt1_jax import config as common
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-    del arg
+    common.check_no_argument('prepare', arg)
     return ml_collections.ConfigDict(dict(task='prepare', seed=0, data=common.data_defaults()))

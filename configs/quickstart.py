@@ -12,12 +12,13 @@ Hardware: 2 CPU cores. Time: 2 min 28 s and 3 min 54 s on two virtual machines (
 import ml_collections
 
 from configs import finetune, pretrain
+from gpt1_jax import config as common
 
 PACKAGES = 'docs:numpy,scipy,sklearn,jax,keras,flax,optax,orbax'
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-    del arg
+    common.check_no_argument('quickstart', arg)
     language_model = pretrain.get_config('tiny')
     # One layer learns most in so short a time; less than one epoch needs no dropout.
     language_model.model.update(layers=1, dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)

@@ -95,6 +95,12 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
                 check_choice(full, value, choices)
 
 
+def check_no_argument(name: str, arg: str) -> None:
+    """Raises UserError where configs/NAME.py, which takes no argument, is given one."""
+    if arg:
+        raise UserError(f'configs/{name}.py takes no argument: leave {f":{arg}"!r} out')
+
+
 def check_choice(key: str, value: str, choices) -> None:
     if value not in choices:
         raise UserError(f'{key}={value!r} is unknown; choose one of {", ".join(choices)}')

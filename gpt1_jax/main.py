@@ -4,7 +4,9 @@ Exit status: 0 done; 2 a mistake that the message says how to mend; 75 stopped b
 training by Ctrl-C, after saving (the same command goes on); 130 stopped by Ctrl-C elsewhere.
 """
 
+import difflib
 import importlib.util
+import itertools
 import logging as standard_logging
 import os
 import re
@@ -13,7 +15,7 @@ import sys
 
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from gpt1_jax import config as common
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
@@ -31,11 +33,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f'{argv[1]!r} is not a flag: write --config=FILE, --workdir=DIR, --config.KEY=VALUE')
     if _CONFIG.value is None:
         raise UserError('no --config is given: try --config=configs/quickstart.py')
-    try:
-        task = _CONFIG.value.task
-    except (OSError, SyntaxError) as error:  # raised by the first use of a config whose file could not be read
-        reason = str(error).strip().splitlines()[-1].strip(' )')
-        raise UserError(f'the config file cannot be read ({reason}): configs/ has one per task') from None
+    task = _CONFIG.value.task
     if importlib.util.find_spec(f'gpt1_jax.tasks.{task}') is None:
         raise UserError(f'there is no task {task!r}: use the config file of the task that you want')
     common.check(_CONFIG.value)
@@ -70,15 +68,62 @@ def _set_up():
 
 def _parse(argv):
     try:
+        _check_keys(argv)
         return flags.FLAGS(argv)
-    except AttributeError as error:  # ml_collections: no such key; it names the nearest, if one is near
-        unknown, *nearest = re.findall(r"""['"]([\w.]+)['"]""", str(error).replace('\\', ''))
-        hint = f'did you mean {nearest[0]!r}?' if nearest else 'the keys are in the config file'
-        _fail(f'the config has no key {unknown!r}: {hint}')
     except flags.UnrecognizedFlagError as error:
         _fail(f'{error} (keys of the config are set by --config.KEY=VALUE)')
-    except (flags.Error, UserError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, UserError, TypeError, ValueError) as error:
         _fail(error)
+
+
+def _check_keys(argv):
+    """Raises UserError if the config file cannot be read, or lacks a KEY of --config.KEY=VALUE.
+
+    Comes before the flags are parsed, because ml_collections does not say these things in a sentence.
+    """
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    paths = [argument.partition('=')[2] if '=' in argument else following
+             for argument, following in zip(argv, [*argv[1:], '']) if re.match('--?config(=|$)', argument)]
+    if not paths:
+        return
+    try:
+        config = flags.FLAGS['config'].parser.parse(paths[-1])
+        if getattr(config, 'task', None) is None:
+            raise UserError(f'{paths[-1]} is no config with a task: configs/ has one per task')
+    except UserError:
+        raise
+    except OSError as error:
+        reason = str(error.__cause__ or error).splitlines()[-1].strip()
+        raise UserError(f'the config file cannot be read ({reason}): configs/ has one per task') from None
+    except Exception as error:
+        error = error.__context__ or error  # ml_collections puts the traceback into the message of some
+        raise UserError(f'the config file {paths[-1]} has a mistake ({type(error).__name__}: {error}): correct it, or '
+                        'use one of configs/') from None
+    keys = list(_keys(config))
+    for argument in argv:
+        override = re.match('--?(?:no)?config[.]([^=]*)', argument)
+        if override and override[1] not in keys:
+            raise UserError(_unknown_key(override[1], keys))
+
+
+def _keys(config, prefix=''):
+    """The dotted keys of a config, its parts' names among them."""
+    for name, value in config.items():
+        yield prefix + name
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f'{prefix}{name}.')
+
+
+def _unknown_key(key, keys):
+    """The sentence for a key that is not one of `keys`, with the nearest beside it, or else the nearest elsewhere."""
+    wrong = next(start for start in itertools.accumulate(key.split('.'), '{}.{}'.format) if start not in keys)
+    parent, _, name = wrong.rpartition('.')
+    beside = {last: last for above, _, last in (k.rpartition('.') for k in keys) if above == parent}
+    elsewhere = {k.rpartition('.')[2]: k for k in reversed(keys)}
+    nearest = [names[match] for names, cutoff in ((beside, 0.6), (elsewhere, 0.8))
+               for match in difflib.get_close_matches(name, names, 1, cutoff)]
+    return f'the config has no key {wrong!r}: ' + (
+        f'did you mean {nearest[0]!r}?' if nearest else 'the keys are in the config file')
 
 
 def _run(argv):
@@ -98,7 +143,7 @@ def _run(argv):
 
 
 def _fail(message):
-    print(f'error: {message}', file=sys.stderr)
+    print('error:', re.sub(r'\s*\n\s*', ' ', str(message)), file=sys.stderr)
     sys.exit(2)
 
 

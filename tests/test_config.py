@@ -1,9 +1,12 @@
-"""The values that no run can have, and what a run may be resumed with."""
+"""The values that no run can have, the arguments of the configs, and what a run may be resumed with."""
+
+import importlib
+import pathlib
 
 import pytest
 from etils import epath
 
-from configs import finetune, pretrain, quickstart
+from configs import evaluate, finetune, pretrain, quickstart
 from gpt1_jax import config as common
 from gpt1_jax.errors import UserError
 
@@ -45,6 +48,27 @@ def test_values_of_the_parts_are_checked_too():
     config.finetune.lm_coefficient = -2.0
     with pytest.raises(UserError, match='^finetune.lm_coefficient=-2.0'):
         common.check(config)
+
+
+@pytest.mark.parametrize('name', sorted(path.stem for path in pathlib.Path(pretrain.__file__).parent.glob('*.py')))
+def test_an_argument_that_a_config_does_not_take_is_refused(name):
+    """Where a config takes some, all that the message names are right."""
+    get_config = importlib.import_module(f'configs.{name}').get_config
+    assert get_config('') == get_config()
+    with pytest.raises(UserError, match=r'nosuch:thing') as caught:
+        get_config('nosuch:thing')
+    if f'configs/{name}.py takes no argument' not in str(caught.value):
+        choices = str(caught.value).split('choose one of ')[1].split(', ')
+        assert len({str(get_config(choice)) for choice in choices}) == len(choices) > 1
+
+
+def test_every_data_set_and_suite_is_an_argument():
+    assert {'cola', 'race', 'docs_same', 'custom'} <= set(finetune.DATASETS)
+    for name in finetune.DATASETS:
+        assert finetune.get_config(name).data.dataset == evaluate.get_config(name).data.dataset == name
+    assert finetune.get_config('glue').task == 'suite' and evaluate.get_config('text').task == 'evaluate_text'
+    with pytest.raises(UserError, match="'glue'"):  # a suite is not one data set
+        evaluate.get_config('glue')
 
 
 def test_a_run_goes_on_with_other_workers_but_not_other_data(tmp_path):

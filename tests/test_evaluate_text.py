@@ -1,15 +1,20 @@
 """Scores of texts and sentences against the float64 reference, token by token."""
 
+import io
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
 import reference
+import sentencepiece
+import test_generate
 from test_generate import SIZES, save_run, sentence
 
 from configs.evaluate_text import get_config
+from gpt1_jax.data.tokenizers import SentencePieceTokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.tasks import evaluate_text
 
@@ -66,6 +71,7 @@ def test_documents_equal_the_reference(saved, books, tmp_path, stride):
     np.testing.assert_allclose(results['loss'], -total / results['tokens'], rtol=1e-5)
     np.testing.assert_allclose(results['perplexity'], math.exp(-total / results['tokens']), rtol=1e-4)
     np.testing.assert_allclose(results['word_perplexity'], math.exp(-total / results['words']), rtol=1e-4)
+    assert results['unknown_tokens'] == 0 and results['comparable'] is True
     assert json.loads((tmp_path / 'results.json').read_text()) == results
 
 
@@ -83,6 +89,37 @@ def test_sentences_equal_the_reference_in_order(saved, tmp_path):
         assert row['mean'] == (pytest.approx(sum(scores) / len(scores), rel=1e-5) if scores else None)
     assert results['tokens'] == sum(row['tokens'] for row in found)
     np.testing.assert_allclose(results['log_probability'], sum(row['log_probability'] for row in found), rtol=1e-12)
+
+
+def without_byte_pieces(texts, vocab_size):
+    """A vocabulary that spells nothing in bytes, as the released one: what it lacks is unknown."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type='bpe', vocab_size=vocab_size - 256,
+        control_symbols=['<nl>', '<end>'], bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2)
+    return SentencePieceTokenizer(model.getvalue())
+
+
+@pytest.mark.parametrize('sentences', [False, True])
+def test_unknown_pieces_are_counted_and_the_figures_called_not_comparable(tmp_path, monkeypatch, sentences):
+    monkeypatch.setattr(test_generate, 'train_sentencepiece', without_byte_pieces)
+    save_run(tmp_path / 'run')
+    rng = random.Random(5)
+    foreign = lambda: ''.join(rng.choices('日本語жук', k=rng.randint(1, 4)))
+    lines = [' '.join(rng.choice((foreign(), sentence(rng, 1))) for _ in range(n)) for n in (60, 1, 9)] + ['ship sail']
+    (tmp_path / 'text.txt').write_text('\n'.join(lines))
+    warnings = []
+    monkeypatch.setattr(evaluate_text.logging, 'warning', lambda message, *values: warnings.append(message % values))
+    results = run((tmp_path / 'run',), tmp_path / 'out', tmp_path / 'text.txt', sentences=sentences)
+    expected = [len(re.findall('[日本語жук]+', line)) for line in lines]  # SentencePiece: a piece for all that it lacks
+    assert results['unknown_tokens'] == sum(expected) > 20 and results['comparable'] is False
+    assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results
+    share = float(re.search(rf'^{sum(expected)} of the {results["tokens"]:,} scored tokens \((.*) %\)', *warnings)[1])
+    assert share == pytest.approx(100 * sum(expected) / results['tokens'], rel=0.01)
+    assert 'not comparable' in warnings[0]
+    if sentences:
+        rows = [json.loads(line) for line in (tmp_path / 'out' / 'sentences.jsonl').read_text().splitlines()]
+        assert [row['unknown'] for row in rows] == expected
 
 
 def test_blocks_and_chunks_of_windows_leave_no_trace(saved, tmp_path, monkeypatch):

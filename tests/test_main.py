@@ -158,6 +158,72 @@ def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
     assert last.startswith('error: ') and message in last and 'Traceback' not in error
 
 
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['pretrain.py', '--config.optimiser.learning_rate=1'],
+     "the config has no key 'optimiser': did you mean 'optimizer'?"),
+    (['generate.py', '--config.seed=x'], "flag --config.seed=x: invalid literal for int() with base 10: 'x'"),
+    (['prepare.py:huge'], "configs/prepare.py takes no argument: leave ':huge' out"),
+    (['pretrain.py:huge'], "size='huge' is unknown; choose one of tiny, small, gpt1"),
+])
+def test_a_wrong_command_line_is_one_line_of_standard_error(flags, message):
+    assert run(*flags, status=2) == f'error: {message}\n'
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Flags -> the one line with which the program refuses them, in this process."""
+    from gpt1_jax import main
+    monkeypatch.chdir(ROOT)
+
+    def refusal(*flags):
+        sys.modules.pop('config_config', None)  # ml_collections loads the next config into the module of the last
+        with pytest.raises(SystemExit) as caught:
+            main._parse(['main', *flags])
+        line, *others = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2 and line.startswith('error: ') and not others
+        return line
+
+    return refusal
+
+
+@pytest.mark.parametrize(('flags', 'wrong', 'nearest'), [
+    ('pretrain.py --config.optimiser=1', 'optimiser', 'optimizer'),
+    ('pretrain.py --config.data.batch-size=4', 'data.batch-size', 'batch_size'),
+    ('pretrain.py --config.batch_size=4', 'batch_size', 'data.batch_size'),  # it is right elsewhere
+    ('pretrain.py --noconfig.model.scam', 'model.scam', 'scan'),
+    ('finetune.py:glue --config.seed 3 --config.dataset --config.data.limit=4', 'dataset', 'datasets'),
+    ('finetune.py:custom --config.data.feilds=a', 'data.feilds', 'fields'),
+    ('finetune.py --config.data.optimiser.b1=0', 'data.optimiser', 'optimizer'),
+    ('prepare.py --config.dta.source=x', 'dta', 'data'),
+    ('generate.py --config.top-k=4', 'top-k', 'top_k'),
+    ('quickstart.py --config.pretrain.optimizer.learningrate=4', 'pretrain.optimizer.learningrate', 'learning_rate'),
+    ('pretrain.py --config.xyzzy=4', 'xyzzy', None),
+    ('pretrain.py --config.seed.high=4', 'seed.high', None),
+    ('pretrain.py --config..seed=4', '', None),
+])
+@pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections
+@pytest.mark.parametrize('form', ['--config=configs/', '--config configs/'])
+def test_a_misspelt_key_is_named_with_the_nearest(refusal, form, flags, wrong, nearest):
+    hint = f'did you mean {nearest!r}?' if nearest else 'the keys are in the config file'
+    assert refusal(*f'{form}{flags}'.split()) == f'error: the config has no key {wrong!r}: {hint}'
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    (None, 'cannot be read ([Errno 2] No such file'),
+    ('def get_config(', 'has a mistake (SyntaxError: '),
+    ('x = 1', 'has a mistake (AttributeError: '),
+    ('def get_config():\n    return {}["a"]', "has a mistake (KeyError: 'a')"),
+    ('def get_config():\n    raise ValueError("two\\nlines")', 'has a mistake (ValueError: two lines)'),
+    ('def get_config():\n    return {}', 'is no config with a task'),
+])
+@pytest.mark.filterwarnings('ignore:the load_module')
+def test_a_config_file_that_does_not_work_is_one_line(refusal, tmp_path, text, message):
+    if text:
+        (tmp_path / 'mine.config').write_text(text)
+    line = refusal(f'--config={tmp_path}/mine.config', '--config.seed=1')
+    assert f'{tmp_path}/mine.config' in line and message in line
+
+
 def test_a_store_that_is_not_reached_is_one_sentence(monkeypatch, capsys):
     errors = pytest.importorskip('tensorflow').errors
     from gpt1_jax import main

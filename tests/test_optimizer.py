@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import ours
 import pytest
 import reference
@@ -17,11 +18,12 @@ def config(**values):
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine'])
-@pytest.mark.parametrize('clip', [0.5, 1e9])
-def test_ten_updates_equal_the_releases(schedule, clip):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(('clip', 'skips'), [(0.5, 0), (1e9, 0), (0.5, 3)])
+def test_ten_updates_equal_the_releases(schedule, clip, skips):
+    """`skips`: steps without an update after the fourth one."""
+    rng, total = np.random.default_rng(0), 10 + skips
     params = ours.random_params()
-    optimizer, _ = make_optimizer(config(schedule=schedule, max_grad_norm=clip), total_steps=10)
+    optimizer, rate = make_optimizer(config(schedule=schedule, max_grad_norm=clip), total)
     tree = ours.from_reference(params)
     state, adam = optimizer.init(tree), reference.adam_init(params)
     update = jax.jit(optimizer.update)
@@ -31,14 +33,32 @@ def test_ten_updates_equal_the_releases(schedule, clip):
         for path in reference.paths(gradients):
             gradients = reference.replace(gradients, path, scale * reference.get(gradients, path))
         before = tree
-        updates, state = update(ours.from_reference(gradients), state, tree)
+        skipped = skips if t > 4 else 0
+        # Where nothing is skipped the count of updates stands for the step.
+        of_step = {'step': jnp.int32(t - 1 + skipped)} if skips else {}
+        updates, state = update(ours.from_reference(gradients), state, tree, **of_step)
         tree = jax.tree.map(jnp.add, tree, updates)
+        factor = getattr(reference, f'{schedule}_schedule')
         params, adam = reference.adam_update(
-            params, gradients, adam, t, lr=0.01, schedule=getattr(reference, f'{schedule}_schedule'), total=10,
-            warmup=0.2, l2=0.01, clip=clip)
+            params, gradients, adam, t, lr=0.01, schedule=lambda x, warmup: factor(x + skipped / total, warmup),
+            total=total, warmup=0.2, l2=0.01, clip=clip)
         ours.assert_trees_close(tree, ours.from_reference(params), rtol=1e-5, atol=1e-6)
         if t == 1:  # with a warm-up the first rate is 0
             jax.tree.map(np.testing.assert_array_equal, tree, before)
+    assert abs(rate(total)) < 1e-9 and state[-1].count == 10
+
+
+def test_the_state_is_that_of_optax():
+    """So that checkpoints from before the schedule followed the steps load."""
+    tree = ours.from_reference(ours.random_params())
+    optimizer, _ = make_optimizer(config(), 10)
+    clip, _, decay, scale = optimizer.init(tree)
+    parts = (optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.01, decayed),
+             optax.scale_by_learning_rate(lambda count: count))
+    for state, part in zip((clip, decay, scale), parts, strict=True):
+        expected = part.init(tree)
+        assert jax.tree.structure(state) == jax.tree.structure(expected)
+        jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 def test_rates():

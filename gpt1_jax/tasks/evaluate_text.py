@@ -15,7 +15,7 @@ from gpt1_jax import config as common
 from gpt1_jax.data.corpora import Corpus, open_corpus
 from gpt1_jax.data.tokenizers import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.model.decoding import bucket
+from gpt1_jax.model.decoding import UNKNOWN_ID, bucket
 from gpt1_jax.training import steps, transfer
 from gpt1_jax.training.partitioning import Partitioner
 
@@ -60,29 +60,36 @@ def run(config, workdir) -> dict:
     texts = (sentences if config.sentences else documents)(corpus, source.tokenizer)
     windows = (window for number, pieces in enumerate(texts)
                for window in slide(number, pieces, start_id=source.tokenizer.end_id, context=context, stride=stride))
-    log_probabilities, tokens, words = [], 0, 0
+    log_probabilities, tokens, unknown, words = [], 0, 0, 0
     with _sentences_file(config, workdir) as file, partitioner.activate():
         scored = score_windows(windows, model, params, partitioner, config.data.batch_size)
         for _, of_one_text in itertools.groupby(scored, lambda pair: pair[0].text):
             of_one_text = list(of_one_text)
             log_probability = math.fsum(value for _, value in of_one_text)
             n_tokens = sum(len(window.tokens) - window.first for window, _ in of_one_text)
+            n_unknown = sum(int(np.sum(window.tokens[window.first:] == UNKNOWN_ID)) for window, _ in of_one_text)
             if file:
-                file.write(json.dumps({'log_probability': log_probability, 'tokens': n_tokens,
+                file.write(json.dumps({'log_probability': log_probability, 'tokens': n_tokens, 'unknown': n_unknown,
                                        'mean': log_probability / n_tokens if n_tokens else None}) + '\n')
             log_probabilities.append(log_probability)
             tokens += n_tokens
+            unknown += n_unknown
             words += sum(window.words for window, _ in of_one_text)
     if not tokens:
         raise UserError(f'the source {config.data.source!r} holds nothing but white space: name another one')
     total = math.fsum(log_probabilities)
     results = {'sentences' if config.sentences else 'documents': len(log_probabilities), 'tokens': tokens,
-               'words': words, 'stride': stride, 'log_probability': total, 'loss': -total / tokens,
-               'perplexity': common.perplexity(-total / tokens), 'word_perplexity': common.perplexity(-total / words)}
+               'unknown_tokens': unknown, 'comparable': not unknown, 'words': words, 'stride': stride,
+               'log_probability': total, 'loss': -total / tokens, 'perplexity': common.perplexity(-total / tokens),
+               'word_perplexity': common.perplexity(-total / words)}
     if jax.process_index() == 0:
         common.write_json(workdir / 'results.json', results)
     logging.info('%s tokens, %s words: perplexity %.2f a token, %.2f a word', f'{tokens:,}', f'{words:,}',
                  results['perplexity'], results['word_perplexity'])
+    if unknown:
+        logging.warning('%s of the %s scored tokens (%.3g %%) are the unknown piece, one token for any text that the '
+                        'vocabulary lacks: the perplexities are not comparable with those of another vocabulary',
+                        f'{unknown:,}', f'{tokens:,}', 100 * unknown / tokens)
     return results
 
 

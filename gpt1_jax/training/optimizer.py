@@ -46,6 +46,23 @@ def scale_by_moments(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_rate(rate) -> optax.GradientTransformationExtraArgs:
+    """Scales by -rate(step, count). `step`, int32 [], is an argument of `update`, the number of steps taken before;
+    without it the count of updates stands for it. The state is that of `optax.scale_by_schedule`."""
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, step=None, **unused):
+        del params, unused
+        factor = -rate(state.count if step is None else step, state.count)
+        updates = jax.tree.map(lambda u: jnp.asarray(factor, u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def decayed(params) -> dict:
     """True for the parameters that decay: the table and every kernel, not biases and gains (section 4.1).
 
@@ -57,21 +74,24 @@ def decayed(params) -> dict:
         lambda path, _: name(path) == 'table' or name(path).endswith('kernel'), params)
 
 
-def make_optimizer(config, total_steps: int) -> tuple[optax.GradientTransformation, callable]:
-    """The optimizer of `config.optimizer`, and its rate as a function of the number of updates made before.
+def make_optimizer(config, total_steps: int) -> tuple[optax.GradientTransformationExtraArgs, callable]:
+    """The optimizer of `config.optimizer`, and its rate as a function of the number of steps taken before.
 
-    The rate is peak * schedule(updates / total) * bias correction; the first update has rate 0 when there is a
-    warm-up, because the schedule sees the count before it is incremented (release).
+    An update is scaled by peak * schedule(steps / total) * bias correction(updates); the first has rate 0 when there
+    is a warm-up, because the schedule sees the number before this step (release). A step that is skipped, because it
+    is not finite, counts as a step and not as an update: the schedule follows the position in the data,
+    `optimizer.update(..., step=state.step)`, so that every run comes down to rate 0 at its end; the bias correction
+    follows the updates that the moments hold. Without `step` every step is an update.
 
     Args:
       config: `schedule`, `learning_rate`, `warmup_steps` or `warmup_fraction`, `b1`, `b2`, `eps`, `weight_decay`,
         `max_grad_norm` (0: no clipping).
-      total_steps: updates in the whole run.
+      total_steps: steps in the whole run.
     """
     if config.schedule not in SCHEDULES:
         raise UserError(f'optimizer.schedule={config.schedule!r} is unknown; choose one of {", ".join(SCHEDULES)}')
     if config.warmup_steps >= total_steps:
-        raise UserError(f'optimizer.warmup_steps={config.warmup_steps} is not less than the {total_steps} updates of '
+        raise UserError(f'optimizer.warmup_steps={config.warmup_steps} is not less than the {total_steps} steps of '
                         'the run; lower it or train for longer')
     if config.warmup_steps and config.warmup_fraction:
         raise UserError(f'optimizer.warmup_steps={config.warmup_steps} and optimizer.warmup_fraction='
@@ -79,17 +99,17 @@ def make_optimizer(config, total_steps: int) -> tuple[optax.GradientTransformati
     warmup = config.warmup_steps / total_steps if config.warmup_steps else config.warmup_fraction
     schedule = SCHEDULES[config.schedule]
 
-    def learning_rate(count):
-        return config.learning_rate * schedule(count / total_steps, warmup)
+    def learning_rate(step):
+        return config.learning_rate * schedule(step / total_steps, warmup)
 
-    def corrected_rate(count):
+    def corrected_rate(step, count):
         t = count + 1.0
-        return learning_rate(count) * jnp.sqrt(1.0 - config.b2**t) / (1.0 - config.b1**t)
+        return learning_rate(step) * jnp.sqrt(1.0 - config.b2**t) / (1.0 - config.b1**t)
 
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     return optax.chain(
         clip,
         scale_by_moments(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decayed),
-        optax.scale_by_learning_rate(corrected_rate),
+        scale_by_rate(corrected_rate),
     ), learning_rate

@@ -61,12 +61,12 @@ def _finetune_forward(model, head, params, batch, decoder_key=None, head_key=Non
     return logits, lm
 
 
-def train_step(loss_fn, optimizer: optax.GradientTransformation, learning_rate):
+def train_step(loss_fn, optimizer: optax.GradientTransformationExtraArgs, learning_rate):
     """The whole update as one function (state, batch) -> (state, metrics), to be jitted with `jit_train_step`.
 
     `batch` leaves are [micro-batches, ...]; their gradients are added in float32 by a scan (XLA adds those of the
-    data-parallel groups in the compute dtype). A step whose loss or gradient
-    is not finite changes nothing but the counts.
+    data-parallel groups in the compute dtype). A step whose loss or gradient is not finite changes nothing but `step`
+    and `skipped`: the schedule goes on with the data, the optimizer's own count of updates does not.
     """
 
     def step(state: TrainState, batch):
@@ -85,13 +85,13 @@ def train_step(loss_fn, optimizer: optax.GradientTransformation, learning_rate):
 
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        rate = learning_rate(state.opt_state[-1].count)
         new_state = state.replace(
             step=state.step + 1, skipped=skipped, params=keep(optax.apply_updates(state.params, updates), state.params),
             opt_state=keep(opt_state, state.opt_state))
+        rate = learning_rate(state.step)
         return new_state, metrics | {'grad_norm': norm, 'learning_rate': rate, 'skipped': skipped}
 
     return step
