@@ -4,9 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import fft, linalg, stats
 
-from gpt1_jax.model.dropout import dropout, keep_mask
+from gpt1_jax.model.dropout import dropout, keep, keep_mask
+
+
+def largest_of_normals(count):
+    """What the largest |z| of `count` standard normal variables exceeds with probability 1e-4."""
+    return stats.norm.isf(1e-4 / count / 2)
+
+
+def assert_rows_are_uncorrelated(rows):
+    z = np.corrcoef(rows)[np.triu_indices(len(rows), 1)] * np.sqrt(len(rows[0]))
+    assert np.abs(z).max() < largest_of_normals(z.size)
+    assert abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / z.size)
+
+
+def standardised(mask, rate):
+    return ((np.asarray(mask) - (1 - rate)) / np.sqrt(rate * (1 - rate))).astype(np.float32)
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
@@ -15,14 +30,53 @@ def test_rate(rate):
     assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
 
 
-def test_neighbours_rows_and_keys_are_independent():
-    masks = [np.asarray(keep_mask(jax.random.key(seed), (64, 4096), 0.3)).astype(int) for seed in range(4)]
-    mask = masks[0]
-    pairs = [(mask[:, :-1], mask[:, 1:]), (mask[:-1], mask[1:]), (mask[:, :-64], mask[:, 64:]), (mask[0], mask[32])]
-    pairs += [(masks[i], masks[j]) for i in range(4) for j in range(i)]
-    for a, b in pairs:
-        table = np.histogram2d(a.ravel(), b.ravel(), bins=2)[0]
-        assert stats.chi2_contingency(table, correction=False).pvalue > 1e-5
+def lag_scores(x):
+    """z of the correlation of x[i] with x[i + lag], for every lag up to half of the (circular) array."""
+    return fft.irfft(np.abs(fft.rfft(x)) ** 2)[1:x.size // 2] / np.sqrt(x.size)
+
+
+def walsh(x):
+    """The Walsh-Hadamard transform of 2**24 elements, 8 bits of the index at a time."""
+    for _ in range(3):
+        x = (linalg.hadamard(256, np.float32) @ x.reshape(256, -1)).T
+    return x.ravel()
+
+
+def xor_lag_scores(x):
+    """z of the correlation of x[i] with x[i ^ lag], for every lag: `lag_scores` with the other transform."""
+    spectrum = walsh(x) ** 2 / x.size - 1  # less what lag 0 gives, for precision
+    return walsh(spectrum)[1:] / np.sqrt(2 * x.size)  # each pair is there twice
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5])
+@pytest.mark.parametrize(('scores', 'size'), [(lag_scores, 2**23), (xor_lag_scores, 2**24)])
+def test_no_lag_is_correlated(scores, size, rate):
+    """At no lag more than noise is; Threefry's mask passes the same test."""
+    masks = [keep_mask(key, (size,), rate) for key in jax.random.split(jax.random.key(1))]
+    for mask in (jax.random.bernoulli(jax.random.key(2), 1 - rate, (size,)), *masks):
+        z = scores(standardised(mask, rate))
+        assert abs(z.std() - 1) < 0.01
+        assert np.abs(z).max() < largest_of_normals(z.size)
+
+
+def test_high_bits_of_the_index_and_each_seed_make_another_mask():
+    index = jnp.arange(2**18, dtype=jnp.uint32)
+    seeds, *others = jax.random.bits(jax.random.key(3), (9, 2), jnp.uint32)
+    masks = [keep(index ^ jnp.uint32(change), seeds, 0.5) for change in (0, *(2**bit for bit in range(18, 32)))]
+    masks += [keep(index, (seeds[0], other[1]), 0.5) for other in others]
+    masks += [keep(index, (other[0], seeds[1]), 0.5) for other in others]
+    assert_rows_are_uncorrelated(np.stack(masks))
+
+
+def test_a_mask_is_a_function_of_the_global_index():
+    seeds = jax.random.bits(jax.random.key(3), (2,), jnp.uint32)
+    expected = np.asarray(keep(jnp.arange(6 * 50 * 70, dtype=jnp.uint32), seeds, 0.3)).reshape(6, 50, 70)
+    np.testing.assert_array_equal(keep_mask(jax.random.key(3), (6, 50, 70), 0.3), expected)
+
+
+def test_rows_and_keys_are_independent():
+    keys = jax.random.split(jax.random.key(4), 4)
+    assert_rows_are_uncorrelated(np.concatenate([keep_mask(key, (64, 4096), 0.3) for key in keys]))
 
 
 def test_runs_of_eight_have_the_binomial_distribution():

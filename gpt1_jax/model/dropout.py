@@ -1,7 +1,7 @@
 """Dropout whose mask is a hash of the position, not a stored random array.
 
 Threefry costs twenty rounds an element and its masks are kept for the backward pass; in a GPT-1 step most of the
-time that is not matrix products goes there. The mask here is two multiplications an element, fuses into its
+time that is not matrix products goes there. The mask here is three multiplications an element, fuses into its
 consumer, is recomputed rather than stored, and, being a function of (key, global index) alone, is the same on any
 mesh.
 """
@@ -11,23 +11,34 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Boolean [*shape], True with probability 1 - rate, a pure function of `key` and the index.
+def keep(index: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
+    """Boolean like `index`, True with probability 1 - rate; elementwise, so that a kernel can call it on its block.
 
-    The index is mixed with 64 bits of key by an integer hash with the constants of `lowbias32`
-    (C. Wellons, "Prospecting for Hash Functions", 2018).
+    The rounds are those of `triple32` (C. Wellons, "Prospecting for Hash Functions", 2018), the seeds and their order
+    our own. Two rounds (`lowbias32`), also of `index` times an odd constant, leave lags with correlations of 0.01.
+
+    Args:
+      index: uint32, of any shape: where the elements stand in the whole array.
+      seeds: two uint32, `seeds[0]` and `seeds[1]`.
+      rate: probability of False, 0 <= rate < 1.
     """
-    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    x = index ^ seeds[0]
+    x = (x ^ (x >> 17)) * jnp.uint32(0xED5AD4BB)
+    x = x ^ seeds[1]
+    x = (x ^ (x >> 11)) * jnp.uint32(0xAC4C1B51)
+    x = x ^ seeds[0]
+    x = (x ^ (x >> 15)) * jnp.uint32(0x31848BAB)
+    # triple32 ends with x ^ (x >> 14), which leaves the 14 highest bits as they are: they decide nearly always.
+    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Boolean [*shape], True with probability 1 - rate: `keep` of the row-major index and 64 bits of `key`."""
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(shape):
         # Wraps only past 2**32 elements, where a repeat of the pattern does no harm.
         index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x = index ^ seeds[0]
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = x ^ seeds[1]
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    x = x ^ (x >> 16)
-    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return keep(index, jax.random.bits(key, (2,), jnp.uint32), rate)
 
 
 def dropout(x: jax.Array, key: jax.Array | None, rate: float, broadcast_axes: tuple[int, ...] = ()) -> jax.Array:

@@ -1,0 +1,101 @@
+"""Every dropout of a run has a mask of its own: of a step, a micro-batch, a layer, a place in the layer, the head."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ours
+import pytest
+from scipy import stats
+from test_dropout import assert_rows_are_uncorrelated
+
+from gpt1_jax.config import optimizer_defaults
+from gpt1_jax.model.dropout import keep_mask
+from gpt1_jax.model.heads import ClassifierHead
+from gpt1_jax.training import steps
+from gpt1_jax.training.optimizer import make_optimizer
+from gpt1_jax.training.state import TrainState
+
+WIDTH, LAYERS, STEPS, MICRO_BATCHES = 64, 3, 3, 3
+DROPPING = dict(dropout=0.5, attention_dropout=0.5, residual_dropout=0.5)
+# A head for each element of the width: of one token, a layer's attention mask is as large as its others.
+SIZES = dict(vocab=4, n_special=0, n_positions=1, width=WIDTH, layers=LAYERS, heads=WIDTH, mlp=32)
+MODEL, HEAD = ours.decoder(SIZES, **DROPPING), ClassifierHead('classification', 3, dropout=0.5)
+
+
+def pretraining():
+    """(loss_fn, a batch of one token, the same for each micro-batch)."""
+    return steps.pretrain_loss_fn(MODEL, groups=1, batch_size=1), {'tokens': np.zeros((MICRO_BATCHES, 1, 2), np.uint16)}
+
+
+def finetuning():
+    shape = MICRO_BATCHES, 1, 1
+    batch = {name: np.zeros((*shape, 1), np.int32) for name in ('tokens', 'positions', 'segment_ids', 'extract')}
+    batch |= {'labels': np.zeros(shape, np.int32), 'example_weights': np.ones(shape, np.float32)}
+    return steps.finetune_loss_fn(MODEL, HEAD, 'classification', 0.0), batch
+
+
+def updates(loss_fn, params):
+    """Function of a step's number and its batch: `params` after that step."""
+    optimizer, rate = make_optimizer(
+        optimizer_defaults(schedule='linear', learning_rate=0.01, warmup_fraction=0.0, weight_decay=0.0), 10)
+    step = jax.jit(steps.train_step(loss_fn, optimizer, rate))
+
+    def update(number, batch):
+        state = TrainState(step=jnp.int32(number), skipped=jnp.int32(0), params=params,
+                           opt_state=optimizer.init(params), key=jax.random.key_data(jax.random.key(0)))
+        return step(state, batch)[0].params
+
+    return update
+
+
+@pytest.mark.parametrize('task', [pretraining, finetuning])
+def test_no_two_masks_are_alike(task):
+    """What a mask drops gets no gradient, so the parameters that a step leaves as they were show its masks."""
+    task_loss, batch = task()
+
+    def loss_fn(params, micro_batch, key):
+        loss = micro_batch['weight'] * task_loss(params, micro_batch, key)[0]
+        return loss, {'loss': loss}
+
+    params = ours.from_reference(ours.random_params(classes=3, sizes=SIZES), heads=WIDTH)
+    update = updates(loss_fn, params)
+    masks = {}
+    for step, index in itertools.product(range(STEPS), range(MICRO_BATCHES)):
+        only_one = {'weight': np.eye(MICRO_BATCHES, dtype=np.float32)[index]}
+        changed = jax.tree.map(lambda new, old: np.asarray(new != old), update(step, batch | only_one), params)
+        blocks = changed['decoder']['blocks']
+        masks[step, index, 'table'] = changed['decoder']['table'][0]
+        if task is finetuning:
+            masks[step, index, 'head'] = changed['head']['kernel'].any(axis=1)
+        for layer in range(LAYERS):
+            masks[step, index, layer, 'attention'] = blocks['attention']['qkv_bias'][layer, 2, :, 0]  # of the values
+            masks[step, index, layer, 'residual of attention'] = blocks['attention']['out_bias'][layer]
+            masks[step, index, layer, 'residual of the MLP'] = blocks['mlp']['out']['bias'][layer]
+
+    # Two masks agree in a binomial number of elements; of all pairs one has more than `most` with probability 1e-4.
+    pairs = list(itertools.combinations(masks, 2))
+    most = stats.binom.isf(1e-4 / len(pairs), WIDTH, 0.5)
+    assert [(a, b) for a, b in pairs if np.sum(masks[a] == masks[b]) > most] == []
+
+
+def test_masks_of_training_are_uncorrelated(monkeypatch):
+    """All masks of two steps of two micro-batches, in slices as large as one head's for one sequence."""
+    masks = []
+
+    def recording(*arguments):
+        mask = keep_mask(*arguments)
+        jax.debug.callback(lambda values: masks.append(np.asarray(values)), mask)
+        return mask
+
+    monkeypatch.setattr('gpt1_jax.model.dropout.keep_mask', recording)
+    sizes = dict(vocab=192, n_special=0, n_positions=64, width=64, layers=LAYERS, heads=4, mlp=32)
+    params = ours.from_reference(ours.random_params(sizes=sizes))
+    update = updates(steps.pretrain_loss_fn(ours.decoder(sizes, **DROPPING), groups=1, batch_size=8),
+                     {'decoder': params['decoder']})
+    for number in range(2):
+        update(number, {'tokens': np.zeros((2, 4, 65), np.uint16)})
+    jax.effects_barrier()
+    assert len(masks) == 2 * 2 * (1 + 3 * LAYERS)
+    assert_rows_are_uncorrelated(np.concatenate([mask.reshape(-1, 64 * 64) for mask in masks]))
