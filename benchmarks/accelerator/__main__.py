@@ -1,0 +1,144 @@
+r"""Checks and measures everything on a machine with an accelerator, in a given time; packs and unpacks what it reads.
+
+    python -m benchmarks.accelerator --minutes=15 --out=DIR [--data=DATA] [--parts=ceilings,right,...]
+    python -m benchmarks.accelerator --pack=DIR --source=text:/books --data=/tasks
+    python -m benchmarks.accelerator --unpack=DIR --out=DATA
+
+Each part is a process of its own with a time limit of its own: a crash, or too little memory, in one does not end the
+others. OUT/PART.json is written as the part goes; OUT/table.md comes last; OUT/log.txt has what the parts printed. Only
+the standard library is imported here: the accelerator belongs to the part that runs.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from benchmarks.accelerator import pack, table
+
+# Weights of the time; what a part leaves goes to those after it.
+PARTS = {'ceilings': 4, 'right': 17, 'step': 15, 'profile': 7, 'peer': 14, 'use': 12, 'paper': 32}
+_RESERVE = 10  # seconds, for the table and for processes that end slowly
+_GRACE = 5  # seconds between a polite and a forced end
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--minutes', type=float, default=15, help='time for all parts together')
+    parser.add_argument('--out', type=pathlib.Path, help='folder of the results; with --unpack: of the data')
+    parser.add_argument('--parts', default=','.join(PARTS), help='which, with commas between')
+    parser.add_argument('--size', default='gpt1', choices=('gpt1', 'small', 'tiny'), help='of the model')
+    parser.add_argument('--data', type=pathlib.Path,
+                        help='folder that --unpack made; with --pack: one folder a data set')
+    parser.add_argument('--pack', type=pathlib.Path, help='make folders to copy here')
+    parser.add_argument('--source', default='', help='with --pack: a corpus, text:/books or shards:/dir')
+    parser.add_argument('--sets', default=','.join(pack.SETS), help='with --pack: data sets, with commas between')
+    parser.add_argument('--mib', type=float, default=60, help='with --pack: the most that a folder may hold')
+    parser.add_argument('--max_length', type=int, default=512, help='with --pack: tokens of the longest sequence')
+    parser.add_argument('--vocab_size', type=int, default=40000, help='with --pack: pieces of the vocabulary')
+    parser.add_argument('--unpack', type=pathlib.Path, help='join the folders that --pack made, here')
+    parser.add_argument('--run_part', help=argparse.SUPPRESS)
+    parser.add_argument('--deadline', type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.pack:
+        pack.pack(options)
+    elif not options.out:
+        parser.error('--out=DIR is missing: name a folder for the results')
+    elif options.unpack:
+        pack.unpack(options.unpack, options.out)
+    elif options.run_part:
+        run_part(options)
+    else:
+        unknown = sorted(set(options.parts.split(',')) - PARTS.keys())
+        if unknown:
+            parser.error(f'--parts names {", ".join(unknown)}: choose of {", ".join(PARTS)}')
+        run_parts(options)
+
+
+def run_part(options):
+    """One part, in the process that is given to it."""
+    from benchmarks.accelerator.measure import Context
+
+    module = importlib.import_module(f'benchmarks.accelerator.{options.run_part}')
+    module.run(Context(options.run_part, options.size, options.out, options.data, options.deadline))
+
+
+def run_parts(options):
+    options.out.mkdir(parents=True, exist_ok=True)
+    end = time.time() + 60 * options.minutes - _RESERVE
+    names = [name for name in PARTS if name in options.parts.split(',')]
+    weights = [PARTS[name] for name in names]
+    with (options.out / 'log.txt').open('a') as log:
+        for i, name in enumerate(names):
+            left = end - time.time()
+            limit = left * weights[i] / sum(weights[i:])
+            print(f'{name}: {limit:.0f} s of {left:.0f} s', flush=True)
+            started = time.time()
+            status = _run(name, limit, options, log)
+            seconds = time.time() - started
+            _add(options.out / f'{name}.json', seconds=round(seconds, 1), limit_s=round(limit, 1), status=status)
+            print(f'{name}: {status}, {seconds:.0f} s', flush=True)
+    text = table.table(options.out)
+    (options.out / 'table.md').write_text(text)
+    print(text)
+
+
+def _run(name, limit, options, log):
+    """Runs a part; returns how it ended, in a word or two."""
+    # Absolute, so that the part, which stops by itself, and the limit here mean the same moment.
+    flags = {'run_part': name, 'deadline': time.time() + limit - _GRACE, 'size': options.size, 'out': options.out}
+    flags |= {'data': options.data} if options.data else {}
+    print(f'==== {name}', file=log, flush=True)
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'benchmarks.accelerator', *(f'--{key}={value}' for key, value in flags.items())],
+        stdout=log, stderr=subprocess.STDOUT, env=environment(name, options), start_new_session=True)
+    try:
+        status = process.wait(timeout=max(limit, 1))
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return 'out of time'
+    return 'done' if status == 0 else f'failed with status {status}, see log.txt'
+
+
+def _end(process):
+    """Ends a part with all that it started."""
+    for signal in (15, 9):
+        try:
+            os.killpg(process.pid, signal)
+            process.wait(timeout=_GRACE)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def environment(name, options):
+    """Of a part: compiled steps are kept in OUT/compiled; carried packages stand in where the machine lacks them."""
+    variables = dict(
+        os.environ, JAX_COMPILATION_CACHE_DIR=str((options.out / 'compiled').absolute()),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5', PYTHONUNBUFFERED='1')
+    if name == 'peer':  # two programs share the card: none may take all of its memory at the start
+        variables['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
+    if name == 'profile':  # kernels that are launched as one CUDA graph do not say which instruction they are
+        variables['XLA_FLAGS'] = ' '.join(filter(None, (os.environ.get('XLA_FLAGS'), '--xla_gpu_enable_command_buffer=')))
+    carried = options.data and options.data / pack.PACKAGES
+    if carried and carried.exists() and not importlib.util.find_spec('ml_collections'):
+        variables['PYTHONPATH'] = os.pathsep.join(filter(None, (str(carried.absolute()), os.environ.get('PYTHONPATH'))))
+    return variables
+
+
+def _add(path, **facts):
+    """Puts facts into a part's JSON, whatever the part left there."""
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        report = {}
+    path.write_text(json.dumps(facts | report | facts, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

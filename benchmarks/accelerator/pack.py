@@ -1,0 +1,190 @@
+"""Folders to copy to a machine without a network: tokenised books, data sets, tokenizer, packages; and their joining.
+
+`pack` makes PACK/pack-1 and PACK/pack-2, neither larger than asked. Each holds compressed files and manifest.json, the
+name, size and SHA-256 of each. pack-1 can be used without the other: its index lists the books that are in it.
+`unpack` needs nothing but the standard library.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import lzma
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+SETS = ('cola', 'sst2', 'mrpc', 'stsb', 'rte', 'story_cloze')
+PACKAGES = 'packages'  # folder of what was in the wheels
+_WHEELS = ('ml-collections', 'ftfy', 'wcwidth', 'tqdm')  # pure Python
+_FOLDERS = 2
+_SPARE = 2**18  # bytes, for the manifest and the index of a folder
+_TOKENS_PER_SHARD = 2**21
+# For 16-bit numbers: their two bytes have statistics of their own.
+_FILTERS = [{'id': lzma.FILTER_LZMA2, 'preset': 6, 'lc': 0, 'lp': 1, 'pb': 1}]
+
+
+# ---------------------------------------------------------------- pack
+
+
+def pack(options) -> None:
+    made = options.pack / 'prepared'
+    shards = _prepare(options, made)
+    names = [] if options.data is None else _tokenise(options, made / 'tokens', shards)
+    small = {path: made / path for path in ('tokens',) if names} | {'wheels': _wheels(made / 'wheels')}
+    small = {f'{name}/{path.relative_to(root).as_posix()}': path for name, root in small.items()
+             for path in sorted(root.rglob('*')) if path.is_file() and not path.name.startswith('.')}
+    index = json.loads((shards.directory / 'index.json').read_text())
+    small |= {f'shards/tokenizer/{path.name}': pathlib.Path(path)
+              for path in sorted((pathlib.Path(shards.directory) / 'tokenizer').iterdir())}
+    small |= {f'shards/{shard["file"]}': pathlib.Path(shards.directory) / shard['file']
+              for shard in index['splits'].get('valid', {'shards': []})['shards']}
+    train = {f'shards/{shard["file"]}': pathlib.Path(shards.directory) / shard['file']
+             for shard in index['splits']['train']['shards']}
+
+    budget, held = int(options.mib * 2**20) - _SPARE, []  # held: shards so far, of all folders
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        waiting = [(name, path, True) for name, path in small.items()] + [(name, path, False) for name, path in train.items()]
+        compressed = pool.map(_compress, [path for _, path, _ in waiting])
+        pending = next_piece = None
+        items = zip(waiting, compressed)
+        for number in range(1, _FOLDERS + 1):
+            folder, size, entries = options.pack / f'pack-{number}', 0, []
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.iterdir():
+                old.unlink()
+            while (next_piece := pending or next(items, None)) is not None:
+                (name, path, needed), data = next_piece
+                pending = next_piece
+                if size + len(data) > budget:
+                    if needed:
+                        raise SystemExit(f'{name} does not fit: raise --mib, or name fewer --sets')
+                    break
+                pending = None
+                size += len(data)
+                entries.append(_write(folder, len(entries), name, path.read_bytes(), data))
+                held += [name] if not needed else []
+            text = json.dumps(_cut_index(shards, index, [name.removeprefix('shards/') for name in held]), indent=1).encode()
+            entries.append(_write(folder, len(entries), 'shards/index.json', text, lzma.compress(text)))
+            (folder / 'manifest.json').write_text(json.dumps({'folder': number, 'files': entries}, indent=1) + '\n')
+            print(f'{folder}: {sum(p.stat().st_size for p in folder.iterdir()) / 2**20:.1f} MiB, {len(entries)} files')
+        pool.shutdown(cancel_futures=True)
+    tokens = sum(shard['tokens'] for shard in index['splits']['train']['shards'] if f'shards/{shard["file"]}' in held)
+    print(f'{tokens:,} of {index["splits"]["train"]["tokens"]:,} training tokens; data sets: {", ".join(names) or "none"}')
+
+
+def _prepare(options, made):
+    """The corpus as shards, small ones, so that a folder can be filled."""
+    from gpt1_jax import config as common
+    from gpt1_jax.data.shards import load_shards
+    from gpt1_jax.tasks.prepare import prepare
+
+    scheme, _, place = options.source.partition(':')
+    if scheme == 'shards':
+        return load_shards(place)
+    return prepare(common.data_defaults(source=options.source, vocab_size=options.vocab_size,
+                                        tokens_per_shard=_TOKENS_PER_SHARD), made / 'shards')
+
+
+def _tokenise(options, folder, shards):
+    """Writes one tokens folder a data set; returns the names of those that were there."""
+    from gpt1_jax.data import datasets, transforms
+    from gpt1_jax.data.tokenizers import load_tokenizer
+    from gpt1_jax.data.tokens import write_tokens
+
+    tokenizer, names = load_tokenizer(shards.directory / 'tokenizer'), []
+    for name in options.sets.split(','):
+        dataset = datasets.REGISTRY[name]
+        place = datasets.folder_of(dataset, options.data)
+        if place is None:
+            print(f'{name}: {options.data} has no folder for it: left out')
+            continue
+        splits = {split: transforms.encode(
+            dataset, datasets.load_examples(dataset, f'files:{place}', split), tokenizer, options.max_length)
+            for split in ('train', 'dev')}
+        write_tokens(folder / name, name, splits, fingerprint=tokenizer.fingerprint, max_length=options.max_length,
+                     rule=dataset.rule)
+        names.append(name)
+    return names
+
+
+def _wheels(folder):
+    """Packages that the other machine may lack, of the versions that are installed here."""
+    import importlib.metadata
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _WHEELS:
+        version = importlib.metadata.version(name)
+        if not any(folder.glob(f'{name.replace("-", "_")}-{version}-*')):
+            subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:',
+                            f'--dest={folder}', f'{name}=={version}'], check=True)
+    return folder
+
+
+def _compress(path):
+    data = pathlib.Path(path).read_bytes()
+    return lzma.compress(data, filters=_FILTERS) if path.suffix == '.bin' else lzma.compress(data)
+
+
+def _write(folder, number, name, content, data):
+    file = f'{number:03d}.xz'
+    (folder / file).write_bytes(data)
+    return {'file': file, 'path': name, 'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
+
+
+def _cut_index(shards, index, files):
+    """The shards' index with the training files that are there, in their order."""
+    import numpy as np
+
+    train = index['splits']['train']
+    kept = [shard for shard in train['shards'] if shard['file'] in files]
+    tokens = sum(shard['tokens'] for shard in kept)
+    documents = int(np.searchsorted(shards.splits['train'].document_starts, tokens))
+    return index | {'splits': index['splits'] | {'train': {'tokens': tokens, 'documents': documents, 'shards': kept}}}
+
+
+# ---------------------------------------------------------------- unpack
+
+
+def unpack(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Joins the folders pack-1, pack-2 that are in `source`, or `source` itself, in `out`; any number of times."""
+    folders = sorted(path.parent for path in [*source.glob('manifest.json'), *source.glob('pack-*/manifest.json')])
+    if not folders:
+        raise SystemExit(f'{source}: there is no manifest.json, here or in a folder pack-1: name what --pack made')
+    for folder in folders:
+        files = _check(folder, json.loads((folder / 'manifest.json').read_text())['files'])
+        for entry in files:
+            content = _content(folder, entry)
+            path = out / entry['path']
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + '.tmp')
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+            if path.suffix == '.whl':
+                with zipfile.ZipFile(path) as wheel:
+                    wheel.extractall(out / PACKAGES)
+        print(f'{folder}: {len(files)} files, {sum(entry["bytes"] for entry in files) / 2**20:.1f} MiB, checksums right')
+    listed = json.loads((out / 'shards' / 'index.json').read_text())['splits']['train']['shards']
+    missing = [shard['file'] for shard in listed if not (out / 'shards' / shard['file']).exists()]
+    if missing:
+        raise SystemExit(f'{out}: {len(missing)} files are missing, {missing[0]} first: unpack pack-1 here too')
+
+
+def _check(folder, files):
+    for entry in files:
+        parts = pathlib.PurePosixPath(entry['path'])
+        if parts.is_absolute() or '..' in parts.parts or pathlib.PurePath(entry['file']).name != entry['file']:
+            raise SystemExit(f'{folder}: {entry["path"]!r} is not a path inside a folder: copy it again')
+    return files
+
+
+def _content(folder, entry):
+    """A file's content, decompressed. Ends the program where it is not what was packed."""
+    content = b''
+    with contextlib.suppress(OSError, lzma.LZMAError, EOFError), lzma.open(folder / entry['file']) as file:
+        content = file.read(entry['bytes'] + 1)  # never more: a damaged file may hold any amount
+    if hashlib.sha256(content).hexdigest() != entry['sha256']:
+        raise SystemExit(f'{folder / entry["file"]} is missing or damaged: copy it again')
+    return content

@@ -1,0 +1,90 @@
+"""Part 4: the same step by PyTorch on the same card: the same shapes, batch, dropout, clipping and AdamW; alternated."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+
+from benchmarks.accelerator.measure import BATCH_SIZES, STEPS, Context, rates, spread
+from gpt1_jax import config as common
+
+SIDES = ('ours', 'torch eager', 'torch.compile')
+
+
+def run(context: Context) -> None:
+    if not importlib.util.find_spec('torch'):
+        context.report['torch'] = 'not installed: no peer'
+    else:
+        measure(context)
+    context.save()
+
+
+def measure(context: Context) -> None:
+    """Ours beside one peer after the other: all three at once might not fit the card's memory."""
+    tokens = STEPS * BATCH_SIZES[context.size] * common.SIZES[context.size][4]
+    ours = None
+    try:
+        with context.attempt('ours') as piece:
+            context.need(60)
+            ours = Worker('ours', context.size, context.earlier('step').get('fastest', 'scan'), context.left() - 10)
+            piece |= ours.facts
+        for i, side in enumerate(SIDES[1:]):
+            with context.attempt(side) as piece:
+                context.need(40)
+                until = context.left() * i / len(SIDES[1:])
+                theirs = Worker(side, context.size, '', context.left() - 10)
+                try:
+                    piece |= theirs.facts
+                    pairs = []
+                    # In turn: what else happens on the machine meets both alike.
+                    while len(pairs) < 3 or (context.left() > max(until, 20) and len(pairs) < 20):
+                        pair = [worker.round(context.left() - 5) for worker in (ours, theirs) if worker]
+                        pairs.append(pair)
+                finally:
+                    theirs.close()
+                piece['tokens_per_s'] = rates(tokens, [pair[-1] for pair in pairs])
+                if ours:
+                    piece['ours_beside_it'] = rates(tokens, [pair[0] for pair in pairs])
+                    piece['ours_over_it'] = spread([theirs / ours for ours, theirs in pairs])
+    finally:
+        if ours:
+            ours.close()
+
+
+class Worker:
+    """A side in a process of its own, which answers each line with the seconds of a round."""
+
+    def __init__(self, side: str, size: str, form: str, patience: float):
+        module = 'peer_ours' if side == 'ours' else 'peer_torch'
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', f'benchmarks.accelerator.{module}', size, form if side == 'ours' else side],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts = json.loads(self._answer(patience))
+
+    def round(self, patience: float) -> float:
+        self._process.stdin.write('\n')
+        self._process.stdin.flush()
+        return float(self._answer(patience))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self, patience):
+        timer = threading.Timer(max(patience, 1), self._process.kill)
+        timer.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
+        if not line:
+            raise ValueError('the process ended, or was too slow; see log.txt')
+        return line
+
+
+def serve(facts: dict, one_round) -> None:
+    """The other end of a Worker: facts first, then a line of seconds for each line."""
+    print(json.dumps(facts), flush=True)
+    for _ in sys.stdin:
+        print(one_round(), flush=True)

@@ -1,0 +1,26 @@
+"""This project's side of part 4: python -m benchmarks.accelerator.peer_ours SIZE FORM"""
+
+import sys
+import time
+
+from benchmarks.accelerator import peer, program, step
+
+
+def main(size, form):
+    changes, accumulation = step.FORMS[form]
+    made = program.pretraining(size, accumulation=accumulation, **changes)
+    compiled, seconds = made.compile()
+    run, _ = step.training_rounds(made, compiled)
+
+    def one_round():
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    one_round()
+    peer.serve({'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype), **step.memory(compiled)},
+               one_round)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,67 @@
+"""Part 3: the pre-training step: tokens/s, MFU, memory and compile time of its forms."""
+
+import jax
+
+from benchmarks.accelerator import ceilings, program
+from benchmarks.accelerator.measure import BATCH_SIZES, STEPS, Context, rates, rounds
+from gpt1_jax.training import telemetry
+
+FORMS = {  # name: (keys of config.model, micro-batches)
+    'scan': ({'scan': True}, 1), 'unrolled': ({'scan': False}, 1),
+    'scan, 2 micro-batches': ({'scan': True}, 2), 'scan, 4 micro-batches': ({'scan': True}, 4),
+}
+
+
+def run(context: Context) -> None:
+    context.report['machine'] = ceilings.machine()
+    fastest = None
+    compile_s = 30.0
+    for name, (changes, accumulation) in FORMS.items():
+        with context.attempt(name) as piece:
+            context.need(compile_s + 10)
+            made = program.pretraining(context.size, accumulation=accumulation, **changes)
+            step, compile_s = made.compile()
+            piece |= {'compile_s': round(compile_s, 2), **memory(step)}
+            one_round, state = training_rounds(made, step)
+            times = rounds(one_round, seconds=min(15.0, context.left() / 6))
+            piece |= speed(made, context.size, times)
+            if fastest is None or piece['tokens_per_s']['median'] > fastest[0]:
+                fastest = piece['tokens_per_s']['median'], name
+            state.clear()  # let go of its memory
+    if fastest:
+        context.report['fastest'] = fastest[1]
+        context.save()
+
+
+def training_rounds(made, step):
+    """(run, state): `run()` makes a few donated updates and waits for the last; `state`: the list that holds it."""
+    with made.partitioner.activate():
+        state, batches = [made.init(0)], [made.put(i) for i in range(STEPS)]
+
+    def run():
+        with made.partitioner.activate():
+            for batch in batches:
+                state[0], metrics = step(state[0], batch)
+            jax.block_until_ready(metrics)
+
+    run()
+    return run, state
+
+
+def speed(made, size, times) -> dict:
+    """Tokens/s and MFU (causal attention counted half) of rounds of `training_rounds`."""
+    tokens = BATCH_SIZES[size] * made.model.n_positions
+    per_s = rates(STEPS * tokens, times)
+    peak = telemetry.peak_flops(jax.devices()[0].device_kind, made.model.dtype)
+    mfu = telemetry.mfu(per_s['median'], made.flops_per_token, peak, jax.device_count())
+    return {'dtype': str(made.model.dtype), 'tokens_per_step': tokens, 'tokens_per_s': per_s,
+            'step_ms': tokens / per_s['median'] * 1e3, 'mfu': mfu,
+            'model_flops_per_s': per_s['median'] * made.flops_per_token}
+
+
+def memory(compiled) -> dict:
+    """Bytes on one device, as the compiler plans them."""
+    analysis = compiled.memory_analysis()
+    arguments, results, aliased = (getattr(analysis, f'{name}_size_in_bytes') for name in ('argument', 'output', 'alias'))
+    temporary = analysis.temp_size_in_bytes
+    return {'memory_gb': (arguments + results - aliased + temporary) / 1e9, 'temporary_gb': temporary / 1e9}
