@@ -33,7 +33,7 @@ def packed(tmp_path_factory):
     text = lambda n: ' '.join(rng.choices(words, k=n)) + '.'
     (folder / 'books').mkdir()
     for number in range(20):
-        (folder / 'books' / f'{number}.txt').write_text('\n'.join(text(12) for _ in range(400)))
+        (folder / 'books' / f'{number}.txt').write_text('\n'.join(text(12) for _ in range(600)))
     for name, fields in FIELDS.items():
         (folder / 'tasks' / name).mkdir(parents=True)
         for split, n in (('train', 80), ('dev', 30), ('validation', 90)):

@@ -1,23 +1,24 @@
 """Bytes and FLOPs of each instruction of a compiled program, read off its text.
 
-An estimate from above of what must move: operands read once and results written once. Of an operand that is only
-sliced, gathered from or updated in place, the slices count, not the whole.
+Bytes are an estimate: of every operand read once and every result written once. Of an operand that is only sliced,
+gathered from or updated in place the slices count, not the whole; what lies in a TPU's memory on the chip counts as
+nothing. A kernel that reads twice moves more, one whose operands are still in the cache less.
 """
 
 import dataclasses
-import json
 import math
 import re
 
-_BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4, 's64': 8, 'u64': 8,
-          'f16': 2, 'bf16': 2, 'f32': 4, 'f64': 8, 'c64': 8, 'c128': 16}
-_ARRAY = re.compile(r'\b([a-z][a-z0-9]*)\[([0-9,]*)\]')
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
+# An array's type, sizes and layout; S(1) in a layout is memory on the chip.
+_ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\](\{[^}]*\bS\(1\)[^}]*\})?')
+_INSTRUCTION = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
-CONTROL = ('while', 'conditional', 'call', 'async-start', 'async-done', 'async-update')  # their time is that of others
-_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
+CONTROL = ('while', 'conditional', 'call')  # run other instructions, whose bytes, FLOPs and time are those of the others
+_FREE = (*CONTROL, 'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'opt-barrier')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
+_UPDATES = ('dynamic-update-slice', 'scatter')
+_VIEWS = ('bitcast', 'convert', 'copy', 'reshape', 'transpose')  # inside a fusion: other names for the same elements
 
 
 @dataclasses.dataclass
@@ -31,10 +32,14 @@ class Instruction:
     text: str
     root: bool
 
+    @property
+    def bytes(self):
+        return sum(width * math.prod(shape) for width, shape in self.result)
+
 
 @dataclasses.dataclass
 class Cost:
-    """opcode, where in the source (`op_name`), FLOPs, bytes."""
+    """opcode, where in the source (`op_name`), FLOPs, bytes: of one execution."""
 
     opcode: str
     op_name: str
@@ -43,15 +48,17 @@ class Cost:
 
 
 def costs(text: str) -> dict[str, Cost]:
-    """name -> Cost of every instruction of a compiled module's text (`compiled.as_text()`)."""
+    """name -> Cost of every instruction of a compiled module's text (`compiled.as_text()`).
+
+    What is inside a fusion or an asynchronous instruction has a cost of its own, and is part of the cost of the whole.
+    """
     computations = _parse(text)
     result = {}
-    for instructions in computations.values():
-        for name, instruction in instructions.items():
-            op_name = re.search(r'op_name="([^"]*)"', instruction.text)
-            result[name] = Cost(instruction.opcode, op_name[1] if op_name else '',
-                                _flops(instruction, instructions, computations),
-                                _moved(instruction, instructions, computations))
+    for inside in computations.values():
+        for name, one in inside.items():
+            op_name = re.search(r'op_name="([^"]*)"', one.text)
+            result[name] = Cost(one.opcode, op_name[1] if op_name else '', _flops(one, inside, computations),
+                                float(_moved(one, inside, computations)))
     return result
 
 
@@ -60,99 +67,142 @@ def _parse(text):
     computations, current = {}, None
     for line in text.splitlines():
         if current is None:
-            if (header := _COMPUTATION.match(line)) and ' = ' not in line.split('(')[0]:
+            if header := _COMPUTATION.match(line):
                 current = computations.setdefault(header[1], {})
         elif line.startswith('}'):
             current = None
         elif match := _INSTRUCTION.match(line):
-            name, rest = match.groups()
-            shape, rest = _split_shape(rest)
-            opcode = _OPCODE.match(rest)
-            if opcode:
-                arguments = rest[opcode.end():_closing(rest, opcode.end() - 1)]
-                current[name] = Instruction(opcode[1], _arrays(shape), re.findall(r'%([\w.\-]+)', arguments), rest,
-                                            line.lstrip().startswith('ROOT '))
+            root, name, rest = match.groups()
+            end = _closing(rest, 0) if rest.startswith('(') else rest.find(' ')  # of a tuple's or an array's shape
+            shape, rest = rest[:end], rest[end:].lstrip()
+            if opcode := _OPCODE.match(rest):
+                operands = rest[opcode.end():_closing(rest, opcode.end() - 1)]
+                current[name] = Instruction(opcode[1], _arrays(shape), re.findall(r'%([\w.\-]+)', operands), rest,
+                                            bool(root))
     return computations
 
 
-def _split_shape(rest):
-    """'(f32[2]{0}, s32[]) tuple(...)' -> its shape, and what follows."""
-    end = _closing(rest, 0) + 1 if rest.startswith('(') else rest.find(' ')
-    return rest[:end], rest[end:].lstrip()
-
-
 def _closing(text, start):
-    """Where the parenthesis at `start` closes."""
+    """Just after where the parenthesis at `start` closes."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == '(') - (text[place] == ')')
         if depth == 0:
-            return place
+            return place + 1
     return len(text)
 
 
 def _arrays(shape):
-    return [(_BYTES.get(kind, 0), tuple(map(int, filter(None, sizes.split(','))))) for kind, sizes in _ARRAY.findall(shape)]
+    """[(bytes an element, shape)]"""
+    return [(0 if on_chip else 1 if kind == 'pred' else int(bits or 0) / 8, tuple(map(int, filter(None, sizes.split(',')))))
+            for kind, bits, sizes, on_chip in _ARRAY.findall(shape)]
 
 
-def _size(arrays):
-    return sum(width * math.prod(shape) for width, shape in arrays)
-
-
-def _called(instruction, computations):
-    match = re.search(r'(?:calls|to_apply)=%?([\w.\-]+)', instruction.text)
+def _called(one, computations):
+    """The computation of a fusion or an asynchronous instruction, else None."""
+    match = re.search(r'\bcalls=%?([\w.\-]+)', one.text)
     return computations.get(match[1]) if match else None
 
 
-def _flops(instruction, instructions, computations):
+def _flops(one, inside, computations):
     """Of matrix products alone: they decide which ceiling is near."""
-    if instruction.opcode == 'fusion' and (inside := _called(instruction, computations)):
-        return sum(_flops(one, inside, computations) for one in inside.values())
-    if not instruction.result or instruction.opcode not in ('dot', 'convolution', 'custom-call'):
+    if body := _called(one, computations):
+        return sum(_flops(each, body, computations) for each in body.values())
+    if one.opcode not in ('dot', 'convolution', 'custom-call'):
         return 0.0
-    operands = [instructions[name].result for name in instruction.operands if name in instructions]
-    size = math.prod(instruction.result[0][1])
-    if instruction.opcode == 'dot':
-        contracted = _numbers(r'lhs_contracting_dims=\{([0-9,]*)\}', instruction.text)
-        return 2.0 * size * math.prod(operands[0][0][1][axis] for axis in contracted)
-    if instruction.opcode == 'convolution' and (labels := re.search(r'dim_labels=\w+_(\w+)->', instruction.text)):
-        return 2.0 * size * math.prod(n for n, label in zip(operands[1][0][1], labels[1]) if label != 'o')
-    if 'matmul' in instruction.text or 'gemm' in instruction.text:
-        try:
-            config = json.loads(re.search(r'backend_config=(\{.*\})', instruction.text)[1])
-            axes = config['gemm_backend_config']['dot_dimension_numbers']['lhs_contracting_dimensions']
-            return 2.0 * size * math.prod(operands[0][0][1][int(axis)] for axis in axes)
-        except (TypeError, ValueError, LookupError):
-            return 0.0
-    return 0.0
-
-
-def _moved(instruction, instructions, computations):
-    if instruction.opcode in _FREE or instruction.opcode in CONTROL:
+    shapes = [inside[name].result[0][1] for name in one.operands if name in inside]
+    result = one.result[0][1]
+    if one.opcode == 'convolution':
+        return 2.0 * _products(result, shapes, one.text)
+    # of a dot, or of a call of cuBLAS
+    contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([0-9,"]*)', one.text)
+    if contracted is None:
         return 0.0
-    sizes = [_size(instructions[name].result) if name in instructions else 0 for name in instruction.operands]
-    written = _size(instruction.result)
-    if instruction.opcode in _SLICES:
-        return 2.0 * written
-    if instruction.opcode == 'dynamic-update-slice':
-        return 2.0 * sizes[1]
-    inside = _called(instruction, computations) if instruction.opcode == 'fusion' else None
-    if inside:
-        for name, one in inside.items():
-            if one.opcode != 'parameter':
-                continue
-            number = int(_OPCODE.sub('', one.text, count=1).split(')')[0])
-            users = [user for user in inside.values() if name in user.operands]
-            if users and all(user.opcode in _SLICES and user.operands[0] == name for user in users):
-                sizes[number] = sum(_size(user.result) for user in users)
-            elif users and all(user.opcode == 'dynamic-update-slice' and user.operands[0] == name for user in users):
-                sizes[number] = 0
-        root = next((one for one in inside.values() if one.root), None)
-        if root and root.opcode == 'dynamic-update-slice':
-            written = _size(inside[root.operands[1]].result) if root.operands[1] in inside else written
-    return float(sum(sizes) + written)
+    return 2.0 * math.prod(result) * math.prod(shapes[0][int(axis)] for axis in re.findall(r'\d+', contracted[1]))
 
 
-def _numbers(pattern, text):
-    match = re.search(pattern, text)
-    return [int(number) for number in match[1].split(',') if number] if match else []
+def _products(result, shapes, text):
+    """Multiplications of a convolution, those with padding and with holes left out: a TPU writes every matrix product
+    as a convolution, and a batch as an axis with holes."""
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', text).groups()
+    data, kernel, out = (dict(zip(names, shape)) for names, shape in zip(labels, (*shapes, result)))
+    window = dict(re.findall(r'(\w+)=([\w\-]+)', re.search(r'window=\{([^}]*)\}|$', text)[1] or ''))
+    products = out['b'] * out['f'] * kernel['i']
+    for axis in filter(str.isdigit, labels[2]):
+        setting = lambda name, default: (  # of this axis: '7_0' for pad=0_0x7_0
+            window[name].split('x')[int(axis)] if name in window else default)
+        stride, holes, spread = (int(setting(name, '1')) for name in ('stride', 'lhs_dilate', 'rhs_dilate'))
+        pad = int(setting('pad', '0').split('_')[0])
+        places = (o * stride + k * spread - pad for o in range(out[axis]) for k in range(kernel[axis]))
+        products *= sum(place % holes == 0 and 0 <= place // holes < data[axis] for place in places)
+    return products
+
+
+def _moved(one, inside, computations):
+    """Bytes."""
+    if one.opcode in _FREE or one.opcode.endswith(('-done', '-update')):
+        return 0
+    sizes = [inside[name].bytes if name in inside else 0 for name in one.operands]
+    if body := _called(one, computations):
+        return sum(min(size, _read(body, i, computations)) for i, size in enumerate(sizes)) + _written(body, computations)
+    if one.opcode in _SLICES:
+        return 2 * one.bytes + sum(sizes[1:])
+    if one.opcode in _UPDATES:
+        reads = 2 if one.opcode == 'scatter' else 1  # and writes
+        return sum(sizes[1:]) + reads * _updated(one, inside) * one.result[0][0]
+    if one.opcode == 'custom-call':  # not the room that cuBLAS works in, nor memory that is only set aside
+        room = sum(math.prod(shape) for width, shape in one.result[1:] if width == 1 and len(shape) == 1)
+        return sum(sizes) + one.bytes - room if sizes else 0
+    if one.opcode.endswith('-start') and one.bytes > sum(sizes):  # its result has its operands in it
+        return one.bytes
+    return sum(sizes) + one.bytes
+
+
+def _read(body, number, computations):
+    """Bytes that a fusion reads of its operand `number`; infinite if all of it."""
+    total, width = 0, 0
+    names = []  # (the operand or a view of it, whether updated)
+    for name, one in body.items():
+        if one.opcode == 'parameter' and one.text.startswith(f'parameter({number})'):
+            names, width = [(name, False)], one.result[0][0] if one.result else 0
+    for name, updated in names:
+        for user_name, user in body.items():
+            for place in [i for i, operand in enumerate(user.operands) if operand == name]:
+                in_place = user.opcode in _UPDATES and place == 0
+                if in_place or user.opcode in _VIEWS:
+                    if user.root and not updated and not in_place:
+                        return math.inf
+                    names.append((user_name, updated or in_place))
+                    total += width * _updated(user, body) if in_place and user.opcode == 'scatter' else 0
+                elif user.opcode in _SLICES and place == 0:
+                    total += width * math.prod(user.result[0][1])
+                elif user.opcode == 'fusion':
+                    total += _read(_called(user, computations), place, computations)
+                elif not (user.opcode == 'tuple' and updated):
+                    return math.inf
+    return total
+
+
+def _written(body, computations):
+    """Bytes that a fusion writes."""
+    total, roots = 0, [one for one in body.values() if one.root]
+    for root in roots:
+        one, updated = root, 0
+        while one.opcode in (*_VIEWS, *_UPDATES):
+            updated += _updated(one, body) if one.opcode in _UPDATES else 0
+            one = body[one.operands[0]]
+        if root.opcode == 'tuple':
+            roots += [body[name] for name in root.operands]
+        elif root.opcode == 'fusion':
+            total += _written(_called(root, computations), computations)
+        elif updated and one.opcode == 'parameter':  # in place
+            total += updated * root.result[0][0]
+        else:
+            total += root.bytes
+    return total
+
+
+def _updated(one, inside):
+    """Elements that an update writes."""
+    updates = one.operands[1:2] if one.opcode == 'dynamic-update-slice' else one.operands[len(one.operands) // 2 + 1:]
+    return sum(math.prod(inside[name].result[0][1]) for name in updates)
