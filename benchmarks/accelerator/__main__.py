@@ -5,8 +5,9 @@ r"""Checks and measures everything on a machine with an accelerator, in a given 
     python -m benchmarks.accelerator --unpack=DIR --out=DATA
 
 Each part is a process of its own with a time limit of its own: a crash, or too little memory, in one does not end the
-others. OUT/PART.json is written as the part goes; OUT/table.md comes last; OUT/log.txt has what the parts printed. Only
-the standard library is imported here: the accelerator belongs to the part that runs.
+others. OUT/PART.json is written as the part goes; OUT/results.json, all parts together, and OUT/table.md come last;
+OUT/log.txt has what the parts printed. Only the standard library is imported here: the accelerator belongs to the part
+that runs.
 """
 
 import argparse
@@ -82,7 +83,10 @@ def run_parts(options):
             seconds = time.time() - started
             _add(options.out / f'{name}.json', seconds=round(seconds, 1), limit_s=round(limit, 1), status=status)
             print(f'{name}: {status}, {seconds:.0f} s', flush=True)
-    text = table.table(options.out)
+    reports = {name: _read(options.out / f'{name}.json') for name in PARTS}
+    reports = {name: report for name, report in reports.items() if report}
+    (options.out / 'results.json').write_text(json.dumps(reports, indent=1) + '\n')
+    text = table.table(reports)
     (options.out / 'table.md').write_text(text)
     print(text)
 
@@ -133,11 +137,15 @@ def environment(name, options):
 
 def _add(path, **facts):
     """Puts facts into a part's JSON, whatever the part left there."""
+    path.write_text(json.dumps(facts | _read(path) | facts, indent=1) + '\n')
+
+
+def _read(path):
+    """A part's JSON, {} where it left none."""
     try:
-        report = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
-        report = {}
-    path.write_text(json.dumps(facts | report | facts, indent=1) + '\n')
+        return {}
 
 
 if __name__ == '__main__':

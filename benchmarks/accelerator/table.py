@@ -1,13 +1,8 @@
-"""The table at the end, from the JSON files of the parts. Standard library only."""
-
-import json
-import pathlib
+"""The table at the end, from the reports of the parts. Standard library only."""
 
 
-def table(out: pathlib.Path) -> str:
-    """Markdown of all parts that left a file in `out`."""
-    reports = {name: json.loads((out / f'{name}.json').read_text())
-               for name in ('ceilings', 'right', 'step', 'profile', 'peer', 'use', 'paper') if (out / f'{name}.json').exists()}
+def table(reports: dict[str, dict]) -> str:
+    """Markdown of the reports, by part."""
     lines = []
     for name, report in reports.items():
         lines += [f'## {name} ({report["status"]}, {report["seconds"]:.0f} s)', '', *_SECTIONS[name](report), '']
