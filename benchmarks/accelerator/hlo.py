@@ -14,7 +14,7 @@ _ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\](\{[^}]*\bS\(1\)[^}]*\})?')
 _INSTRUCTION = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
-CONTROL = ('while', 'conditional', 'call')  # run other instructions, whose bytes, FLOPs and time are those of the others
+CONTROL = ('while', 'conditional', 'call')  # run other instructions: bytes, FLOPs and time are counted there
 _FREE = (*CONTROL, 'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'opt-barrier')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _UPDATES = ('dynamic-update-slice', 'scatter')
@@ -56,8 +56,10 @@ def costs(text: str) -> dict[str, Cost]:
     result = {}
     for inside in computations.values():
         for name, one in inside.items():
-            op_name = re.search(r'op_name="([^"]*)"', one.text)
-            result[name] = Cost(one.opcode, op_name[1] if op_name else '', _flops(one, inside, computations),
+            texts = [one.text, *(each.text for each in reversed((_called(one, computations) or {}).values()))]
+            named = (re.search(r'op_name="([^"]*)"', each) for each in texts)
+            op_name = next((match[1] for match in named if match), '')
+            result[name] = Cost(one.opcode, op_name, _flops(one, inside, computations),
                                 float(_moved(one, inside, computations)))
     return result
 
@@ -94,7 +96,8 @@ def _closing(text, start):
 
 def _arrays(shape):
     """[(bytes an element, shape)]"""
-    return [(0 if on_chip else 1 if kind == 'pred' else int(bits or 0) / 8, tuple(map(int, filter(None, sizes.split(',')))))
+    return [(0 if on_chip else 1 if kind == 'pred' else int(bits or 0) / 8,
+             tuple(int(size) for size in sizes.split(',') if size))
             for kind, bits, sizes, on_chip in _ARRAY.findall(shape)]
 
 
@@ -144,18 +147,24 @@ def _moved(one, inside, computations):
         return 0
     sizes = [inside[name].bytes if name in inside else 0 for name in one.operands]
     if body := _called(one, computations):
-        return sum(min(size, _read(body, i, computations)) for i, size in enumerate(sizes)) + _written(body, computations)
-    if one.opcode in _SLICES:
-        return 2 * one.bytes + sum(sizes[1:])
+        reads = (min(size, _read(body, i, computations)) for i, size in enumerate(sizes))
+        return sum(reads) + _written(body, computations)
+    if one.opcode.removesuffix('-start') in _SLICES:  # the result of an asynchronous one: operands, then the slice
+        width, shape = one.result[len(one.operands) if one.opcode.endswith('-start') else 0]
+        return (inside[one.operands[0]].result[0][0] + width) * math.prod(shape) + sum(sizes[1:])
     if one.opcode in _UPDATES:
-        reads = 2 if one.opcode == 'scatter' else 1  # and writes
-        return sum(sizes[1:]) + reads * _updated(one, inside) * one.result[0][0]
-    if one.opcode == 'custom-call':  # not the room that cuBLAS works in, nor memory that is only set aside
-        room = sum(math.prod(shape) for width, shape in one.result[1:] if width == 1 and len(shape) == 1)
-        return sum(sizes) + one.bytes - room if sizes else 0
+        accesses = 2 if one.opcode == 'scatter' else 1  # which adds to what was there
+        return sum(sizes[1:]) + accesses * _updated(one, inside) * one.result[0][0]
+    if one.opcode == 'custom-call':
+        return sum(sizes) + one.bytes - _room(one.result[1:]) if sizes else 0  # without operands: sets memory aside
     if one.opcode.endswith('-start') and one.bytes > sum(sizes):  # its result has its operands in it
         return one.bytes
     return sum(sizes) + one.bytes
+
+
+def _room(arrays):
+    """Bytes of what cuBLAS and cuDNN work in, by its form: flat, of s8."""
+    return sum(shape[0] for width, shape in arrays if width == 1 and len(shape) == 1)
 
 
 def _read(body, number, computations):
@@ -198,7 +207,7 @@ def _written(body, computations):
         elif updated and one.opcode == 'parameter':  # in place
             total += updated * root.result[0][0]
         else:
-            total += root.bytes
+            total += root.bytes - (_room(root.result) if root.opcode in ('custom-call', 'get-tuple-element') else 0)
     return total
 
 

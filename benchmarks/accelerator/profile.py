@@ -1,7 +1,8 @@
-"""Part 3, its other half: which kernels take most of a step, by JAX's profiler, and how far each is from its ceiling."""
+"""Part 3, its other half: the kernels that take most of a step, by JAX's profiler, and how near its ceiling each is."""
 
 import collections
 import pathlib
+import re
 import shutil
 
 import jax
@@ -45,43 +46,66 @@ def summary(folder: pathlib.Path, text: str, steps: int, ceilings: tuple) -> dic
       folder: of `jax.profiler.trace`. text: the program's compiled text. steps: how many the trace holds.
       ceilings: FLOP/s and bytes/s measured on this device, None where unknown.
     Returns:
-      'device_ms_per_step', of all kernels; 'kernels': the 20 that take most, each with its share, bytes and FLOPs a
-      step (of all its calls), and 'of_ceiling': the least time that these need at the ceilings, over its time.
+      'device_ms_per_step', of all kernels (more than the step takes where some run side by side); 'kernels': the 20
+      instructions that take most, each with its longest kernel, its share, bytes and FLOPs a step (of all its calls),
+      and 'of_ceiling': the least time that these need at the ceilings, over its time.
+    Raises:
+      ValueError: no kernel is in the trace.
     """
     flops_per_s, bytes_per_s = ceilings
     costs = hlo.costs(text)
-    seconds, calls, names = collections.Counter(), collections.Counter(), {}
-    for op, event, nanoseconds in _events(folder):
-        if costs[op].opcode not in hlo.CONTROL if op in costs else True:
-            seconds[op] += nanoseconds / 1e9 / steps
-            calls[op] += 1 / steps
-            names[op] = event
+    seconds, copied, longest = collections.Counter(), collections.Counter(), {}
+    launches = collections.defaultdict(collections.Counter)
+    for op, kernel, nanoseconds, copy_bytes in _events(folder, {op for op in costs if costs[op].opcode in hlo.CONTROL}):
+        seconds[op] += nanoseconds / 1e9 / steps
+        copied[op] += copy_bytes / steps
+        launches[op][kernel] += 1 / steps
+        longest[op] = max(longest.get(op, (0, '')), (nanoseconds, kernel))
     total = sum(seconds.values())
     kernels = []
     for op, time in seconds.most_common(TOP):
-        cost = costs.get(op, hlo.Cost('', '', 0.0, 0.0))
-        flops, moved = cost.flops * calls[op], cost.bytes * calls[op]
+        calls = min(launches[op].values())  # one call may launch several kernels
+        cost = costs.get(op, hlo.Cost('', '', 0.0, copied[op] / calls))
+        flops, moved = cost.flops * calls, cost.bytes * calls
         least = max(flops / flops_per_s, moved / bytes_per_s) if flops_per_s and bytes_per_s and moved else None
         kernels.append({
-            'instruction': op, 'kernel': names[op][:80], 'source': cost.op_name[-80:], 'calls_per_step': round(calls[op], 2),
-            'ms_per_step': time * 1e3, 'share': time / total, 'gflop': flops / 1e9, 'gb': moved / 1e9,
-            'of_ceiling': least and least / time})
+            'instruction': op, 'kernel': longest[op][1][:80], 'source': cost.op_name[-80:],
+            'calls_per_step': round(calls, 2), 'ms_per_step': time * 1e3, 'share': time / total,
+            'gflop': flops / 1e9, 'gb': moved / 1e9, 'of_ceiling': least and least / time})
     return {'device_ms_per_step': total * 1e3, 'kernels_shown': sum(k['share'] for k in kernels), 'kernels': kernels}
 
 
-def _events(folder):
-    """(HLO instruction, kernel, nanoseconds) of every kernel on the first device: GPU and CPU say the instruction in a
-    statistic, a TPU in the event's name."""
+def _events(folder, spanning):
+    """(HLO instruction, kernel, nanoseconds, bytes read and written if it copies) of every kernel and copy on the first
+    device, each once. `spanning`: the instructions whose events, on a TPU and a CPU, span those of others.
+
+    A GPU and a CPU say the instruction in a statistic, a TPU in the event's name. A kernel that does not say it, such
+    as one of a CUDA graph, goes by its own name.
+    """
     path = max(folder.rglob('*.xplane.pb'), key=lambda path: path.stat().st_mtime)
     data = jax.profiler.ProfileData.from_file(str(path))
     planes = {plane.name: plane for plane in data.planes}
-    first = next((name for name in sorted(planes) if name.startswith('/device:') and name.endswith(':0')), '/host:CPU')
-    for line in planes[first].lines:
-        if first.startswith('/device:TPU') and line.name != 'XLA Ops':
-            continue
-        for event in line.events:
-            op = dict(event.stats).get('hlo_op')
-            if first.startswith('/device:TPU'):
+    first = min((name for name in planes if re.fullmatch('/device:[GT]PU:[0-9]+', name)), default='/host:CPU')
+    kind = first.split(':')[1]
+    # Other lines of a device tell of the same kernels by module, step or source. A GPU's stream in which CUPTI itself
+    # took time has the name of that.
+    kept = {'GPU': ('Stream', 'CUPTI'), 'TPU': ('XLA Ops',), 'CPU': ('',)}[kind]
+    found = False
+    for event in (event for line in planes[first].lines if line.name.startswith(kept) for event in line.events):
+        stats = {name.lower(): value for name, value in event.stats}
+        op, copied = stats.get('hlo_op'), 0
+        if kind == 'GPU':
+            if not stats.keys() & {'kernel_details', 'memcpy_details', 'memset_details', 'cuda_graph_exec_id'}:
+                continue  # memory set aside, or CUPTI's own time
+            size = re.search(r'\bsize:(\d+)', str(stats.get('memcpy_details')))
+            op, copied = op or event.name, 2 * int(size[1]) if size else 0
+        else:
+            if kind == 'TPU':
                 op = event.name.split(' = ')[0].removeprefix('%')
-            if op and not event.name.startswith('end: '):
-                yield op, event.name, event.duration_ns
+            if not op or op in spanning or event.name.startswith('end: '):
+                continue
+        found = True
+        yield op, event.name, event.duration_ns, copied
+    if not found:
+        raise ValueError('the trace has no kernel, only ' + '; '.join(
+            f'{name} ({", ".join(line.name for line in plane.lines)})' for name, plane in planes.items()))

@@ -22,7 +22,7 @@ from gpt1_jax.data import shards, tokenizers
 from gpt1_jax.data.corpora import Block, Corpus, open_corpus
 from gpt1_jax.data.processes import cores, process_pool
 from gpt1_jax.errors import UserError
-from gpt1_jax.training.telemetry import progress_bar
+from gpt1_jax.progress import progress_bar
 
 _EXCERPT = 2**14  # characters; short ones let the sample see many documents
 _TASK = 2**19  # characters, at least, that a worker is given at once

@@ -1,7 +1,6 @@
 """What a run tells about itself: metric files, a progress display, tokens per second, and MFU."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import re
@@ -13,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from gpt1_jax.errors import UserError
+from gpt1_jax.progress import progress_bar
 
 PLAIN_LINE_SECONDS = 10.
 
@@ -130,14 +130,6 @@ def _start_wandb(workdir, config):
         identity.write_text(wandb.util.generate_id())
     return wandb.init(project='gpt1_jax', name=name, dir=str(workdir), config=config,
                       id=identity.read_text(), resume='allow')
-
-
-def progress_bar(**options):
-    """A tqdm bar on stderr; None where that is no terminal, or tqdm is not installed."""
-    if not sys.stderr.isatty() or not importlib.util.find_spec('tqdm'):
-        return None
-    import tqdm
-    return tqdm.tqdm(**options, file=sys.stderr, dynamic_ncols=True)
 
 
 class Progress:
