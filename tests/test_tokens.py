@@ -16,8 +16,8 @@ def encoded(n=5, labels=True, groups=False, longest=8):
     rng = np.random.default_rng(0)
     sequences = [[rng.integers(0, 40, rng.integers(3, longest + 1)) for _ in range(2)] for _ in range(n)]
     sequences[0][0] = rng.integers(0, 40, longest)
-    return Encoded(sequences, np.arange(n, dtype=np.int32) % 2 if labels else None, [f'row {i}' for i in range(n)], 2, 7,
-                   [f'level {i % 2}' for i in range(n)] if groups else None)
+    return Encoded(sequences, np.arange(n, dtype=np.int32) % 2 if labels else None, [f'row {i}' for i in range(n)],
+                   2, 7, [f'level {i % 2}' for i in range(n)] if groups else None)
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def environment(name, options):
     if name == 'peer':  # two programs share the card: none may take all of its memory at the start
         variables['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
     if name == 'profile':  # kernels that are launched as one CUDA graph do not say which instruction they are
-        variables['XLA_FLAGS'] = ' '.join(filter(None, (os.environ.get('XLA_FLAGS'), '--xla_gpu_enable_command_buffer=')))
+        variables['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_command_buffer='.lstrip()
     carried = options.data and options.data / pack.PACKAGES
     if carried and carried.exists() and not importlib.util.find_spec('ml_collections'):
         variables['PYTHONPATH'] = os.pathsep.join(filter(None, (str(carried.absolute()), os.environ.get('PYTHONPATH'))))

@@ -41,7 +41,7 @@ def machine() -> dict:
     """Device and versions."""
     device = jax.devices()[0]
     versions = {'python': platform.python_version()}
-    for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ml-collections', 'torch', 'tensorflow'):
+    for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ml-collections', 'torch'):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -33,46 +33,62 @@ def pack(options) -> None:
     made = options.pack / 'prepared'
     shards = _prepare(options, made)
     names = [] if options.data is None else _tokenise(options, made / 'tokens', shards)
-    small = {path: made / path for path in ('tokens',) if names} | {'wheels': _wheels(made / 'wheels')}
-    small = {f'{name}/{path.relative_to(root).as_posix()}': path for name, root in small.items()
-             for path in sorted(root.rglob('*')) if path.is_file() and not path.name.startswith('.')}
-    index = json.loads((shards.directory / 'index.json').read_text())
-    small |= {f'shards/tokenizer/{path.name}': pathlib.Path(path)
-              for path in sorted((pathlib.Path(shards.directory) / 'tokenizer').iterdir())}
-    small |= {f'shards/{shard["file"]}': pathlib.Path(shards.directory) / shard['file']
-              for shard in index['splits'].get('valid', {'shards': []})['shards']}
-    train = {f'shards/{shard["file"]}': pathlib.Path(shards.directory) / shard['file']
-             for shard in index['splits']['train']['shards']}
+    index, root = json.loads((shards.directory / 'index.json').read_text()), pathlib.Path(shards.directory)
+    wheels = _wheels(made / 'wheels')
+    needed = [path for folder in (*(made / 'tokens' / name for name in names), wheels, root / 'tokenizer')
+              for path in sorted(folder.iterdir())]
+    needed += [root / shard['file'] for shard in index['splits'].get('valid', {'shards': []})['shards']]
+    books = [root / shard['file'] for shard in index['splits']['train']['shards']]
+    name_of = lambda path: (pathlib.PurePosixPath('shards') / path.relative_to(root) if path.is_relative_to(root)
+                            else path.relative_to(made)).as_posix()
 
-    budget, held = int(options.mib * 2**20) - _SPARE, []  # held: shards so far, of all folders
+    folder, held = _Folder(options, 1), []
     with concurrent.futures.ProcessPoolExecutor() as pool:
-        waiting = [(name, path, True) for name, path in small.items()] + [(name, path, False) for name, path in train.items()]
-        compressed = pool.map(_compress, [path for _, path, _ in waiting])
-        pending = next_piece = None
-        items = zip(waiting, compressed)
-        for number in range(1, _FOLDERS + 1):
-            folder, size, entries = options.pack / f'pack-{number}', 0, []
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.iterdir():
-                old.unlink()
-            while (next_piece := pending or next(items, None)) is not None:
-                (name, path, needed), data = next_piece
-                pending = next_piece
-                if size + len(data) > budget:
-                    if needed:
-                        raise SystemExit(f'{name} does not fit: raise --mib, or name fewer --sets')
+        for path, data in zip(needed + books, pool.map(_compress, needed + books)):
+            if not folder.takes(data):
+                if path in needed:
+                    raise SystemExit(f'{path.name} does not fit: raise --mib, or name fewer --sets')
+                if folder.number == _FOLDERS:
                     break
-                pending = None
-                size += len(data)
-                entries.append(_write(folder, len(entries), name, path.read_bytes(), data))
-                held += [name] if not needed else []
-            text = json.dumps(_cut_index(shards, index, [name.removeprefix('shards/') for name in held]), indent=1).encode()
-            entries.append(_write(folder, len(entries), 'shards/index.json', text, lzma.compress(text)))
-            (folder / 'manifest.json').write_text(json.dumps({'folder': number, 'files': entries}, indent=1) + '\n')
-            print(f'{folder}: {sum(p.stat().st_size for p in folder.iterdir()) / 2**20:.1f} MiB, {len(entries)} files')
+                folder.finish(_cut_index(shards, index, held))
+                folder = _Folder(options, folder.number + 1)
+            folder.add(name_of(path), path.read_bytes(), data)
+            held += [path.name] if path in books else []
         pool.shutdown(cancel_futures=True)
-    tokens = sum(shard['tokens'] for shard in index['splits']['train']['shards'] if f'shards/{shard["file"]}' in held)
-    print(f'{tokens:,} of {index["splits"]["train"]["tokens"]:,} training tokens; data sets: {", ".join(names) or "none"}')
+    index_of_all = _cut_index(shards, index, held)
+    folder.finish(index_of_all)
+    print(f'{index_of_all["splits"]["train"]["tokens"]:,} of {index["splits"]["train"]["tokens"]:,} training tokens; '
+          f'data sets: {", ".join(names) or "none"}')
+
+
+class _Folder:
+    """PACK/pack-NUMBER in the making."""
+
+    def __init__(self, options, number):
+        self.number, self._path, self._size, self._entries = number, options.pack / f'pack-{number}', 0, []
+        self._budget = int(options.mib * 2**20) - _SPARE
+        self._path.mkdir(parents=True, exist_ok=True)
+        for old in self._path.iterdir():
+            old.unlink()
+
+    def takes(self, data):
+        return self._size + len(data) <= self._budget
+
+    def add(self, name, content, data):
+        """A file of this content, compressed to `data`."""
+        file = f'{len(self._entries):03d}.xz'
+        (self._path / file).write_bytes(data)
+        self._size += len(data)
+        self._entries.append({'file': file, 'path': name, 'bytes': len(content),
+                              'sha256': hashlib.sha256(content).hexdigest()})
+
+    def finish(self, index):
+        """With the shards' index of what is in this folder and those before."""
+        content = json.dumps(index, indent=1).encode()
+        self.add('shards/index.json', content, lzma.compress(content))
+        manifest = json.dumps({'folder': self.number, 'files': self._entries}, indent=1)
+        (self._path / 'manifest.json').write_text(manifest + '\n')
+        print(f'{self._path}: {self._size / 2**20:.1f} MiB, {len(self._entries)} files')
 
 
 def _prepare(options, made):
@@ -128,12 +144,6 @@ def _compress(path):
     return lzma.compress(data, filters=_FILTERS) if path.suffix == '.bin' else lzma.compress(data)
 
 
-def _write(folder, number, name, content, data):
-    file = f'{number:03d}.xz'
-    (folder / file).write_bytes(data)
-    return {'file': file, 'path': name, 'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
-
-
 def _cut_index(shards, index, files):
     """The shards' index with the training files that are there, in their order."""
     import numpy as np
@@ -165,7 +175,8 @@ def unpack(source: pathlib.Path, out: pathlib.Path) -> None:
             if path.suffix == '.whl':
                 with zipfile.ZipFile(path) as wheel:
                     wheel.extractall(out / PACKAGES)
-        print(f'{folder}: {len(files)} files, {sum(entry["bytes"] for entry in files) / 2**20:.1f} MiB, checksums right')
+        size = sum(entry['bytes'] for entry in files) / 2**20
+        print(f'{folder}: {len(files)} files, {size:.1f} MiB, checksums right')
     listed = json.loads((out / 'shards' / 'index.json').read_text())['splits']['train']['shards']
     missing = [shard['file'] for shard in listed if not (out / 'shards' / shard['file']).exists()]
     if missing:

@@ -1,5 +1,5 @@
-"""Part 6: the paper in minutes: pre-train for a set time, then fine-tune from it, from scratch, and without the auxiliary
-loss, as many seeds as fit."""
+"""Part 6: the paper in minutes: pre-train for a set time, then fine-tune from it, from scratch, and without the
+auxiliary loss, as many seeds as fit."""
 
 import json
 import shutil
@@ -59,8 +59,8 @@ def pretrain_for(context: Context, seconds: float) -> None:
         took = time.time() - began
         piece |= {'config': config.to_dict(), 'results': results, 'curve': curve, 'seconds': round(took, 1)}
         piece['said'] = (
-            f'{results["parameters"]:,} parameters, {results["tokens"]:,} tokens in {took:.0f} s; held-out perplexity by '
-            'million tokens: ' + ', '.join(f'{tokens / 1e6:.1f}: {value}' for tokens, value in curve))
+            f'{results["parameters"]:,} parameters, {results["tokens"]:,} tokens in {took:.0f} s; held-out perplexity '
+            'by million tokens: ' + ', '.join(f'{tokens / 1e6:.1f}: {value}' for tokens, value in curve))
 
 
 def finetune_all(context: Context) -> None:
@@ -78,7 +78,8 @@ def finetune_all(context: Context) -> None:
                 try:
                     result = finetune_one(context, name, changes, seed)
                 except Exception as error:  # the other sets go on
-                    context.report.setdefault('faults', []).append(f'{name}, {variant}: {type(error).__name__}: {error}')
+                    fault = f'{name}, {variant}: {type(error).__name__}: {error}'
+                    context.report.setdefault('faults', []).append(fault)
                     context.save()
                     continue
                 took[name] = max(took.get(name, 0), time.time() - started)

@@ -1,4 +1,4 @@
-"""Part 4: the same step by PyTorch on the same card: the same shapes, batch, dropout, clipping and AdamW; alternated."""
+"""Part 4: the same step by PyTorch on the same card, in turn: same shapes, batch, dropout, clipping and AdamW."""
 
 import importlib.util
 import json

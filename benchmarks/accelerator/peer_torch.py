@@ -1,7 +1,7 @@
 """PyTorch's side of part 4: python -m benchmarks.accelerator.peer_torch SIZE 'torch eager'|torch.compile
 
-GPT-1 as one would write it in PyTorch today: float32 parameters, bfloat16 autocast on a GPU, scaled_dot_product_attention
-with dropout, tied softmax, clip_grad_norm_, fused AdamW.
+GPT-1 as one would write it in PyTorch today: float32 parameters, bfloat16 autocast on a GPU,
+scaled_dot_product_attention with dropout, tied softmax, clip_grad_norm_, fused AdamW.
 """
 
 import sys

@@ -23,6 +23,7 @@ ROWS = 8  # of a batch here: the reference in float32 keeps more than a training
 # ||a - b|| / ||b|| over all gradients. bfloat16 has 8 bits: 2**-8 = 0.004 for one product, and a few dozen in a row.
 # A float32 product may be made of TF32 parts (10 bits) on a GPU, and of three bfloat16 parts on a TPU.
 ALLOWED = {'bfloat16': 0.05, 'float32': 0.005, 'golden': 1e-4, 'packed': 1e-4, 'mesh': 1e-3}
+NO_DROPOUT = dict(dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
 _UPDATES = 4  # of a run that is stopped in the middle
 
 
@@ -58,8 +59,8 @@ def golden(context: Context) -> None:
         context.need(15)
         with np.load(GOLDEN, allow_pickle=False) as file:
             arrays = dict(file)
-        model = Decoder(vocab_size=50, n_special=0, n_positions=16, width=16, layers=2, heads=4, mlp_width=64, dropout=0.,
-                        attention_dropout=0., residual_dropout=0., softmax_rows='tokens')
+        sizes = dict(layers=2, width=16, heads=4, mlp_width=64, n_positions=16)
+        model = Decoder(**sizes, **NO_DROPOUT, vocab_size=50, n_special=0, softmax_rows='tokens')
         partitioner = Partitioner('dp', devices=jax.devices()[:1])
         boxed = jax.eval_shape(params_initialiser(model), jax.random.key(0))
         params = weights.read_parameters(lambda name: arrays[f'weights/{name}'], abstract_tree(boxed, partitioner))
@@ -68,7 +69,6 @@ def golden(context: Context) -> None:
         loss_fn = steps.pretrain_loss_fn(model, groups=1, batch_size=len(tokens))
         (loss, _), gradients = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
             params, {'tokens': tokens}, jax.random.key(0))
-        sizes = dict(layers=2, width=16, heads=4, mlp_width=64, n_positions=16)
         ours = weights.name_parameters(jax.device_get(gradients), sizes)
         theirs = {name: arrays[f'lm_gradients/{name}'].reshape(array.shape) for name, array in ours.items()}
         errors = {'hidden': relative_error(output.hidden, arrays['hidden_states'][-1])['relative'],
@@ -111,8 +111,8 @@ def packed(context: Context) -> None:
         results = []
         for packing in (True, False):
             made, batches = program.finetuning(
-                context.size, 'classification', 2, encoded, batch_size=16, packing=packing, head_dropout=0., dtype='float32',
-                devices=jax.devices()[:1], dropout=0., attention_dropout=0., residual_dropout=0., scan=True)
+                context.size, 'classification', 2, encoded, batch_size=16, packing=packing, devices=jax.devices()[:1],
+                dtype='float32', scan=True, head_dropout=0.0, **NO_DROPOUT)
             params = made.new_state().params
             with made.partitioner.activate():
                 batch = {key: jnp.asarray(value[0]) for key, value in batches.batch_at(0).items()}

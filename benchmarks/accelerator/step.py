@@ -62,6 +62,6 @@ def speed(made, size, times) -> dict:
 def memory(compiled) -> dict:
     """Bytes on one device, as the compiler plans them."""
     analysis = compiled.memory_analysis()
-    arguments, results, aliased = (getattr(analysis, f'{name}_size_in_bytes') for name in ('argument', 'output', 'alias'))
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     temporary = analysis.temp_size_in_bytes
-    return {'memory_gb': (arguments + results - aliased + temporary) / 1e9, 'temporary_gb': temporary / 1e9}
+    return {'memory_gb': (held + temporary) / 1e9, 'temporary_gb': temporary / 1e9}

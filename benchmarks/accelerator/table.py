@@ -26,7 +26,8 @@ def _fault(piece):
 
 
 def _pieces(report):
-    return {name: piece for name, piece in report.items() if isinstance(piece, dict) and {'piece_s', 'error'} & piece.keys()}
+    return {name: piece for name, piece in report.items()
+            if isinstance(piece, dict) and {'piece_s', 'error'} & piece.keys()}
 
 
 def _ceilings(report):
@@ -102,12 +103,13 @@ def _paper(report):
     lines = [_fault(report['pretrain']) or report['pretrain']['said'], '']
     rows = []
     for name, variants in report.get('finetune', {}).items():
-        cell = lambda runs: ', '.join(f'{100 * run["best"]:.1f}' for run in runs) if runs else ''
+        cell = lambda variant: ', '.join(f'{100 * run["best"]:.1f}' for run in variants.get(variant, ()))
         first = next(iter(variants.values()))[0]
         rows.append((name, first['metric'], first['train_examples'], first['dev_examples'],
-                     *(cell(variants.get(variant)) for variant in ('pre-trained', 'from scratch', 'no auxiliary loss'))))
+                     *map(cell, ('pre-trained', 'from scratch', 'no auxiliary loss'))))
     return lines + _rows(('data set', 'metric', 'training rows', 'dev rows', 'pre-trained', 'from scratch',
                           'no auxiliary loss'), rows)
 
 
-_SECTIONS = {'ceilings': _ceilings, 'right': _right, 'step': _step, 'profile': _profile, 'peer': _peer, 'use': _use, 'paper': _paper}
+_SECTIONS = {'ceilings': _ceilings, 'right': _right, 'step': _step, 'profile': _profile, 'peer': _peer, 'use': _use,
+             'paper': _paper}

@@ -31,7 +31,8 @@ def write_tokens(directory, dataset: str, splits: dict[str, Encoded], *, fingerp
     index = {'format_version': FORMAT_VERSION, 'dataset': dataset, 'tokenizer_fingerprint': fingerprint,
              'max_length': max_length, 'rule': rule, 'splits': {}}
     for split, encoded in splits.items():
-        arrays = {'tokens': encoded.sequences.tokens, 'lengths': encoded.sequences.lengths, 'ids': np.array(encoded.ids)}
+        arrays = {'tokens': encoded.sequences.tokens, 'lengths': encoded.sequences.lengths,
+                  'ids': np.array(encoded.ids)}
         arrays |= {} if encoded.labels is None else {'labels': encoded.labels}
         arrays |= {} if encoded.groups is None else {'groups': np.array(encoded.groups)}
         data = io.BytesIO()
