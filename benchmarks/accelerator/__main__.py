@@ -78,6 +78,7 @@ def run_parts(options):
             left = end - time.time()
             limit = left * weights[i] / sum(weights[i:])
             print(f'{name}: {limit:.0f} s of {left:.0f} s', flush=True)
+            (options.out / f'{name}.json').unlink(missing_ok=True)  # of an earlier call
             started = time.time()
             status = _run(name, limit, options, log)
             seconds = time.time() - started

@@ -32,7 +32,7 @@ def measure(context: Context) -> None:
         for i, side in enumerate(SIDES[1:]):
             with context.attempt(side) as piece:
                 context.need(40)
-                until = context.left() * i / len(SIDES[1:])
+                until = context.left() * (1 - (i + 1) / len(SIDES[1:]))  # what is left for those after it
                 theirs = Worker(side, context.size, '', context.left() - 10)
                 try:
                     piece |= theirs.facts

@@ -4,6 +4,7 @@ GPT-1 as one would write it in PyTorch today: float32 parameters, bfloat16 autoc
 scaled_dot_product_attention with dropout, tied softmax, clip_grad_norm_, fused AdamW.
 """
 
+import os
 import sys
 import time
 
@@ -59,6 +60,7 @@ def main(size, side):
     layers, width, heads, mlp_width, positions, vocabulary = common.SIZES[size]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count())
     torch.backends.cuda.matmul.allow_tf32 = True
     model = GPT1(layers, width, heads, mlp_width, positions, vocabulary).to(device).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
