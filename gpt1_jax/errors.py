@@ -4,8 +4,8 @@ STOPPED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same com
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
-    The message is one sentence that names what is wrong and the mend. `main` prints it without a
+    The message is one sentence that says what is wrong and how to fix it. `main` prints it without a
     traceback and exits with status 2.
     """

@@ -1,6 +1,6 @@
 """The one entry point: `python -m gpt1_jax.main --config=configs/TASK.py [--workdir=DIR] [--config.KEY=VALUE ...]`.
 
-Exit status: 0 done; 2 a mistake that the message says how to mend; 75 stopped by SIGTERM or a preemption notice, or in
+Exit status: 0 done; 2 a mistake (the message says how to fix it); 75 stopped by SIGTERM or a preemption notice, or in
 training by Ctrl-C, after saving (the same command goes on); 130 stopped by Ctrl-C elsewhere.
 """
 

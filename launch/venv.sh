@@ -29,6 +29,6 @@ $(python3 --version 2>/dev/null || echo missing): install it (Debian, Ubuntu: ap
   new_enough "$PYTHON" || fail "$PWD/.venv holds a Python older than 3.11: remove it and run this again."
   echo 'Installing requirements.txt into .venv (2.5 GB, a few minutes).'
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
-    fail 'requirements.txt could not be installed (see above): mend that and run this again.'
+    fail 'requirements.txt could not be installed (see above): fix that and run this again.'
   cp requirements.txt "$stamp"
 fi

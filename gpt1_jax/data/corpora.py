@@ -139,7 +139,7 @@ def _named_errors(name: str):
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f'{name} is a damaged .gz file ({error}): copy it again.') from error
     except OSError as error:
-        raise UserError(f'Cannot read {name} ({error.strerror or error}): mend or remove it.') from error
+        raise UserError(f'Cannot read {name} ({error.strerror or error}): fix or remove it.') from error
 
 
 def _fingerprint(*parts) -> str:
@@ -219,15 +219,15 @@ class _RemoteFile(io.RawIOBase):
 
 def _open_tfds(name: str) -> Corpus:
     tfds = import_package('tensorflow_datasets', 'tfds: sources cannot be read')
-    mend = (f'prepare it once where there is a network (tfds build {name}) and set TFDS_DATA_DIR to the '
-            'folder that holds it.')
+    fix = (f'prepare it once where there is a network (tfds build {name}) and set TFDS_DATA_DIR to the '
+           'folder that holds it.')
     try:
         builder = tfds.builder(name)
     except (ValueError, ImportError) as error:  # not found, or an unknown config
-        raise UserError(f'TensorFlow Datasets has no set {name!r}: correct the name, or {mend}') from error
+        raise UserError(f'TensorFlow Datasets has no set {name!r}: correct the name, or {fix}') from error
     splits = [split for split in ('train', 'validation') if split in builder.info.splits]
     if 'train' not in splits:
-        raise UserError(f'The set {name!r} is not in {builder.data_dir}: {mend}')
+        raise UserError(f'The set {name!r} is not in {builder.data_dir}: {fix}')
     feature = next((f for f in ('book_text', 'text') if f in builder.info.features), None)
     if feature is None:
         raise UserError(f'The set {name!r} has no feature book_text or text, only '
@@ -255,7 +255,7 @@ def _open_tfds(name: str) -> Corpus:
                         yield io.BytesIO(example[feature])
                 except tf.errors.OpError as error:
                     raise UserError(f'The files of the set {name!r} in {builder.data_dir} are damaged: '
-                                    f'{mend}') from error
+                                    f'{fix}') from error
 
     return Corpus(f'tfds:{name}', sum(counts.values()), sum(builder.info.splits[s].num_bytes for s in splits),
                   _fingerprint(builder.info.full_name, counts), names, files,

@@ -26,15 +26,15 @@ def tfds_rows(names: str, split: str) -> Iterator[tuple[str, dict]]:
     import_tensorflow()
     tfds = _import_tfds()
     names = names.split(',')
-    mend = ('prepare it once, with network, by  python -c "import tensorflow_datasets as tfds; '
-            + '; '.join(f"tfds.load('{name}')" for name in names)
-            + '"  and set TFDS_DATA_DIR to where it lies, or use files:/dir instead.')
+    fix = ('prepare it once, with network, by  python -c "import tensorflow_datasets as tfds; '
+           + '; '.join(f"tfds.load('{name}')" for name in names)
+           + '"  and set TFDS_DATA_DIR to where it lies, or use files:/dir instead.')
     for name in names:
         try:
             rows = tfds.as_numpy(tfds.load(name, split=split, data_dir=_tfds_dir(), download=False))
         except (AssertionError, ValueError) as error:  # not prepared; no such data set, config or split
             reason = str(error).partition('\n')[0].partition('. ')[0].rstrip('.')
-            raise UserError(f'tfds:{name} split {split!r} cannot be read ({reason}); {mend}') from error
+            raise UserError(f'tfds:{name} split {split!r} cannot be read ({reason}); {fix}') from error
         for number, row in enumerate(rows):
             where = f'tfds:{name} split {split!r}, row {number}'
             yield where, {key: _plain(value, where) for key, value in row.items()}

@@ -69,7 +69,7 @@ def prepare(data, output) -> shards.Shards:
                             'data.output.')
         shards.start_journal(output, options)
     elif journal['position'] is None and journal['preparation'] != options:
-        # Nothing is encoded yet: an option was wrong, as too large a vocabulary, and has been mended.
+        # Nothing is encoded yet: an option was wrong, as too large a vocabulary, and has been fixed.
         if (output / 'tokenizer').exists():
             (output / 'tokenizer').rmtree()
         shards.start_journal(output, options)
