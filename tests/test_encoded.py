@@ -1,5 +1,6 @@
 """Token sequences in one array, and the entries that are kept on disk."""
 
+import hashlib
 import logging
 import multiprocessing
 
@@ -10,6 +11,7 @@ from gpt1_jax.data import encoded as disk
 from gpt1_jax.data import transforms
 from gpt1_jax.data.datasets import REGISTRY, Examples
 from gpt1_jax.data.encoded import Encoded, Sequences
+from gpt1_jax.data.tokenizers import standardise
 from gpt1_jax.errors import UserError
 
 NESTED = [[[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]]
@@ -69,6 +71,29 @@ def test_anything_else_is_another_entry(tmp_path, change):
     sequences = encode(tmp_path, **values)[1]
     assert values['tokenizer'].texts == 4 and len(list(tmp_path.iterdir())) == 2
     assert sequences == encode('off', **values)[1]
+
+
+def test_another_version_of_the_encoding_is_another_entry(tmp_path, monkeypatch):
+    encode(tmp_path, Tokenizer())
+    monkeypatch.setattr(transforms, 'ENCODING_VERSION', transforms.ENCODING_VERSION + 1)
+    tokenizer = Tokenizer()
+    encode(tmp_path, tokenizer)
+    assert tokenizer.texts == 4 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_encoding_is_that_of_its_version():
+    """Where this fails, old caches would be read as if they were new: raise ENCODING_VERSION, and put the new digest
+    here."""
+    texts = ['A  long\u2014dash, "quotes" & 2*3...', 'caf\u00e9 \u2026 \u00b4 &amp;\n\n\tnext  line ', "don't!?"]
+    cases = [('snli', dict(premise=texts, hypothesis=texts[::-1])), ('cola', dict(sentence=texts)),
+             ('mrpc', dict(sentence1=texts, sentence2=texts[1:] + texts[:1])),
+             ('race', dict(article=texts, question=texts, options=[texts[:1] * 2 + texts[1:]] * 3))]
+    made = [standardise(text) for text in texts]
+    for dataset, fields in cases:
+        for max_length in (12, 40):
+            made += encode('off', Tokenizer(), Examples(fields, None, ['0', '1', '2']), dataset, max_length)[1]
+    digest = hashlib.sha256(repr(made).encode()).hexdigest()[:16]
+    assert (transforms.ENCODING_VERSION, digest) == (1, '04c030cf8dfa75b2')
 
 
 def test_kinds_are_told_apart(tmp_path):

@@ -46,7 +46,12 @@ def main():
     parser.add_argument('--deadline', type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.pack:
-        pack.pack(options)
+        from gpt1_jax.errors import UserError
+
+        try:
+            pack.pack(options)
+        except UserError as error:
+            raise SystemExit(f'error: {error}') from None
     elif not options.out:
         parser.error('--out=DIR is missing: name a folder for the results')
     elif options.unpack:
