@@ -152,11 +152,11 @@ def test_a_piece_s_failure_is_noted_and_the_next_piece_runs(tmp_path):
 
 
 def test_relative_errors():
-    tree = {'a': np.array([30.0, 45.0]), 'b': np.array([1.0])}
-    reference = {'a': np.array([30.0, 40.0]), 'b': np.array([2.0])}
+    tree = {'a': np.array([1.0]), 'b': np.array([30.0, 45.0])}
+    reference = {'a': np.array([2.0]), 'b': np.array([30.0, 40.0])}
     error = measure.relative_error(tree, reference)
     assert error['relative'] == pytest.approx((26 / 2504)**0.5)
-    assert (error['worst_leaf'], error['worst_leaf_name']) == (0.5, 'b')
+    assert (error['worst_leaf'], error['worst_leaf_name']) == (0.5, 'a')
 
 
 @pytest.mark.slow
