@@ -6,7 +6,7 @@
 A SentencePiece vocabulary, shards, a small decoder pre-trained for one to two minutes, then four data sets made from
 the same kind of text, one for each input transformation, fine-tuned with and without pre-training; one table.
 
-Hardware: 2 CPU cores. Time: 2 min 28 s and 3 min 54 s on two virtual machines (measured). Result: README.md, measured.
+Hardware: 2 CPU cores. Time: 2 min 18 s to 3 min 54 s on three virtual machines (measured). Result: README.md, measured.
 """
 
 import ml_collections
