@@ -134,9 +134,8 @@ def _wheels(folder):
     for name in _WHEELS:
         version = importlib.metadata.version(name)
         if not any(folder.glob(f'{name.replace("-", "_")}-{version}-*')):
-            done = subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:',
-                                   f'--dest={folder}', f'{name}=={version}'])
-            if done.returncode:
+            pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:']
+            if subprocess.run([*pip, f'--dest={folder}', f'{name}=={version}']).returncode:
                 raise SystemExit(f'{name} could not be downloaded (see above): pack where there is a network')
     return folder
 
