@@ -127,14 +127,15 @@ def _tokenise(options, folder, shards):
 
 
 def _wheels(folder):
-    """Packages that the other machine may lack, of the versions that are installed here."""
+    """Packages that the other machine may lack, in pure Python, of the versions that are installed here."""
     import importlib.metadata
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in _WHEELS:
         version = importlib.metadata.version(name)
         if not any(folder.glob(f'{name.replace("-", "_")}-{version}-*')):
-            pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:']
+            pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:',
+                   '--platform=any', '--implementation=py', '--abi=none']
             if subprocess.run([*pip, f'--dest={folder}', f'{name}=={version}']).returncode:
                 raise SystemExit(f'{name} could not be downloaded (see above): pack where there is a network')
     return folder
