@@ -1,6 +1,7 @@
 """The project's own steps at a given size, built from shapes: no data, no weights."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import jax
@@ -43,8 +44,6 @@ class Program:
 
     def compile(self, **compiler_options):
         """(the jitted, donated step, compiled for its shapes; seconds of tracing, lowering and compiling)."""
-        import time
-
         started = time.perf_counter()
         with self.partitioner.activate():
             jitted = steps.jit_train_step(self.step, self.abstract, self.partitioner)
@@ -53,11 +52,11 @@ class Program:
         return compiled, time.perf_counter() - started
 
 
-def pretraining(size: str, *, accumulation: int = 1, batch_size: int | None = None, devices=None, strategy: str = 'dp',
+def pretraining(size: str, *, accumulation: int = 1, batch_size: int | None = None, devices=None,
                 **model_changes) -> Program:
     """Pre-training steps on random tokens; `model_changes` are keys of `config.model`."""
     model = _model(size, 0, model_changes)
-    partitioner = Partitioner(strategy, devices=devices)
+    partitioner = Partitioner('dp', devices=devices)
     rows = batch_size or BATCH_SIZES[size]
 
     def batch(step):
@@ -69,18 +68,17 @@ def pretraining(size: str, *, accumulation: int = 1, batch_size: int | None = No
 
 
 def finetuning(size: str, kind: str, classes: int, encoded: Encoded, *, batch_size: int, packing: bool = True,
-               head_dropout: float = 0.1, devices=None, **model_changes) -> tuple[Program, FinetuningBatches]:
-    """Fine-tuning steps on `encoded`, with the auxiliary loss, and the batches that they read."""
+               head_dropout: float = 0.1, devices=None, **model_changes) -> Program:
+    """Fine-tuning steps on `encoded`, with the auxiliary loss."""
     model = _model(size, N_SPECIAL, model_changes)
     partitioner = Partitioner('dp', devices=devices)
     head = ClassifierHead(kind, classes, head_dropout)
     batches = FinetuningBatches(encoded, batch_size=batch_size, packing=packing, groups=partitioner.groups,
                                 local_groups=partitioner.local_groups, share_context=kind == 'multiple_choice')
     loss = 'multiple_choice' if kind == 'multiple_choice' else 'classification'
-    program = _program(
+    return _program(
         model, head, partitioner, steps.finetune_loss_fn(model, head, loss, 0.5), batches.batch_at,
         common.optimizer_defaults(schedule='linear', learning_rate=6.25e-5, warmup_fraction=0.002), 10**6)
-    return program, batches
 
 
 def _model(size, n_special, changes):

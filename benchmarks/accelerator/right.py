@@ -110,12 +110,12 @@ def packed(context: Context) -> None:
         encoded = program.sentences(vocab_size, 64, longest)
         results = []
         for packing in (True, False):
-            made, batches = program.finetuning(
+            made = program.finetuning(
                 context.size, 'classification', 2, encoded, batch_size=16, packing=packing, devices=jax.devices()[:1],
                 dtype='float32', scan=True, head_dropout=0.0, **NO_DROPOUT)
             params = made.new_state().params
             with made.partitioner.activate():
-                batch = {key: jnp.asarray(value[0]) for key, value in batches.batch_at(0).items()}
+                batch = {key: jnp.asarray(value[0]) for key, value in made.batch(0).items()}
                 (loss, _), gradients = jax.jit(jax.value_and_grad(made.loss_fn, has_aux=True))(
                     params, batch, jax.random.key(1))
             results.append((float(loss), gradients))

@@ -36,7 +36,7 @@ def finetune(context: Context, name: str) -> None:
     with context.attempt(f'fine-tuning, {name}') as piece:
         context.need(50)
         encoded = make(vocab_size, epoch * batch_size, longest)
-        made, _ = program.finetuning(context.size, kind, classes, encoded, batch_size=batch_size)
+        made = program.finetuning(context.size, kind, classes, encoded, batch_size=batch_size)
         with made.partitioner.activate():
             state = [made.init(0)]
             step = jax.jit(made.step, donate_argnums=0)
