@@ -1,11 +1,11 @@
-r"""Text to ids with the released vocabulary: this project beside the loop of the release, on the same text and cores.
+r"""Encoding with the released vocabulary: this project and the loop of the release, on the same text and cores.
 
     python -m benchmarks.bpe --vocabulary=DIR --text='/books/*.txt' [--megabytes=4] [--workers=0] [--rounds=3]
 
-The release's loop (ftfy, regular expressions, spaCy, BPE in Python with a cache of words) is written here from the
-release. It is one process there; here it runs so, and also in as many processes as ours, which encodes as the task
-`prepare` does, group by group through `process_pool`. Every run starts with empty caches and ends when the last ids
-have come back; starting processes and loading packages and vocabulary are not timed. The ids of all runs are compared.
+The loop (ftfy, regular expressions, spaCy, BPE in Python with a cache of words) is rewritten here after the release,
+where it is one process. Here it runs in one process and in as many as ours, which encodes as the task `prepare` does,
+group by group through `process_pool`. Every run starts with empty caches and ends when the last ids have come back; the
+start of processes and the loading of packages and vocabulary are not timed. The ids of all runs are compared.
 """
 
 import argparse
@@ -19,7 +19,9 @@ import time
 
 import numpy as np
 
-from gpt1_jax.data.processes import cores, process_pool
+from gpt1_jax.processes import cores, process_pool
+
+_GROUP = 2**19  # characters
 
 
 class Release:
@@ -28,6 +30,7 @@ class Release:
     def __init__(self, directory: str):
         import ftfy
         import spacy
+
         self.fix_text = ftfy.fix_text
         self.nlp = spacy.blank('en')
         self.nlp.max_length = 2**30
@@ -55,7 +58,7 @@ class Release:
                 break
             merged, i = [], 0
             while i < len(word):
-                if word[i] == first and word[i + 1:i + 2] == (second,):
+                if word[i] == first and word[i + 1 : i + 2] == (second,):
                     merged.append(first + second)
                     i += 2
                 else:
@@ -80,7 +83,8 @@ class Release:
 def load(name: str, directory: str):
     if name == 'release':
         return Release(directory)
-    from gpt1_jax.data.tokenizers import load_tokenizer
+    from gpt1_jax.data.tokenizers.loading import load_tokenizer
+
     return load_tokenizer(directory)
 
 
@@ -89,13 +93,13 @@ def encode(name: str, directory: str, texts: list[str]) -> list[np.ndarray]:
 
 
 def wait_and_load(name: str, directory: str) -> None:
-    """Long enough for every worker of a pool to get one of these."""
+    """Loads and then waits, so that every worker of a pool gets one call."""
     load(name, directory)
     time.sleep(2)
 
 
 def measure(name: str, directory: str, groups: list[list[str]], workers: int) -> tuple[float, list[np.ndarray]]:
-    """Seconds, and the ids of all texts."""
+    """(seconds, ids of all texts)."""
     with process_pool(workers) as pool:
         for future in [pool.submit(wait_and_load, name, directory) for _ in range(workers)]:
             future.result()
@@ -105,17 +109,17 @@ def measure(name: str, directory: str, groups: list[list[str]], workers: int) ->
         return time.perf_counter() - started, [ids for batch in batches for ids in batch]
 
 
-def read_groups(pattern: str, megabytes: float, size: int = 2**19) -> list[list[str]]:
-    """Documents up to so many megabytes in groups of half a million characters, long ones cut at a line end."""
+def read_groups(pattern: str, megabytes: float) -> list[list[str]]:
+    """At most so many megabytes of documents in groups of half a million characters; long ones are cut at a newline."""
     groups, group, total = [], [], 0
     for path in sorted(glob.glob(pattern)):
         text = pathlib.Path(path).read_text()
         while text and total < megabytes * 1e6:
-            cut = text.find('\n', size) + 1 or len(text)
+            cut = text.find('\n', _GROUP) + 1 or len(text)
             group.append(text[:cut])
             total += len(text[:cut].encode())
             text = text[cut:]
-            if sum(map(len, group)) >= size:
+            if sum(map(len, group)) >= _GROUP:
                 groups.append(group)
                 group = []
     return [*groups, group] if group else groups
@@ -141,12 +145,14 @@ def main() -> None:
             assert all(map(np.array_equal, ids, expected)), f'the ids of {name} differ'
             rates[name, n].append(sum(map(len, ids)) / seconds)
     megabytes = sum(len(text.encode()) for group in groups for text in group) / 1e6
-    print(f'{megabytes:.1f} MB, {sum(map(len, expected)):,} tokens; of {options.rounds} rounds the median (extremes):')
+    print(f'{megabytes:.1f} MB, {sum(map(len, expected)):,} tokens; median (range) of {options.rounds} rounds:')
     ours = rates['gpt1_jax', workers]
     for (name, n), values in rates.items():
         ratios = [mine / other for mine, other in zip(ours, values)]
-        print(f'{name:8} in {n:2} processes: {spread(values, ",.0f")} tokens/s; gpt1_jax in {workers} is '
-              f'{spread(ratios, ".1f")} times as fast')
+        print(
+            f'{name:8} in {n:2} processes: {spread(values, ",.0f")} tokens/s; gpt1_jax in {workers} is '
+            f'{spread(ratios, ".1f")} times as fast'
+        )
 
 
 def spread(values: list[float], form: str) -> str:
@@ -154,5 +160,6 @@ def spread(values: list[float], form: str) -> str:
 
 
 if __name__ == '__main__':
-    from benchmarks import bpe  # the workers find its functions there, not in __main__
+    from benchmarks import bpe  # the workers cannot find the functions of __main__
+
     bpe.main()

@@ -1,11 +1,11 @@
-"""Tokens a second of generation, beside `transformers.generate`: the same architecture and work on the same cores.
+"""Generation in tokens per second, here and by `transformers.generate`: same architecture, same work, same cores.
 
     python -m benchmarks.generate --torch_python=/env/bin/python [--layers=12 --prompt=32 --new=128 --repeats=3]
 
-117M random weights, greedy, float32, every sequence to its full length. `--torch_python` names an interpreter that has
-torch and transformers; without it only this project is measured. Each side has a process of its own; they take turns,
-warm (compiled, a few tokens made before). Printed: the median of the repeats' tokens/s, with the extremes. The rate
-counts new tokens and includes reading the prompt. OpenAIGPTLMHeadModel has no key-value cache; this project has.
+117M random weights, greedy, float32, every sequence at full length. `--torch_python` names an interpreter with torch
+and transformers; without it only this project is measured. Each side has its own process; they take turns after a
+warm-up. Prints the median and range of tokens/s over the repeats; only new tokens count, but the time includes reading
+the prompt. OpenAIGPTLMHeadModel has no key-value cache; this project has one.
 """
 
 import argparse
@@ -26,12 +26,20 @@ def measure_jax(options, report):
 
     from gpt1_jax.model import decoding
     from gpt1_jax.model.transformer import Decoder
+    from gpt1_jax.training.partitioning import unbox
 
-    model = Decoder(vocab_size=VOCABULARY, n_special=0, n_positions=POSITIONS, width=WIDTH, layers=options.layers,
-                    heads=HEADS, mlp_width=MLP)
-    params = jax.jit(lambda key: decoding.unstack_layers(jax.tree.map(
-        lambda boxed: boxed.unbox(), model.init(key, jnp.zeros((1, 1), jnp.int32))['params'],
-        is_leaf=lambda x: hasattr(x, 'unbox'))))(jax.random.key(0))
+    model = Decoder(
+        vocab_size=VOCABULARY,
+        n_special=0,
+        n_positions=POSITIONS,
+        width=WIDTH,
+        layers=options.layers,
+        heads=HEADS,
+        mlp_width=MLP,
+    )
+    params = jax.jit(
+        lambda key: decoding.unstack_layers(unbox(model.init(key, jnp.zeros((1, 1), jnp.int32))['params']))
+    )(jax.random.key(0))
     places = decoding.bucket(options.prompt + options.new, POSITIONS)
     prefill = jax.jit(functools.partial(decoding.prefill, model, places=places))
     decode = jax.jit(functools.partial(decoding.decode, model, greedy=True, truncated=False), donate_argnums=1)
@@ -40,7 +48,7 @@ def measure_jax(options, report):
         column = lambda value: np.full((batch,), value, np.int32)
         prompts = np.random.default_rng(0).integers(1, VOCABULARY, (batch, options.prompt)).astype(np.int32)
         state = prefill(params, prompts, column(options.prompt), column(options.prompt + new), column(0))
-        state = decode(params, state, decoding.Sampling(), 0, -1, new)
+        state = decode(params, state, decoding.Sampling(), -1, new)
         assert np.all(np.asarray(state.lengths) == options.prompt + new)
 
     report(generate)
@@ -51,22 +59,31 @@ def measure_torch(options, report):
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
     torch.manual_seed(0)
-    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(
-        vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=WIDTH, n_layer=options.layers, n_head=HEADS)).eval()
+    model = OpenAIGPTLMHeadModel(
+        OpenAIGPTConfig(
+            vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=WIDTH, n_layer=options.layers, n_head=HEADS
+        )
+    ).eval()
 
     def generate(batch, new):
         prompts = torch.randint(1, VOCABULARY, (batch, options.prompt))
         with torch.inference_mode():
             output = model.generate(
-                prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, min_new_tokens=new,
-                do_sample=False, pad_token_id=0)
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
+            )
         assert output.shape == (batch, options.prompt + new)
 
     report(generate)
 
 
 def serve(options, measure):
-    """Answers each batch size on standard input with the seconds of one run."""
+    """Answers each batch size from standard input with the seconds of one run."""
+
     def report(generate):
         for batch in options.batches:
             generate(batch, 4)
@@ -91,9 +108,15 @@ def main():
         return serve(options, {'jax': measure_jax, 'torch': measure_torch}[options.side])
 
     pythons = {'jax': sys.executable} | ({'torch': options.torch_python} if options.torch_python else {})
-    processes = {side: subprocess.Popen([python, '-m', 'benchmarks.generate', *sys.argv[1:], f'--side={side}'],
-                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-                 for side, python in pythons.items()}
+    processes = {
+        side: subprocess.Popen(
+            [python, '-m', 'benchmarks.generate', *sys.argv[1:], f'--side={side}'],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for side, python in pythons.items()
+    }
     for process in processes.values():
         assert process.stdout.readline() == 'ready\n', 'a side could not start'
     rates = {}
@@ -109,12 +132,20 @@ def main():
         process.stdin.close()
         process.wait()
     for (batch, side), values in sorted(rates.items()):
-        print(f'batch {batch}  {side:<6}{statistics.median(values):8.1f} tokens/s  ({min(values):.1f} to '
-              f'{max(values):.1f}, {len(values)} runs)')
+        print(
+            f'batch {batch}  {side:<6}{statistics.median(values):8.1f} tokens/s  ({min(values):.1f} to '
+            f'{max(values):.1f}, {len(values)} runs)'
+        )
     if options.torch_python:
         medians = {key: statistics.median(values) for key, values in rates.items()}
-        print(json.dumps({f'batch {batch}': round(medians[batch, 'jax'] / medians[batch, 'torch'], 2)
-                          for batch in options.batches}))
+        print(
+            json.dumps(
+                {
+                    f'batch {batch}': round(medians[batch, 'jax'] / medians[batch, 'torch'], 2)
+                    for batch in options.batches
+                }
+            )
+        )
 
 
 if __name__ == '__main__':

@@ -1,16 +1,16 @@
-r"""Fine-tuning steps: packed rows against rows padded to the batch's longest sequence, here and in PyTorch.
+r"""Fine-tuning steps on packed rows, and on rows padded to the batch's longest sequence, here and in PyTorch.
 
     python -m benchmarks.packing --data=/data --tokenizer=WORKDIR/tokenizer --torch_python=/env/bin/python
 
-`--data` holds one folder a data set, as a suite's source does; `--torch_python` is an interpreter with torch and
-transformers (left out: without that side). All sides take the same model (OpenAI's, random weights, dropout on), the
-same batches of the same token sequences, both losses, clipping and one Adam update a step, in float32 on the CPU.
-Padded lengths are rounded up to a multiple of 16 on the JAX side, or every batch would be compiled anew. On the packed
-side the choices of a question share its text (RACE), as `data.share_context` has it by default. The first 20,000 rows
-of a set are read: an epoch of them is long in the sense of `data.packing`, as the whole SST-2, MNLI and RACE have it;
-with fewer rows more of the packed side is padding. PyTorch's loop is the usual one: a collator that pads to the batch's
-longest, forward, backward, clip_grad_norm_, AdamW. One pass over the batches warms up (and compiles), then the sides
-take turns, `--rounds` passes each; printed are the median examples/s and the extremes.
+`--data` has one folder per data set, like the source of a suite. `--torch_python` is an interpreter with torch and
+transformers; without it PyTorch is left out. All sides use the same model (OpenAI's, random weights, dropout on), the
+same batches of the same token sequences, both losses, clipping and one Adam update per step, in float32 on the CPU.
+Padded lengths are rounded up to a multiple of 16 on the JAX side, because otherwise every batch would be compiled. On
+the packed side the choices of a question share its text (RACE), the default of `data.share_context`. The first 20,000
+examples of a set are read: their epoch is long in the sense of `data.labelled.packing`, as those of the whole SST-2,
+MNLI and RACE are; with fewer, more of the packed side would be padding. PyTorch's loop is the usual one: a collator
+that pads to the batch's longest, forward, backward, clip_grad_norm_, AdamW. After one pass to warm up (and compile) the
+sides take turns, `--rounds` passes each. Prints median and range of examples/s.
 """
 
 import argparse
@@ -45,70 +45,72 @@ def arguments():
 
 
 def encoded_and_batches(args, name):
-    from gpt1_jax.data import datasets, tokenizers, transforms
+    from gpt1_jax.data.labelled import encoding, loading
+    from gpt1_jax.data.labelled.registry import REGISTRY
+    from gpt1_jax.data.tokenizers.loading import load_tokenizer
 
-    dataset = datasets.REGISTRY[name]
-    tokenizer = tokenizers.load_tokenizer(args.tokenizer)
+    dataset = REGISTRY[name]
+    tokenizer = load_tokenizer(args.tokenizer)
     size = args.race_batch_size if name == 'race' else args.batch_size
-    examples = datasets.load_examples(dataset, f'files:{datasets.folder_of(dataset, args.data)}', 'train', 20_000)
-    encoded = transforms.encode(dataset, examples, tokenizer, 512)
-    members = np.random.RandomState(0).permutation(len(encoded.ids))[:size * args.batches].reshape(args.batches, size)
+    examples = loading.load_examples(dataset, f'files:{loading.folder_of(dataset, args.data)}', 'train', 20_000)
+    encoded = encoding.encode(dataset, examples, tokenizer, 512)
+    members = np.random.RandomState(0).permutation(len(encoded.ids))[: size * args.batches].reshape(args.batches, size)
     return dataset, tokenizer, encoded, members, size
 
 
 def jax_side(args, dataset, tokenizer, encoded, members, size, packing):
-    """A function that makes one pass over the batches and returns its seconds."""
+    """A function that makes one pass over the batches and returns the seconds."""
     import jax
 
-    from gpt1_jax.config import optimizer_defaults
-    from gpt1_jax.data.packing import FinetuningBatches
-    from gpt1_jax.model.heads import ClassifierHead
-    from gpt1_jax.model.transformer import Decoder
-    from gpt1_jax.training import steps
-    from gpt1_jax.training.optimizer import make_optimizer
+    from configs import finetune
+    from gpt1_jax.data.labelled.packing import FinetuningBatches
+    from gpt1_jax.model.architecture import Architecture
+    from gpt1_jax.model.classifier import ClassifierHead
+    from gpt1_jax.training import program
     from gpt1_jax.training.partitioning import Partitioner
-    from gpt1_jax.training.state import abstract_state, create_state, params_initialiser
 
-    model = Decoder(vocab_size=tokenizer.vocab_size, n_special=3, n_positions=512, width=args.width,
-                    layers=args.layers, heads=args.width // 64, mlp_width=4 * args.width, scan=False)
-    head = ClassifierHead(dataset.kind, dataset.classes)
-    partitioner = Partitioner('dp', (1, 1, 1))
-    optimizer, rate = make_optimizer(
-        optimizer_defaults(schedule='linear', learning_rate=6.25e-5, warmup_fraction=0.002), 10**6)
-    init_params = params_initialiser(model, head)
-    abstract = abstract_state(init_params, optimizer, partitioner)
-    batches = FinetuningBatches(encoded, batch_size=size, packing=packing,
-                                share_context=dataset.kind == 'multiple_choice')
+    sizes = dict(
+        layers=args.layers, width=args.width, heads=args.width // 64, mlp_width=4 * args.width, n_positions=512
+    )
+    config = finetune.get_config()
+    config.model.scan = False
+    made = program.finetuning(
+        config,
+        Architecture('transformer', sizes),
+        tokenizer.vocab_size,
+        ClassifierHead(dataset.kind, dataset.classes),
+        dataset.loss,
+        10**6,
+        Partitioner('dp', (1, 1, 1)),
+    )
+    batches = FinetuningBatches(
+        encoded, batch_size=size, packing=packing, share_context=dataset.kind == 'multiple_choice'
+    )
     batches.members = lambda step: members[step]
-    state = None
+    state = made.create_state(0)
 
     def one_pass():
         nonlocal state
-        with partitioner.activate():
-            if state is None:
-                state = create_state(init_params, optimizer, abstract, 0)
-                one_pass.step = steps.jit_train_step(
-                    steps.train_step(steps.finetune_loss_fn(model, head, dataset.loss, 0.5), optimizer, rate), abstract,
-                    partitioner)
-            begin = time.perf_counter()
-            for i in range(args.batches):
-                batch = batches.batch_at(i)
-                if not packing:
-                    batch = trimmed(batch)
-                state, metrics = one_pass.step(state, partitioner.put_batch(batch, axis=1))
-            jax.block_until_ready(metrics)
-            return time.perf_counter() - begin
+        begin = time.perf_counter()
+        for i in range(args.batches):
+            batch = batches.batch_at(i)
+            if not packing:
+                batch = trimmed(batch)
+            state, metrics = made.train_step(state, made.partitioner.put_batch(batch))
+        jax.block_until_ready(metrics)
+        return time.perf_counter() - begin
 
     return one_pass
 
 
 def trimmed(batch):
-    """A batch of one sequence a row, cut to its longest sequence (a multiple of 16)."""
+    """A batch of one sequence per row, cut to its longest sequence (rounded up to a multiple of 16)."""
     row_length = batch['tokens'].shape[-1]
     longest = int(np.count_nonzero(batch['segment_ids'], axis=-1).max())
     length = min(row_length, -(-longest // 16) * 16)
-    rows = {name: batch[name][..., :length]
-            for name in ('tokens', 'segment_ids', 'positions', 'lm_targets', 'lm_weights')}
+    rows = {
+        name: batch[name][..., :length] for name in ('tokens', 'segment_ids', 'positions', 'lm_targets', 'lm_weights')
+    }
     row, place = np.divmod(batch['extract'], row_length)
     return {**batch, **rows, 'extract': row * length + place}
 
@@ -117,7 +119,7 @@ def trimmed(batch):
 
 
 def torch_pass(args):
-    """Reads batches from a file and answers each line of standard input with the seconds of one pass."""
+    """Reads batches from a file; answers each line of standard input with the seconds of one pass."""
     import torch
     import transformers
 
@@ -125,8 +127,9 @@ def torch_pass(args):
     classes, choices, vocab = (int(data[name]) for name in ('classes', 'choices', 'vocab'))
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
-    config = transformers.OpenAIGPTConfig(vocab_size=vocab, n_positions=512, n_embd=args.width, n_layer=args.layers,
-                                          n_head=args.width // 64)
+    config = transformers.OpenAIGPTConfig(
+        vocab_size=vocab, n_positions=512, n_embd=args.width, n_layer=args.layers, n_head=args.width // 64
+    )
     model = transformers.OpenAIGPTLMHeadModel(config)
     head = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(args.width, classes))
     parameters = [*model.parameters(), *head.parameters()]
@@ -139,7 +142,7 @@ def torch_pass(args):
     def one_pass():
         begin = time.perf_counter()
         for i in range(args.batches):
-            chosen = sequences[i * size * choices:(i + 1) * size * choices]
+            chosen = sequences[i * size * choices : (i + 1) * size * choices]
             ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
             lengths = torch.tensor([len(sequence) for sequence in chosen])
             real = torch.arange(ids.shape[1])[None] < lengths[:, None]
@@ -148,8 +151,9 @@ def torch_pass(args):
             logits = head(states).reshape(size, -1)
             targets = ids[:, 1:].masked_fill(~real[:, 1:], -100)
             lm = torch.nn.functional.cross_entropy(
-                output.logits[:, :-1].reshape(-1, vocab), targets.reshape(-1), ignore_index=-100)
-            loss = torch.nn.functional.cross_entropy(logits, labels[i * size:(i + 1) * size]) + 0.5 * lm
+                output.logits[:, :-1].reshape(-1, vocab), targets.reshape(-1), ignore_index=-100
+            )
+            loss = torch.nn.functional.cross_entropy(logits, labels[i * size : (i + 1) * size]) + 0.5 * lm
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -162,17 +166,26 @@ def torch_pass(args):
 
 
 class TorchSide:
-    """`torch_pass` in a process of the other interpreter."""
+    """`torch_pass` in a process of the interpreter that has PyTorch."""
 
     def __init__(self, args, dataset, tokenizer, encoded, members, folder):
         chosen = [sequence for example in members.reshape(-1) for sequence in encoded.sequences[int(example)]]
         path = pathlib.Path(folder) / f'{dataset.name}.npz'
-        np.savez(path, tokens=np.concatenate(chosen), lengths=[len(sequence) for sequence in chosen],
-                 labels=encoded.labels[members.reshape(-1)], classes=dataset.classes,
-                 choices=encoded.sequences.lengths.shape[1], vocab=tokenizer.vocab_size + 3)
+        np.savez(
+            path,
+            tokens=np.concatenate(chosen),
+            lengths=[len(sequence) for sequence in chosen],
+            labels=encoded.labels[members.reshape(-1)],
+            classes=dataset.classes,
+            choices=encoded.sequences.lengths.shape[1],
+            vocab=tokenizer.vocab_size + 3,
+        )
         self.process = subprocess.Popen(
-            [args.torch_python, __file__, *sys.argv[1:], f'--torch_side={path}'], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True)
+            [args.torch_python, __file__, *sys.argv[1:], f'--torch_side={path}'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def __call__(self):
         self.process.stdin.write('\n')
@@ -190,14 +203,18 @@ def main():
         torch_pass(args)
         return
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    print(f'{args.layers} layers, {args.width} wide, {os.cpu_count()} cores; median (least to most) examples/s of '
-          f'{args.rounds} rounds of {args.batches} steps')
+    print(
+        f'{args.layers} layers, width {args.width}, {os.cpu_count()} cores; median (range) of examples/s in '
+        f'{args.rounds} rounds of {args.batches} steps'
+    )
     print(f'{"set":<8}{"side":<16}{"examples/s":>24}{"packed is":>12}')
     with tempfile.TemporaryDirectory() as folder:
         for name in args.sets.split(','):
             dataset, tokenizer, encoded, members, size = encoded_and_batches(args, name)
-            sides = {packed: jax_side(args, dataset, tokenizer, encoded, members, size, packing)
-                     for packed, packing in (('packed', True), ('padded', False))}
+            sides = {
+                packed: jax_side(args, dataset, tokenizer, encoded, members, size, packing)
+                for packed, packing in (('packed', True), ('padded', False))
+            }
             if args.torch_python:
                 sides['torch, padded'] = TorchSide(args, dataset, tokenizer, encoded, members, folder)
             rates = {side: [] for side in sides}

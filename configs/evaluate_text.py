@@ -6,33 +6,39 @@ r"""How well a language model predicts a text: perplexity per token and per word
         --config.data.source=text:sentences.txt --config.sentences=True --workdir=runs/gpt1-sentences
 
 `data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz), `tfds:` and a name, or `docs:`; all of it is
-scored. A window of the model's positions slides over each document by `stride` tokens: every token is scored once,
-with at least positions - stride tokens before it, or all that the document has. Before its first token stands the
-token that ends a text. Only the vocabulary's tokens compete.
+scored. A window as long as the model's positions slides over each document by `stride` tokens. Every token is scored
+once, after at least positions - stride tokens or all earlier ones of its document; the first follows the token that
+ends a text. Only the vocabulary's tokens compete.
 
-WORKDIR/results.json: documents, tokens, unknown_tokens, comparable, words (between white space, in the standardised
-text), log_probability (nats), loss (nats a token), perplexity, word_perplexity. With `sentences`, every line is a text
-of its own, and WORKDIR/sentences.jsonl has one object a line of the source, in order: log_probability, mean (a token;
-null where the line is empty), tokens, unknown.
+Scores in WORKDIR/results.json: log_probability (nats), loss (nats a token), perplexity, word_perplexity. Facts there:
+documents, tokens, unknown_tokens, comparable, words (between white space, in the standardised text). With `sentences`,
+every line is a text of its own, and WORKDIR/sentences.jsonl has one object a line of the source, in order:
+log_probability, mean (a token; null where the line is empty), tokens, unknown.
 
-The released vocabulary lacks many characters, and the unknown piece is one token, easy to predict, whatever it stands
-for: text that a vocabulary lacks makes its perplexities lower, a word's too. `unknown_tokens` counts these pieces among
-the scored tokens (`unknown` in a sentence). `comparable` is true where there are none; else the figures are not to be
-compared with those of another vocabulary. A vocabulary of `prepare` spells such text in bytes and has none.
+The released vocabulary lacks many characters. Each becomes the unknown piece, which is easy to predict, so such text
+lowers the perplexities, also per word. `unknown_tokens` (`unknown` of a sentence) counts these pieces among the scored
+tokens. `comparable` is true if there are none; otherwise do not compare the figures with those of another vocabulary.
+A vocabulary made by `prepare` spells such text in bytes and has none.
 
 Hardware: any; not measured yet.
 """
 
 import ml_collections
 
-from gpt1_jax import config as common
+from configs import common
+from gpt1_jax.config import check_no_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-    common.check_no_argument('evaluate_text', arg)
-    return ml_collections.ConfigDict(dict(
-        task='evaluate_text', init_from='', sentences=False,
-        stride=common.optional_int(),  # None: half of the positions
-        data=ml_collections.ConfigDict(dict(source='', batch_size=8)),
-        model=common.model_defaults(),  # how it is computed; the architecture is that of `init_from`
-        mesh=ml_collections.ConfigDict(dict(strategy='dp', shape=()))))
+    check_no_argument('evaluate_text', arg)
+    return ml_collections.ConfigDict(
+        dict(
+            task='evaluate_text',
+            init_from='',
+            sentences=False,
+            stride=common.optional_int(),  # None: half of the positions
+            data=ml_collections.ConfigDict(dict(source='', batch_size=8)),
+            model=common.model_defaults(),  # only what concerns computation; the architecture is that of `init_from`
+            mesh=common.mesh_defaults(),
+        )
+    )

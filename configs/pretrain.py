@@ -3,26 +3,33 @@
     python -m gpt1_jax.main --config=configs/pretrain.py --workdir=runs/gpt1
     python -m gpt1_jax.main --config=configs/pretrain.py:small --config.data.source=text:/books --workdir=runs/small
 
-The argument picks a size: tiny, small, gpt1 (default). `data.source` is a corpus (`tfds:pg19`, `text:/books`,
-`docs:`), prepared into WORKDIR/shards on first use, or `shards:/path`, prepared before. `init_from` (a workdir,
-`openai:DIR`, `hf:DIR`) goes on from another model's parameters; size and tokenizer must be that model's.
+The argument is a size: tiny, small, gpt1 (default). `data.source` is a corpus (`tfds:pg19`, `text:/books`, `docs:`),
+which is first prepared in WORKDIR/shards, or `shards:/path`, prepared before. `init_from` (a workdir, `openai:DIR`,
+`hf:DIR`) starts from another model's parameters; size and tokenizer must be the same.
 
-Hardware: gpt1 wants an accelerator (the paper: 8 GPUs, one month); not measured yet.
+Hardware: gpt1 needs an accelerator (the paper: 8 GPUs, one month); not measured yet.
 Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduced yet (BooksCorpus is not public).
 """
 
 import ml_collections
 
-from gpt1_jax import config as common
+from configs import common
+from gpt1_jax.model.sizes import SIZES
 
 
 def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
     size = arg or 'gpt1'
-    return ml_collections.ConfigDict(dict(
-        task='pretrain', seed=0, init_from='',  # '': from scratch
-        model=common.model_size(size),
-        optimizer=common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000),
-        # The run's length: `tokens` where it is not 0, else `epochs`.
-        data=common.data_defaults(source='tfds:pg19', vocab_size=common.SIZES[size][-1], batch_size=64, epochs=100.0,
-                                  tokens=0),
-        **common.run_defaults(eval_every=2000, eval_windows=2000)))  # steps between evaluations (0: only the last)
+    return ml_collections.ConfigDict(
+        dict(
+            task='pretrain',
+            seed=0,
+            init_from='',  # '': from scratch
+            model=common.model_size(size),
+            optimizer=common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000),
+            # The length of the run is `tokens`, or `epochs` if that is 0.
+            data=common.data_defaults(
+                source='tfds:pg19', vocab_size=SIZES[size].vocab_size, batch_size=64, epochs=100.0, tokens=0
+            ),
+            **common.run_defaults(eval_every=2000, eval_windows=2000),  # steps between evaluations (0: only the last)
+        )
+    )

@@ -4,8 +4,7 @@ STOPPED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same com
 
 
 class UserError(Exception):
-    """A mistake that the user can fix.
+    """A user error; the message says how to fix it: `WHERE: WHAT is wrong. HOW to fix it.`
 
-    The message is one sentence that says what is wrong and how to fix it. `main` prints it without a
-    traceback and exits with status 2.
+    `main` prints it without a traceback and exits with status 2.
     """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing but Python 3.11+ to a small pre-trained and fine-tuned model, on any machine:
+# Pre-trains and fine-tunes a small model on any machine; needs only Python 3.11 or newer:
 #
 #   bash launch/quickstart.sh [flags of gpt1_jax.main, such as --workdir=runs/first]
 #

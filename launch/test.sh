@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests in the environment that quickstart.sh uses: bash launch/test.sh [flags of pytest]
+# Checks style and runs the tests in the environment that quickstart.sh uses:
+#
+#   bash launch/test.sh [flags of pytest, such as -m 'not slow' for a quarter of the time]
 
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+"$PYTHON" -m ruff check
+"$PYTHON" -m ruff format --check
 exec "$PYTHON" -m pytest -q "$@"

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Runs one config on every worker of a TPU VM or pod slice that exists; it creates and deletes nothing.
+# Runs one config on every worker of an existing TPU VM or pod slice; creates and deletes none.
 #
 #   NAME=slice ZONE=us-central2-b PROJECT=project WORKDIR=gs://bucket/runs/pretrain \
 #     bash launch/tpu_vm.sh configs/pretrain.py --config.data.source=shards:gs://bucket/books
 #
-# The same command after a preemption resumes from the last checkpoint in WORKDIR. A slice comes and goes with
+# After a preemption, the same command resumes from the last checkpoint in WORKDIR. To create and delete a slice:
 #   gcloud compute tpus tpu-vm create NAME --zone=ZONE --project=PROJECT --accelerator-type=v4-32 \
 #     --version=tpu-ubuntu2204-base
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE --project=PROJECT
 # Every worker runs the same program; --distributed makes them one. Not yet tried on hardware.
 
 set -euo pipefail
-usage='usage: NAME=... ZONE=... PROJECT=... WORKDIR=gs://... bash launch/tpu_vm.sh configs/FILE.py [flags]'
+usage='Usage: NAME=... ZONE=... PROJECT=... WORKDIR=gs://... bash launch/tpu_vm.sh configs/FILE.py [flags]'
 for variable in NAME ZONE PROJECT WORKDIR; do
-  [ -n "${!variable:-}" ] || { echo "$0: $variable is not set; $usage" >&2 && exit 2; }
+  [ -n "${!variable:-}" ] || { echo "$variable: It is not set. $usage" >&2 && exit 2; }
 done
 case "$WORKDIR" in
   gs://*) ;;
-  *) echo "$0: WORKDIR is $WORKDIR, but the workers share no disk: give a gs:// path." >&2 && exit 2 ;;
+  *) echo "WORKDIR: It is $WORKDIR, but the workers share no disk. Give a gs:// path." >&2 && exit 2 ;;
 esac
-[ $# -gt 0 ] || { echo "$0: no config is named; $usage" >&2 && exit 2; }
-command -v gcloud >/dev/null || { echo "$0: gcloud is missing: install the Google Cloud CLI." >&2 && exit 2; }
+[ $# -gt 0 ] || { echo "$0: No config is given. $usage" >&2 && exit 2; }
+command -v gcloud >/dev/null || { echo "gcloud: It is not installed. Install the Google Cloud CLI." >&2 && exit 2; }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 where=(--zone="$ZONE" --project="$PROJECT" --worker=all)
@@ -31,13 +31,12 @@ trap 'rm -r "$(dirname "$archive")"' EXIT
 tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./runs .
 gcloud compute tpus tpu-vm scp "$archive" "$NAME":gpt1_jax.tar.gz "${where[@]}"
 
-# The usual TPU image's own Python is 3.10. JAX's TPU plug-in must be of JAX's own version.
+# The Python of the usual TPU image is 3.10.
 on_all_workers 'set -e
 mkdir -p gpt1_jax && tar -xzf gpt1_jax.tar.gz -C gpt1_jax
 command -v python3.12 python3.11 >/dev/null ||
   { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11 python3.11-venv; }
-source gpt1_jax/launch/venv.sh
-"$PYTHON" -m pip install --quiet "jax[tpu]==$("$PYTHON" -c "import jax; print(jax.__version__)")"'
+EXTRA=tpu source gpt1_jax/launch/venv.sh'
 
 config=$1
 shift

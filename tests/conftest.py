@@ -1,20 +1,43 @@
 """Eight host devices for every test. Must be set before JAX starts its backend."""
 
 import os
+import pathlib
 import tempfile
 
 os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Compiling takes most of the time here, and LLVM's optimisations a quarter of that.
-os.environ['XLA_FLAGS'] = ('--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-                           '--xla_llvm_disable_expensive_passes=true')
+os.environ['XLA_FLAGS'] = (
+    '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
+    '--xla_llvm_disable_expensive_passes=true'
+)
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # a missing axis is a mistake more often than not
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # Many tests, and the programs that they start, compile the same steps: once is enough.
 _compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece  # noqa: E402
+
 
 def pytest_addoption(parser):
-    parser.addoption('--openai-bpe', metavar='DIR',
-                     help="folder of the release's vocabulary; what tests it is skipped without")
+    parser.addoption(
+        '--openai-bpe', metavar='DIR', help="folder of the release's vocabulary; what tests it is skipped without"
+    )
+
+
+@pytest.fixture(scope='session')
+def golden():
+    """Arrays that Hugging Face transformers computed in float64 (make_golden.py says which)."""
+    with np.load(pathlib.Path(__file__).parent / 'golden' / 'openai_gpt.npz', allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope='session')
+def sentencepiece():
+    words = 'ship sail wave anchor cow field plough barn'.split()
+    return train_sentencepiece([' '.join(words[i % 8 :] + words[: i % 5]) for i in range(50)], 290)

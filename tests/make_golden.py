@@ -39,9 +39,7 @@ ADAM = {'lr': 0.01, 'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'l2': 0.01, 'clip': 1.0
 
 
 def config(**changes):
-    return transformers.OpenAIGPTConfig(
-        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=4, **changes
-    )
+    return transformers.OpenAIGPTConfig(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=4, **changes)
 
 
 def load(model, weights):
@@ -115,9 +113,7 @@ def main():
     ids = torch.from_numpy(tokens).reshape(-1, tokens.shape[-1])
     base = lm(ids, output_hidden_states=True)
     shifted = lm.transformer(ids, position_ids=torch.arange(SHIFT, SHIFT + ids.shape[1])[None])
-    double = heads(
-        torch.from_numpy(tokens), labels=torch.from_numpy(tokens), mc_labels=torch.from_numpy(labels)
-    )
+    double = heads(torch.from_numpy(tokens), labels=torch.from_numpy(tokens), mc_labels=torch.from_numpy(labels))
     finetune_gradients = gradients(heads, double.mc_loss + LAMBDA * double.loss)
     arrays = {
         'tokens': tokens.astype(np.int32),

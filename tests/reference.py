@@ -174,11 +174,7 @@ def ordinal_prediction(logits):
     return np.exp(log_softmax(logits)) @ np.arange(len(logits))
 
 
-TASK_LOSSES = {
-    'classification': classification_loss,
-    'multiple_choice': multiple_choice_loss,
-    'ordinal': ordinal_loss,
-}
+TASK_LOSSES = {'classification': classification_loss, 'multiple_choice': multiple_choice_loss, 'ordinal': ordinal_loss}
 
 
 def finetune_logits(params, examples, heads, *, kind, n_positions):
@@ -193,11 +189,9 @@ def finetune_loss(params, examples, labels, heads, *, kind, loss, lam, n_positio
     """L3 (section 3.2): mean task loss over the examples + lam * mean LM loss over all their sequences."""
     logits = finetune_logits(params, examples, heads, kind=kind, n_positions=n_positions)
     task = np.mean([TASK_LOSSES[loss](x, label) for x, label in zip(logits, labels, strict=True)])
-    language = np.mean([
-        sequence_lm_loss(params, s, heads, rows, n_positions=n_positions)
-        for sequences in examples
-        for s in sequences
-    ])
+    language = np.mean(
+        [sequence_lm_loss(params, s, heads, rows, n_positions=n_positions) for sequences in examples for s in sequences]
+    )
     return task + lam * language
 
 
@@ -265,9 +259,7 @@ def adam_init(params):
     return {'m': zeros, 'v': zeros}
 
 
-def adam_update(
-    params, grads, state, t, *, lr, schedule, total, warmup, l2, clip, b1=0.9, b2=0.999, eps=1e-8
-):
+def adam_update(params, grads, state, t, *, lr, schedule, total, warmup, l2, clip, b1=0.9, b2=0.999, eps=1e-8):
     """The release's Adam, update number t = 1, 2, ... of `total` -> (params, state).
 
     schedule: one of the two above; warmup: a fraction of `total`. It sees the count before this update, so

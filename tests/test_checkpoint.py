@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from gpt1_jax.errors import UserError
+from gpt1_jax.training import checkpoint
 from gpt1_jax.training.checkpoint import Checkpointer, checksums
 
 # Orbax leaves unfinished reads behind when one of them fails.
@@ -32,11 +33,15 @@ def placed(array, mesh, *spec):
 def state(step, mesh=None):
     """Parameters and optimizer state whose values say which step they are of."""
     mesh, rng = mesh or mesh_of(2, 4), np.random.default_rng(step)
-    params = {'h': {'w': placed(rng.standard_normal((64, 128), dtype=np.float32), mesh, 'data', 'fsdp'),
-                    'b': placed(jnp.asarray(rng.standard_normal(128), jnp.bfloat16), mesh)},
-              'wte': placed(rng.standard_normal((512, 64), dtype=np.float32), mesh, 'fsdp')}
+    params = {
+        'h': {
+            'w': placed(rng.standard_normal((64, 128), dtype=np.float32), mesh, 'data', 'fsdp'),
+            'b': placed(jnp.asarray(rng.standard_normal(128), jnp.bfloat16), mesh),
+        },
+        'wte': placed(rng.standard_normal((512, 64), dtype=np.float32), mesh, 'fsdp'),
+    }
     decayed = {'h': {'w': True, 'b': False}, 'wte': True}
-    optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3, mask=decayed))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, mask=decayed))
     key = placed(np.array([0, step], np.uint32), mesh)
     return {'params': params, 'opt_state': jax.jit(optimizer.init)(params), 'rng': {'key': key}}
 
@@ -44,8 +49,12 @@ def state(step, mesh=None):
 def abstract(tree, change=lambda spec: spec, mesh=None):
     """Shapes with shardings on `mesh`, whose specs are changed by `change`."""
     mesh = mesh or mesh_of(2, 4)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(
-        mesh, change(getattr(x.sharding, 'spec', P())))), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, change(getattr(x.sharding, 'spec', P())))
+        ),
+        tree,
+    )
 
 
 def assert_same(one, other):
@@ -63,6 +72,7 @@ def make(tmp_path):
     def make(**options):
         made.append(Checkpointer(tmp_path / 'checkpoints', **options))
         return made[-1]
+
     yield make
     for checkpointer in made:
         checkpointer.close()
@@ -95,6 +105,16 @@ def test_round_trip_on_another_mesh(make, tmp_path):
     assert items['params']['wte'].sharding.is_equivalent_to(NamedSharding(other, P('fsdp')), 2)
 
 
+def test_what_the_caller_changes_after_a_save_is_not_saved(make, monkeypatch):
+    writer, seen, written = make(), [1], []
+    writer.save(1, state(1), {})
+    save = checkpoint.ocp.args.JsonSave
+    monkeypatch.setattr(checkpoint.ocp.args, 'JsonSave', lambda item: written.append(item) or save(item))
+    writer.save(2, state(1), {'seen': seen})
+    seen.append(2)
+    assert written[0]['record']['meta'] == {'seen': [1]}  # Orbax may write it only now
+
+
 def test_parameters_alone_do_not_read_or_verify_the_rest(make, tmp_path):
     saved = state(1)
     writer = make()
@@ -107,7 +127,7 @@ def test_parameters_alone_do_not_read_or_verify_the_rest(make, tmp_path):
     assert_same(items['params'], saved['params'])
     with pytest.raises(UserError, match='damaged'):
         make().restore(1, abstract(saved))
-    with pytest.raises(UserError, match="no 'ema': it has params, opt_state, rng"):
+    with pytest.raises(UserError, match="no 'ema', only params, opt_state, rng"):
         make().restore(1, {'ema': abstract(saved['params'])})
 
 
@@ -116,11 +136,11 @@ def test_an_empty_directory_is_not_created_by_reading(make, tmp_path):
     assert reader.restore_latest({}) is None and reader.steps() == []
     assert reader.steps() == [] and reader.best_step() is None
     assert not (tmp_path / 'checkpoints').exists()
-    with pytest.raises(UserError, match='no checkpoint of step 3: it has none'):
+    with pytest.raises(UserError, match='no checkpoint of step 3. The steps here are none'):
         reader.restore(3, {})
 
 
-@pytest.mark.parametrize('mode, losses', [('min', [5., 1., 3., 4., 9.]), ('max', [5., 9., 3., 4., 1.])])
+@pytest.mark.parametrize('mode, losses', [('min', [5.0, 1.0, 3.0, 4.0, 9.0]), ('max', [5.0, 9.0, 3.0, 4.0, 1.0])])
 def test_the_newest_and_the_best_are_both_kept(make, mode, losses):
     best, options = 2, dict(keep_latest=2, keep_best=1, best_metric='loss', best_mode=mode)
     writer = make(**options)
@@ -133,7 +153,7 @@ def test_the_newest_and_the_best_are_both_kept(make, mode, losses):
     writer = make(**options)
     writer.save(6, state(6), {})
     writer.save(7, state(7), {}, {'loss': float('-inf' if mode == 'min' else 'inf')})
-    writer.save(8, state(8), {}, {'loss': float('nan'), 'other': 0.})
+    writer.save(8, state(8), {}, {'loss': float('nan'), 'other': 0.0})
     writer.wait()
     assert writer.steps() == [best, 7, 8]
     assert make(**options).best_step() == best
@@ -157,19 +177,22 @@ def test_bit_flips_never_restore_wrong_values(make, tmp_path, warnings_seen):
     writer.wait()
     wanted, rng, skipped = abstract(state(2)), np.random.default_rng(0), 0
     folder = tmp_path / 'checkpoints/2'
-    places = [(file, offset) for file in largest_files(folder, 5) + [folder / 'record/metadata']
-              for offset in rng.integers(0, file.stat().st_size, 5)]
+    places = [
+        (file, offset)
+        for file in largest_files(folder, 5) + [folder / 'record/metadata']
+        for offset in rng.integers(0, file.stat().st_size, 5)
+    ]
     for file, offset in places:
         whole = file.read_bytes()
         flipped = bytes([whole[offset] ^ 1 << rng.integers(8)])
-        file.write_bytes(whole[:offset] + flipped + whole[offset + 1:])
+        file.write_bytes(whole[:offset] + flipped + whole[offset + 1 :])
         step, items, meta = make().restore_latest(wanted)
         assert meta == {'step': step}
         assert_same(items, state(step))
         skipped += step == 1
         file.write_bytes(whole)
     assert skipped == len(warnings_seen) >= 15  # some bytes of the folder mean nothing
-    assert all(f'{folder} is damaged' in line for line in warnings_seen)
+    assert all(f'{folder}: The checkpoint is damaged' in line for line in warnings_seen)
     assert make().restore_latest(wanted)[0] == 2
 
 
@@ -201,7 +224,7 @@ def test_all_damaged_is_an_error(make, tmp_path, breakage):
         folder = tmp_path / 'checkpoints' / step
         file = folder / 'record/metadata' if breakage == 'record' else largest_files(folder / 'params', 1)[0]
         file.unlink() if breakage == 'missing' else os.truncate(file, 20)
-    with pytest.raises(UserError, match=r'every checkpoint in .*checkpoints is damaged \(1, 2; .*copy'):
+    with pytest.raises(UserError, match=r'checkpoints: Every checkpoint is damaged \(1, 2; .*copy'):
         make().restore_latest(abstract(state(1)))
     assert make(best_metric='loss').best_step() is None
 
@@ -221,18 +244,21 @@ def test_what_does_not_fit_is_named_and_is_not_damage(make, warnings_seen):
 
     def leaf(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh_of(2, 4), P()))
-    assert 'params/wte is float32[512, 64] in it, float32[500, 64] in this run' in error(
-        lambda params: params.update(wte=leaf((500, 64), jnp.float32)))
-    assert 'params/h/b is bfloat16[128] in it, float32[128] in this run' in error(
-        lambda params: params['h'].update(b=leaf((128,), jnp.float32)))
-    assert 'params/h/c is absent in it, float32[3] in this run' in error(
-        lambda params: params['h'].update(c=leaf((3,), jnp.float32)))
-    assert 'params/wte is float32[512, 64] in it, absent in this run' in error(
-        lambda params: params.pop('wte'))
+
+    assert 'params/wte is float32[512, 64] there, float32[500, 64] here' in error(
+        lambda params: params.update(wte=leaf((500, 64), jnp.float32))
+    )
+    assert 'params/h/b is bfloat16[128] there, float32[128] here' in error(
+        lambda params: params['h'].update(b=leaf((128,), jnp.float32))
+    )
+    assert 'params/h/c is absent there, float32[3] here' in error(
+        lambda params: params['h'].update(c=leaf((3,), jnp.float32))
+    )
+    assert 'params/wte is float32[512, 64] there, absent here' in error(lambda params: params.pop('wte'))
     assert not warnings_seen
 
 
-KILLED = '''
+KILLED = """
 import sys
 import jax.numpy as jnp
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -240,19 +266,25 @@ checkpointer = Checkpointer(sys.argv[1])
 for step in range(1, 1000):
     checkpointer.save(step, {'params': {'w': jnp.full((1000, 1000), step, jnp.float32)}}, {'step': step})
     print(step, flush=True)
-'''
+"""
 
 
 def test_killed_while_saving_restores_the_latest_complete(make, tmp_path, warnings_seen):
-    process = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path / 'checkpoints')],
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', KILLED, str(tmp_path / 'checkpoints')], stdout=subprocess.PIPE, text=True
+    )
     saved = [next(line for line in process.stdout if line == '4\n')]
     process.kill()
     last = int((saved + list(process.stdout))[-1])
     process.wait()
     reader = make()
-    step, items, meta = reader.restore_latest({'params': {'w': jax.ShapeDtypeStruct(
-        (1000, 1000), jnp.float32, sharding=NamedSharding(mesh_of(2, 4), P('data')))}})
+    step, items, meta = reader.restore_latest(
+        {
+            'params': {
+                'w': jax.ShapeDtypeStruct((1000, 1000), jnp.float32, sharding=NamedSharding(mesh_of(2, 4), P('data')))
+            }
+        }
+    )
     assert last - 1 <= step <= last + 1 and meta == {'step': step}
     np.testing.assert_array_equal(np.asarray(items['params']['w']), np.full((1000, 1000), step, np.float32))
     assert not warnings_seen
@@ -271,7 +303,7 @@ def test_a_full_disk_is_an_error_and_the_former_checkpoint_stays(make, tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as good as full: every longer file fails
     try:
         writer.save(2, big, {})
-        with pytest.raises(UserError, match=r'cannot write checkpoints to .*checkpoints .*free some space'):
+        with pytest.raises(UserError, match='checkpoints: Checkpoints cannot be written .*Make room'):
             writer.save(3, big, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -283,12 +315,8 @@ def test_a_full_disk_is_an_error_and_the_former_checkpoint_stays(make, tmp_path)
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=f'cannot write checkpoints to {tmp_path}/file/x .*writable folder'):
+    with pytest.raises(UserError, match=f'{tmp_path}/file/x: Checkpoints cannot be written .*write permission'):
         Checkpointer(tmp_path / 'file' / 'x').save(1, {'params': {'w': jnp.ones(3)}}, {})
-    with pytest.raises(UserError, match='keep_latest is 0'):
-        Checkpointer(tmp_path, keep_latest=0)
-    with pytest.raises(UserError, match="best_mode is 'lowest'"):
-        Checkpointer(tmp_path, best_mode='lowest')
 
 
 def test_nothing_of_orbax_is_logged(make, caplog):

@@ -1,8 +1,10 @@
 """The values that no run can have, the arguments of the configs, and what a run may be resumed with."""
 
 import importlib
+import json
 import pathlib
 
+import ml_collections
 import pytest
 from etils import epath
 
@@ -11,54 +13,70 @@ from gpt1_jax import config as common
 from gpt1_jax.errors import UserError
 
 
-@pytest.mark.parametrize('config', [pretrain.get_config(), finetune.get_config('custom'), finetune.get_config('glue'),
-                                    quickstart.get_config()])
+@pytest.mark.parametrize(
+    'config',
+    [pretrain.get_config(), finetune.get_config('custom'), finetune.get_config('glue'), quickstart.get_config()],
+)
 def test_the_configs_themselves_are_right(config):
     assert common.check(config) is None  # it raises otherwise
 
 
-@pytest.mark.parametrize('key, value, words', [
-    ('data.batch_size', 0, 'at least 1'), ('model.layers', 0, 'at least 1'), ('log.every', 0, 'at least 1'),
-    ('optimizer.accumulation', -2, 'at least 1'), ('checkpoint.keep_best', 0, 'at least 1'),
-    ('data.tokens', -1, '0 or more'), ('checkpoint.every', -3, '0 or more'),
-    ('optimizer.max_grad_norm', -1.0, '0 or more'),
-    ('data.epochs', 0.0, 'more than 0'), ('optimizer.learning_rate', -1.0, 'more than 0'),
-    ('optimizer.learning_rate', float('nan'), 'more than 0'), ('optimizer.learning_rate', float('inf'), 'more than 0'),
-    ('model.dropout', 1.0, 'from 0 to below 1'), ('optimizer.b1', 1.0, 'from 0 to below 1'),
-    ('model.embedding_dropout', 'rows', 'table, sum'), ('model.softmax_rows', 'some', 'all, tokens'),
-    ('model.dtype', 'float16', 'auto, float32, bfloat16')])
+@pytest.mark.parametrize(
+    'key, value, words',
+    [
+        ('data.batch_size', 0, 'at least 1'),
+        ('model.layers', 0, 'at least 1'),
+        ('log.every', 0, 'at least 1'),
+        ('optimizer.accumulation', -2, 'at least 1'),
+        ('checkpoint.keep_best', 0, 'at least 1'),
+        ('data.tokens', -1, '0 or more'),
+        ('checkpoint.every', -3, '0 or more'),
+        ('optimizer.max_grad_norm', -1.0, '0 or more'),
+        ('data.epochs', 0.0, 'more than 0'),
+        ('optimizer.learning_rate', -1.0, 'more than 0'),
+        ('optimizer.learning_rate', float('nan'), 'more than 0'),
+        ('optimizer.learning_rate', float('inf'), 'more than 0'),
+        ('model.dropout', 1.0, 'from 0 to below 1'),
+        ('optimizer.b1', 1.0, 'from 0 to below 1'),
+        ('model.embedding_dropout', 'rows', 'table, sum'),
+        ('model.softmax_rows', 'some', 'all, tokens'),
+        ('model.dtype', 'float16', 'auto, float32, bfloat16'),
+    ],
+)
 def test_senseless_values_are_named(key, value, words):
     config = pretrain.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError) as caught:
         common.check(config)
-    assert str(caught.value).startswith(f'{key}=') and words in str(caught.value)
+    assert str(caught.value).startswith(f'{key}: {value!r} is ') and words in str(caught.value)
 
 
 def test_values_of_the_parts_are_checked_too():
     config = quickstart.get_config()
     config.finetune.model.head_dropout = 1.5
-    with pytest.raises(UserError, match='finetune.model.head_dropout=1.5'):
+    with pytest.raises(UserError, match='^finetune.model.head_dropout: 1.5 '):
         common.check(config)
     config = finetune.get_config()
     config.lm_coefficient = -2.0
-    with pytest.raises(UserError, match='^lm_coefficient=-2.0'):
+    with pytest.raises(UserError, match='^lm_coefficient: -2.0 '):
         common.check(config)
     config = quickstart.get_config()
     config.finetune.lm_coefficient = -2.0
-    with pytest.raises(UserError, match='^finetune.lm_coefficient=-2.0'):
+    with pytest.raises(UserError, match='^finetune.lm_coefficient: -2.0 '):
         common.check(config)
 
 
-@pytest.mark.parametrize('name', sorted(path.stem for path in pathlib.Path(pretrain.__file__).parent.glob('*.py')))
+@pytest.mark.parametrize(
+    'name', sorted(path.stem for path in pathlib.Path(pretrain.__file__).parent.glob('*.py') if path.stem != 'common')
+)
 def test_an_argument_that_a_config_does_not_take_is_refused(name):
     """Where a config takes some, all that the message names are right."""
     get_config = importlib.import_module(f'configs.{name}').get_config
     assert get_config('') == get_config()
     with pytest.raises(UserError, match=r'nosuch:thing') as caught:
         get_config('nosuch:thing')
-    if f'configs/{name}.py takes no argument' not in str(caught.value):
-        choices = str(caught.value).split('choose one of ')[1].split(', ')
+    if f'configs/{name}.py: It takes no argument.' not in str(caught.value):
+        choices = str(caught.value).removesuffix('.').split('Choose one of ')[1].split(', ')
         assert len({str(get_config(choice)) for choice in choices}) == len(choices) > 1
 
 
@@ -66,7 +84,7 @@ def test_every_data_set_and_suite_is_an_argument():
     assert {'cola', 'race', 'docs_same', 'custom'} <= set(finetune.DATASETS)
     for name in finetune.DATASETS:
         assert finetune.get_config(name).data.dataset == evaluate.get_config(name).data.dataset == name
-    assert finetune.get_config('glue').task == 'suite' and evaluate.get_config('text').task == 'evaluate_text'
+    assert finetune.get_config('glue').task == 'sweep' and evaluate.get_config('text').task == 'evaluate_text'
     with pytest.raises(UserError, match="'glue'"):  # a suite is not one data set
         evaluate.get_config('glue')
 
@@ -74,13 +92,88 @@ def test_every_data_set_and_suite_is_an_argument():
 def test_a_run_goes_on_with_other_workers_but_not_other_data(tmp_path):
     workdir = epath.Path(tmp_path)
     config = pretrain.get_config()
-    common.save_or_compare(config, workdir, write=True)
+    common.open_workdir(config, workdir, write=True)
     (workdir / 'checkpoints').mkdir()
     config.data.workers, config.mesh.strategy, config.log.every = 3, 'fsdp', 7
-    common.save_or_compare(config, workdir, write=True)
+    common.open_workdir(config, workdir, write=True)
     config.data.batch_size = 32
     with pytest.raises(UserError, match=r'another config \(data.batch_size: 64 there, 32 now\)'):
-        common.save_or_compare(config, workdir, write=True)
+        common.open_workdir(config, workdir, write=True)
     (workdir / 'config.json').write_text('{')
-    with pytest.raises(UserError, match='config.json is damaged'):
-        common.save_or_compare(config, workdir, write=True)
+    with pytest.raises(UserError, match='config.json: The file is damaged'):
+        common.open_workdir(config, workdir, write=True)
+
+
+# Runs that a version before 0.2 began: their config.json, where they came from and where their data are shortened.
+
+
+def earlier(name):
+    return json.loads((pathlib.Path(__file__).parent / 'fixtures' / f'config_{name}.json').read_text())
+
+
+def as_today(stored):
+    """The config that a user gives today for the same run."""
+    config = {'pretrain': pretrain, 'finetune': finetune}[stored['task']].get_config()
+    config.update(stored)
+    return config
+
+
+def flat_keys(values, prefix=''):
+    for key, value in values.items():
+        yield from flat_keys(value, f'{prefix}{key}.') if isinstance(value, dict) else [prefix + key]
+
+
+def unfinished(workdir, stored):
+    (workdir / 'checkpoints').mkdir()
+    (workdir / 'config.json').write_text(json.dumps(stored))
+    return epath.Path(workdir)
+
+
+RUNS = ['pretrain', 'finetune', 'suite_run']
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_every_later_key_says_what_held_before_it(name):
+    then, now = (set(flat_keys(values)) for values in (earlier(name), as_today(earlier(name)).to_dict()))
+    assert now - then <= set(common._BEFORE) and then <= now
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_an_earlier_run_is_resumed(tmp_path, name):
+    stored = earlier(name)
+    workdir = unfinished(tmp_path, stored)
+    common.open_workdir(as_today(stored), workdir, write=True)  # it raises otherwise
+    assert json.loads((workdir / 'config.json').read_text()) == stored
+
+
+@pytest.mark.parametrize('key', common._BEFORE)
+def test_an_earlier_run_is_not_resumed_with_another_value_of_a_later_key(tmp_path, key):
+    workdir = unfinished(tmp_path, earlier('pretrain'))
+    config = as_today(earlier('pretrain'))
+    config.update_from_flattened_dict({key: type(common._BEFORE[key])()})
+    with pytest.raises(UserError, match=rf'another config \({key}: {common._BEFORE[key]!r} there, .* now\)'):
+        common.open_workdir(config, workdir, write=True)
+
+
+@pytest.mark.parametrize(
+    ('there', 'now', 'difference'),
+    [
+        ({'seed': 0}, {'seed': 0, 'new': 3}, "new: 'nothing' there, 3 now"),
+        ({'seed': 0, 'old': None}, {'seed': 0}, "old: None there, 'nothing' now"),
+    ],
+)
+def test_a_key_of_one_side_alone_is_a_difference(tmp_path, there, now, difference):
+    with pytest.raises(UserError, match=f'another config .{difference}.'):
+        common.open_workdir(ml_collections.ConfigDict(now), unfinished(tmp_path, there), write=True)
+
+
+def test_a_run_without_its_config_is_refused(tmp_path):
+    workdir = unfinished(tmp_path, {})
+    (workdir / 'config.json').unlink()
+    with pytest.raises(UserError, match='no config.json of their run'):
+        common.open_workdir(pretrain.get_config(), workdir, write=True)
+
+
+def test_one_process_writes(tmp_path):
+    common.open_workdir(pretrain.get_config(), epath.Path(tmp_path) / 'run', write=False)
+    assert not list(tmp_path.iterdir())

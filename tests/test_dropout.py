@@ -7,17 +7,7 @@ import pytest
 from scipy import fft, linalg, stats
 
 from gpt1_jax.model.dropout import dropout, keep, keep_mask
-
-
-def largest_of_normals(count):
-    """What the largest |z| of `count` standard normal variables exceeds with probability 1e-4."""
-    return stats.norm.isf(1e-4 / count / 2)
-
-
-def assert_rows_are_uncorrelated(rows):
-    z = np.corrcoef(rows)[np.triu_indices(len(rows), 1)] * np.sqrt(len(rows[0]))
-    assert np.abs(z).max() < largest_of_normals(z.size)
-    assert abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / z.size)
+from helpers import assert_rows_are_uncorrelated, largest_of_normals
 
 
 def standardised(mask, rate):
@@ -32,7 +22,7 @@ def test_rate(rate):
 
 def lag_scores(x):
     """z of the correlation of x[i] with x[i + lag], for every lag up to half of the (circular) array."""
-    return fft.irfft(np.abs(fft.rfft(x)) ** 2)[1:x.size // 2] / np.sqrt(x.size)
+    return fft.irfft(np.abs(fft.rfft(x)) ** 2)[1 : x.size // 2] / np.sqrt(x.size)
 
 
 def walsh(x):
@@ -48,6 +38,7 @@ def xor_lag_scores(x):
     return walsh(spectrum)[1:] / np.sqrt(2 * x.size)  # each pair is there twice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rate', [0.1, 0.5])
 @pytest.mark.parametrize(('scores', 'size'), [(lag_scores, 2**23), (xor_lag_scores, 2**24)])
 def test_no_lag_is_correlated(scores, size, rate):

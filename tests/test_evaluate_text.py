@@ -8,15 +8,19 @@ import re
 
 import numpy as np
 import pytest
-import reference
 import sentencepiece
-import test_generate
-from test_generate import SIZES, save_run, sentence
+from etils import epath
 
+import models
+import reference
 from configs.evaluate_text import get_config
-from gpt1_jax.data.tokenizers import SentencePieceTokenizer
+from gpt1_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation import perplexity
+from gpt1_jax.report import results
 from gpt1_jax.tasks import evaluate_text
+from helpers import some_words
+from models import SIZES_32 as SIZES, save_run
 
 CONTEXT = SIZES['n_positions']
 
@@ -31,7 +35,7 @@ def saved(tmp_path_factory):
 def books(tmp_path_factory):
     """Three documents: longer than several windows, a few lines, nothing but white space."""
     folder, rng = tmp_path_factory.mktemp('books'), random.Random(2)
-    (folder / 'a.txt').write_text('\n'.join(sentence(rng, 7) for _ in range(6)) + '\n')
+    (folder / 'a.txt').write_text('\n'.join(some_words(rng, 7) for _ in range(6)) + '\n')
     (folder / 'b.txt').write_text('Ship sail!\n\nbarn\n')
     (folder / 'c.txt').write_text(' \n')
     return folder
@@ -47,7 +51,7 @@ def expected(saved, ids, stride):
         context = tokens[start:place]
         assert len(context) <= CONTEXT and (start == 0 or len(context) >= CONTEXT - stride)
         hidden = reference.forward(params, context, SIZES['heads'], n_positions=CONTEXT)[-1]
-        result.append(reference.log_softmax(params['table'][:tokenizer.vocab_size] @ hidden)[tokens[place]])
+        result.append(reference.log_softmax(params['table'][: tokenizer.vocab_size] @ hidden)[tokens[place]])
     return result
 
 
@@ -55,67 +59,81 @@ def run(saved, workdir, source, **changes):
     config = get_config()
     config.update(init_from=str(saved[0]), **changes)
     config.data.update(source=f'text:{source}', batch_size=3)
-    return evaluate_text.run(config, workdir)
+    result = evaluate_text.run(config, epath.Path(workdir))
+    assert {(score.dataset, score.split, score.examples) for score in result.scores} == {
+        (f'text:{source}', 'text', result.facts['tokens'])
+    }
+    stored = results.read(epath.Path(workdir))
+    assert (stored.scores, stored.facts, stored.model) == (result.scores, result.facts, result.model)
+    return result.facts | {score.metric: score.value for score in result.scores}
 
 
 @pytest.mark.parametrize('stride', [None, 1, 5, CONTEXT])
 def test_documents_equal_the_reference(saved, books, tmp_path, stride):
-    results = run(saved, tmp_path, books, stride=stride)
+    scored = run(saved, tmp_path, books, stride=stride)
     _, tokenizer, _ = saved
     texts = [(books / name).read_text() for name in ('a.txt', 'b.txt', 'c.txt')]
     each = [expected(saved, tokenizer.encode_batch([text])[0], stride or CONTEXT // 2) for text in texts]
     total = sum(map(sum, each))
-    assert results['documents'] == 3 and results['tokens'] == sum(map(len, each)) > 3 * CONTEXT
-    assert results['words'] == 6 * 7 + 4  # 'ship', 'sail', '!', 'barn'
-    np.testing.assert_allclose(results['log_probability'], total, rtol=1e-5)
-    np.testing.assert_allclose(results['loss'], -total / results['tokens'], rtol=1e-5)
-    np.testing.assert_allclose(results['perplexity'], math.exp(-total / results['tokens']), rtol=1e-4)
-    np.testing.assert_allclose(results['word_perplexity'], math.exp(-total / results['words']), rtol=1e-4)
-    assert results['unknown_tokens'] == 0 and results['comparable'] is True
-    assert json.loads((tmp_path / 'results.json').read_text()) == results
+    assert scored['documents'] == 3 and scored['tokens'] == sum(map(len, each)) > 3 * CONTEXT
+    assert scored['words'] == 6 * 7 + 4  # 'ship', 'sail', '!', 'barn'
+    np.testing.assert_allclose(scored['log_probability'], total, rtol=1e-5)
+    np.testing.assert_allclose(scored['loss'], -total / scored['tokens'], rtol=1e-5)
+    np.testing.assert_allclose(scored['perplexity'], math.exp(-total / scored['tokens']), rtol=1e-4)
+    np.testing.assert_allclose(scored['word_perplexity'], math.exp(-total / scored['words']), rtol=1e-4)
+    assert scored['unknown_tokens'] == 0 and scored['comparable'] is True
 
 
 def test_sentences_equal_the_reference_in_order(saved, tmp_path):
     rng = random.Random(3)
-    lines = [sentence(rng, n) for n in (1, 4, 30, 2)] + ['', 'Barn, wheat?', sentence(rng, 60), ' ', sentence(rng, 3)]
+    words = lambda n: some_words(rng, n)
+    lines = [words(n) for n in (1, 4, 30, 2)] + ['', 'Barn, wheat?', words(60), ' ', words(3)]
     (tmp_path / 'lines.txt').write_text('\n'.join(lines))
-    results = run(saved, tmp_path / 'out', tmp_path / 'lines.txt', sentences=True)
+    scored = run(saved, tmp_path / 'out', tmp_path / 'lines.txt', sentences=True)
     found = [json.loads(line) for line in (tmp_path / 'out' / 'sentences.jsonl').read_text().splitlines()]
-    assert results['sentences'] == len(found) == len(lines)
+    assert scored['sentences'] == len(found) == len(lines)
     for line, row in zip(lines, found):
         scores = expected(saved, saved[1].encode_batch([line])[0], CONTEXT // 2)
         assert row['tokens'] == len(scores)
         np.testing.assert_allclose(row['log_probability'], sum(scores), rtol=1e-5)
         assert row['mean'] == (pytest.approx(sum(scores) / len(scores), rel=1e-5) if scores else None)
-    assert results['tokens'] == sum(row['tokens'] for row in found)
-    np.testing.assert_allclose(results['log_probability'], sum(row['log_probability'] for row in found), rtol=1e-12)
+    assert scored['tokens'] == sum(row['tokens'] for row in found)
+    np.testing.assert_allclose(scored['log_probability'], sum(row['log_probability'] for row in found), rtol=1e-12)
 
 
 def without_byte_pieces(texts, vocab_size):
     """A vocabulary that spells nothing in bytes, as the released one: what it lacks is unknown."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type='bpe', vocab_size=vocab_size - 256,
-        control_symbols=['<nl>', '<end>'], bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2)
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type='bpe',
+        vocab_size=vocab_size - 256,
+        control_symbols=['<nl>', '<end>'],
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        minloglevel=2,
+    )
     return SentencePieceTokenizer(model.getvalue())
 
 
 @pytest.mark.parametrize('sentences', [False, True])
 def test_unknown_pieces_are_counted_and_the_figures_called_not_comparable(tmp_path, monkeypatch, sentences):
-    monkeypatch.setattr(test_generate, 'train_sentencepiece', without_byte_pieces)
+    monkeypatch.setattr(models, 'train_sentencepiece', without_byte_pieces)
     save_run(tmp_path / 'run')
     rng = random.Random(5)
     foreign = lambda: ''.join(rng.choices('日本語жук', k=rng.randint(1, 4)))
-    lines = [' '.join(rng.choice((foreign(), sentence(rng, 1))) for _ in range(n)) for n in (60, 1, 9)] + ['ship sail']
+    lines = [' '.join(rng.choice((foreign(), some_words(rng, 1))) for _ in range(n)) for n in (60, 1, 9)]
+    lines.append('ship sail')
     (tmp_path / 'text.txt').write_text('\n'.join(lines))
     warnings = []
     monkeypatch.setattr(evaluate_text.logging, 'warning', lambda message, *values: warnings.append(message % values))
-    results = run((tmp_path / 'run',), tmp_path / 'out', tmp_path / 'text.txt', sentences=sentences)
+    scored = run((tmp_path / 'run',), tmp_path / 'out', tmp_path / 'text.txt', sentences=sentences)
     expected = [len(re.findall('[日本語жук]+', line)) for line in lines]  # SentencePiece: a piece for all that it lacks
-    assert results['unknown_tokens'] == sum(expected) > 20 and results['comparable'] is False
-    assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == results
-    share = float(re.search(rf'^{sum(expected)} of the {results["tokens"]:,} scored tokens \((.*) %\)', *warnings)[1])
-    assert share == pytest.approx(100 * sum(expected) / results['tokens'], rel=0.01)
+    assert scored['unknown_tokens'] == sum(expected) > 20 and scored['comparable'] is False
+    share = float(re.search(rf'^{sum(expected)} of the {scored["tokens"]:,} scored tokens \((.*) %\)', *warnings)[1])
+    assert share == pytest.approx(100 * sum(expected) / scored['tokens'], rel=0.01)
     assert 'not comparable' in warnings[0]
     if sentences:
         rows = [json.loads(line) for line in (tmp_path / 'out' / 'sentences.jsonl').read_text().splitlines()]
@@ -125,11 +143,11 @@ def test_unknown_pieces_are_counted_and_the_figures_called_not_comparable(tmp_pa
 def test_blocks_and_chunks_of_windows_leave_no_trace(saved, tmp_path, monkeypatch):
     """The same text read in small blocks, and scored a few windows at a time."""
     rng = random.Random(4)
-    (tmp_path / 'book.txt').write_text('\n'.join(sentence(rng, 9) for _ in range(80)) + '\n')
+    (tmp_path / 'book.txt').write_text('\n'.join(some_words(rng, 9) for _ in range(80)) + '\n')
     changes = [dict(sentences=False), dict(sentences=True)]
     whole = [run(saved, tmp_path / f'w{i}', tmp_path / 'book.txt', **c) for i, c in enumerate(changes)]
-    monkeypatch.setattr('gpt1_jax.data.corpora.BLOCK_BYTES', 300)
-    monkeypatch.setattr(evaluate_text, '_WINDOWS', 7)
+    monkeypatch.setattr('gpt1_jax.data.corpus.sources.BLOCK_BYTES', 300)
+    monkeypatch.setattr(perplexity, '_WINDOWS', 7)
     cut = [run(saved, tmp_path / f'c{i}', tmp_path / 'book.txt', **c) for i, c in enumerate(changes)]
     for a, b in zip(whole, cut):
         assert a.keys() == b.keys()
@@ -137,20 +155,14 @@ def test_blocks_and_chunks_of_windows_leave_no_trace(saved, tmp_path, monkeypatc
     assert whole[1]['sentences'] == 80
 
 
-def test_windows_score_every_token_once_with_context_enough():
-    rng = np.random.default_rng(0)
-    for length in (0, 1, 7, 8, 9, 10, 40, 41):
-        for stride in (1, 3, 8):
-            ids = rng.integers(1, 99, length)
-            pieces = [evaluate_text.Piece(part, 1) for part in np.array_split(ids, 3)]
-            windows = list(evaluate_text.slide(5, pieces, start_id=0, context=8, stride=stride))
-            assert np.concatenate([w.tokens[w.first:] for w in windows]).tolist() == ids.tolist()
-            assert all(w.first >= 8 - stride for w in windows[1:]) and all(len(w.tokens) <= 9 for w in windows)
-            assert sum(w.words for w in windows) == 3 and {w.text for w in windows} == {5}
-
-
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(stride=0), 'stride=0'), (dict(stride=33), 'stride=33'), (dict(init_from=''), 'init_from is empty')])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(stride=0), 'stride: 0 '),
+        (dict(stride=33), 'stride: 33 .* from 1 to 32'),
+        (dict(init_from=''), 'init_from: It is empty'),
+    ],
+)
 def test_mistakes(saved, books, tmp_path, changes, message):
     config = get_config()
     config.update(dict(init_from=str(saved[0])) | changes)

@@ -3,45 +3,22 @@
 import io
 import json
 import os
-import pathlib
 import random
 import subprocess
 import sys
 
 import jax
 import numpy as np
-import ours
 import pytest
 
 from configs.generate import get_config
-from gpt1_jax.data.tokenizers import train_sentencepiece
+from gpt1_jax.config import check
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.decoding import State
 from gpt1_jax.tasks import generate
-from gpt1_jax.training import transfer
-from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
-
-ROOT = pathlib.Path(__file__).parents[1]
-WORDS = 'ship sail wave anchor harbour captain deck storm cow field plough barn harvest wheat fence meadow'.split()
-SIZES = ours.SIZES | dict(n_positions=32)
-
-
-def sentence(rng, n):
-    return ' '.join(rng.choices(WORDS, k=n))
-
-
-def save_run(directory):
-    """The workdir of a run with random parameters; (tokenizer, reference parameters)."""
-    rng = random.Random(0)
-    tokenizer = train_sentencepiece([sentence(rng, 12) for _ in range(300)], 320)
-    sizes = SIZES | dict(vocab=tokenizer.vocab_size)
-    parameters = ours.random_params(sizes=sizes)
-    transfer.describe_run(directory, ours.decoder(sizes), tokenizer)
-    checkpointer = Checkpointer(directory / 'checkpoints')
-    checkpointer.save(1, {'params': {'decoder': jax.device_put(ours.from_reference(parameters)['decoder'])}}, {})
-    checkpointer.close()
-    return tokenizer, parameters
+from helpers import ROOT, WORDS, some_words
+from models import SIZES_32 as SIZES, decoder, save_run
 
 
 @pytest.fixture(scope='module')
@@ -67,14 +44,14 @@ def results(workdir):
 
 def test_prompts_of_a_file_in_batches_equal_each_alone(saved, tmp_path, capsys):
     rng = random.Random(1)
-    prompts = [sentence(rng, n) for n in (1, 9, 2, 5, 3)] + ['']
+    prompts = [some_words(rng, n) for n in (1, 9, 2, 5, 3)] + ['']
     (tmp_path / 'prompts.txt').write_text('\n'.join(prompts) + '\n')
     made = generate.run(config_for(saved, prompts=str(tmp_path / 'prompts.txt'), samples=2), tmp_path / 'all')
     assert made == results(tmp_path / 'all') == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row['prompt'], row['sample']) for row in made] == [(p, s) for p in prompts for s in (0, 1)]
     for i in (1, 5):
         alone = generate.run(config_for(saved, prompt=prompts[i], samples=2), tmp_path / f'{i}')
-        assert alone == made[2 * i:2 * i + 2]
+        assert alone == made[2 * i : 2 * i + 2]
     assert made[0]['text'] != made[1]['text']
     assert all(row['tokens'] == 12 and row['ended_by'] == 'max_tokens' or row['ended_by'] == 'stop' for row in made)
 
@@ -86,8 +63,9 @@ def test_a_stream_shows_the_text_piece_by_piece(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, '_CHUNK', 1)
     for seed in range(3):
         shown.clear()
-        made = generate.run(config_for(saved, prompt='ship', temperature=1e6, top_p=1.0, seed=seed, stop='never'),
-                            tmp_path / str(seed))[0]
+        made = generate.run(
+            config_for(saved, prompt='ship', temperature=1e6, top_p=1.0, seed=seed, stop='never'), tmp_path / str(seed)
+        )[0]
         assert ''.join(shown) == 'ship' + made['text'] + '\n'
         assert len(shown) == 2 + made['tokens']
 
@@ -99,11 +77,15 @@ def test_bytes_of_one_character_are_shown_together(saved, monkeypatch):
     assert len(whole) > len(prompt) + 4  # the vocabulary spells both characters in bytes
     column = lambda value: np.array([value], np.int32)
     first = State(whole[None], column(len(prompt)), column(len(whole)), column(0), ())
-    monkeypatch.setattr(generate, 'jit_steps', lambda *_: (
-        lambda params, **batch: first, lambda params, state, *_: state._replace(lengths=state.lengths + 1)))
+    monkeypatch.setattr(
+        generate,
+        'jit_steps',
+        lambda *_: (lambda params, batch: first, lambda params, state, *_: state._replace(lengths=state.lengths + 1)),
+    )
     partitioner = Partitioner('dp', devices=jax.devices()[:1])
-    make = generate.maker(ours.decoder(), {'blocks': {'w': np.zeros((1, 1))}}, tokenizer, partitioner,
-                          config_for(saved), places=16, size=1)
+    make = generate.maker(
+        decoder(), {'blocks': {'w': np.zeros((1, 1))}}, tokenizer, partitioner, config_for(saved), places=16, size=1
+    )
     shown = []
     make([generate.Row('ship', prompt, 0, len(whole), 'max_tokens')], shown.append)
     assert ''.join(shown) == ' \u20ac sail\u00e9' and len(shown) == len(whole) - len(prompt)
@@ -113,8 +95,10 @@ def test_bytes_of_one_character_are_shown_together(saved, monkeypatch):
 def test_the_stop_token_ends_a_text_and_leaves_nothing(saved, tmp_path):
     """Nearly uniform draws: one token in 320 is the end of a text."""
     changes = dict(prompt='ship wave', samples=128, temperature=1e6, top_p=1.0)
-    stopped, free = (generate.run(config_for(saved, **changes, batch_size=64, stop=stop), tmp_path / stop)
-                     for stop in ('end', 'never'))
+    stopped, free = (
+        generate.run(config_for(saved, **changes, batch_size=64, stop=stop), tmp_path / stop)
+        for stop in ('end', 'never')
+    )
     assert 0 < sum(row['ended_by'] == 'stop' for row in stopped) < 20
     for row, full in zip(stopped, free):
         assert full['tokens'] == 12 and full['ended_by'] == 'max_tokens'
@@ -133,8 +117,9 @@ def test_a_vocabulary_without_an_end_token_does_not_stop_unless_asked():
 
 def test_the_context_cuts_max_tokens(saved, tmp_path):
     row = generate.run(config_for(saved, prompt='ship wave', temperature=0.0), tmp_path / 'a')[0]
-    cut = generate.run(config_for(saved, prompt='ship wave', temperature=0.0, stop='never', max_tokens=1000),
-                       tmp_path / 'b')[0]
+    cut = generate.run(
+        config_for(saved, prompt='ship wave', temperature=0.0, stop='never', max_tokens=1000), tmp_path / 'b'
+    )[0]
     used = len(saved[1].encode_batch(['ship wave'])[0])
     assert cut['ended_by'] == 'context' and cut['tokens'] == SIZES['n_positions'] - used
     assert cut['text'].startswith(row['text'])
@@ -145,28 +130,38 @@ def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monke
     monkeypatch.setattr(sys, 'stdin', io.StringIO(''.join(lines)))
     assert generate.run(config_for(saved, interactive=True, seed=3), tmp_path / 'talk') == []
     said = capsys.readouterr().out
-    expected = [generate.run(config_for(saved, prompt=line.strip(), seed=3), tmp_path / str(i))[0]['text']
-                for i, line in enumerate(lines) if len(line) < 99]
-    assert said.startswith(expected[0] + '\nerror: the prompt has ') and said.endswith('\n' + expected[1] + '\n')
+    expected = [
+        generate.run(config_for(saved, prompt=line.strip(), seed=3), tmp_path / str(i))[0]['text']
+        for i, line in enumerate(lines)
+        if len(line) < 99
+    ]
+    assert said.startswith(expected[0] + '\nerror: prompt: It has ') and said.endswith('\n' + expected[1] + '\n')
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(temperature=-1.0), 'temperature=-1.0 is negative'),
-    (dict(top_p=0.0), 'top_p=0.0 is not'),
-    (dict(top_p=1.5), 'top_p=1.5 is not'),
-    (dict(top_k=-1), 'top_k=-1'),
-    (dict(samples=0), 'samples=0'),
-    (dict(samples=2, temperature=0.0), 'all be the same'),
-    (dict(stop='dot'), "stop='dot'"),
-    (dict(prompt='a', interactive=True), 'one of prompt'),
-    (dict(init_from=''), 'init_from is empty'),
-    (dict(init_from='/nowhere'), '/nowhere'),
-    (dict(prompts='/nowhere.txt'), '/nowhere.txt cannot be read'),
-    (dict(prompt=' '.join(WORDS * 9)), 'at most 31 tokens'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(temperature=-1.0), 'temperature: -1.0 is not'),
+        (dict(top_p=0.0), 'top_p: 0.0 is not'),
+        (dict(top_p=1.5), 'top_p: 1.5 is not'),
+        (dict(top_k=-1), 'top_k: -1'),
+        (dict(samples=0), 'samples: 0'),
+        (dict(max_tokens=0), 'max_tokens: 0'),
+        (dict(batch_size=0), 'batch_size: 0'),
+        (dict(samples=2, temperature=0.0), 'samples: All 2 samples would be the same'),
+        (dict(stop='dot'), "stop: 'dot' is unknown"),
+        (dict(prompt='a', interactive=True), 'one of prompt'),
+        (dict(init_from=''), 'init_from: It is empty'),
+        (dict(init_from='/nowhere'), '/nowhere'),
+        (dict(prompts='/nowhere.txt'), '/nowhere.txt: The file cannot be read'),
+        (dict(prompt=' '.join(WORDS * 9)), 'at most 31 tokens'),
+    ],
+)
 def test_mistakes(saved, tmp_path, changes, message):
     with pytest.raises(UserError, match='.') as caught:
-        generate.run(config_for(saved, **changes), tmp_path)
+        config = config_for(saved, **changes)
+        check(config)
+        generate.run(config, tmp_path)
     assert message in str(caught.value) and '\n' not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -176,23 +171,43 @@ def test_mistakes_in_files(saved, tmp_path):
     empty.write_text('\n')
     broken.write_bytes(b'ship\n\xff')
     long.write_text('ship\n' + ' '.join(WORDS * 9))
-    for path, message in ((empty, 'is empty'), (broken, 'not UTF-8 at byte 5'), (long, 'line 2 of')):
+    for path, message in ((empty, 'is empty'), (broken, 'not UTF-8 at byte 5'), (long, 'long, line 2: ')):
         with pytest.raises(UserError, match=message):
             generate.run(config_for(saved, prompts=str(path)), tmp_path / 'out')
     (tmp_path / 'bare').mkdir()
     for name in ('model.json', 'tokenizer'):
         os.symlink(saved[0] / name, tmp_path / 'bare' / name)
-    with pytest.raises(UserError, match='has no checkpoint'):
+    with pytest.raises(UserError, match='There is no checkpoint yet'):
         generate.run(config_for(saved, init_from=str(tmp_path / 'bare')), tmp_path / 'out')
 
 
+@pytest.mark.slow
 def test_from_the_command_line_without_tensorflow(saved, tmp_path):
-    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-                                'JAX_COMPILATION_CACHE_DIR': ''}
+    environment = os.environ | {
+        'XDG_CACHE_HOME': str(tmp_path),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '',
+        'JAX_COMPILATION_CACHE_DIR': '',
+    }
     done = subprocess.run(
-        [sys.executable, '-X', 'importtime', '-m', 'gpt1_jax.main', '--config=configs/generate.py',
-         f'--config.init_from={saved[0]}', '--config.prompt=ship wave', '--config.max_tokens=12',
-         f'--workdir={tmp_path / "out"}'], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        [
+            sys.executable,
+            '-X',
+            'importtime',
+            '-m',
+            'gpt1_jax.main',
+            '--config=configs/generate.py',
+            f'--config.init_from={saved[0]}',
+            '--config.prompt=ship wave',
+            '--config.max_tokens=12',
+            f'--workdir={tmp_path / "out"}',
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == 'ship wave' + results(tmp_path / 'out')[0]['text'] + '\n'
     assert ' jax\n' in done.stderr and ' tensorflow\n' not in done.stderr

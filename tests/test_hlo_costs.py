@@ -20,8 +20,10 @@ def compiled(function, *shapes, **options):
 def executed_once(program):
     """Costs of a program's instructions, those of loops and calls once, as XLA's analysis counts them."""
     text = program.as_text()
-    bodies = {header.split()[1 if header.startswith('ENTRY') else 0].lstrip('%'): body.split('\n')
-              for header, body in re.findall(r'^(\S[^\n]*) \{\n(.*?)^\}', text, re.M | re.S)}
+    bodies = {
+        header.split()[1 if header.startswith('ENTRY') else 0].lstrip('%'): body.split('\n')
+        for header, body in re.findall(r'^(\S[^\n]*) \{\n(.*?)^\}', text, re.M | re.S)
+    }
     costs, waiting, result = hlo.costs(text), [re.search(r'^ENTRY %?([\w.\-]+)', text, re.M)[1]], []
     while waiting:
         for line in bodies[waiting.pop()]:
@@ -37,11 +39,14 @@ def total(program, what):
     return sum(getattr(cost, what) for cost in executed_once(program))
 
 
-@pytest.mark.parametrize('function, shapes, flops', [
-    (lambda x, y: x @ y, [(64, 32), (32, 128)], 2 * 64 * 32 * 128),
-    (lambda x, y: jnp.einsum('bhqd,bhkd->bhqk', x, y), [(2, 3, 48, 16), (2, 3, 40, 16)], 2 * 2 * 3 * 48 * 40 * 16),
-    (lambda x, y: jnp.einsum('qbk,wqk->bw', x, y), [(8, 64, 32), (16, 8, 32)], 2 * 64 * 16 * 8 * 32),
-])
+@pytest.mark.parametrize(
+    'function, shapes, flops',
+    [
+        (lambda x, y: x @ y, [(64, 32), (32, 128)], 2 * 64 * 32 * 128),
+        (lambda x, y: jnp.einsum('bhqd,bhkd->bhqk', x, y), [(2, 3, 48, 16), (2, 3, 40, 16)], 2 * 2 * 3 * 48 * 40 * 16),
+        (lambda x, y: jnp.einsum('qbk,wqk->bw', x, y), [(8, 64, 32), (16, 8, 32)], 2 * 64 * 16 * 8 * 32),
+    ],
+)
 def test_products(function, shapes, flops):
     program = compiled(function, *shapes)
     assert total(program, 'flops') == flops == program.cost_analysis()['flops']
@@ -64,11 +69,14 @@ def test_scan_reads_a_slice_of_stacked_parameters():
     assert total(program, 'bytes') == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.05)
 
 
-@pytest.mark.parametrize('function, shapes, moved', [
-    (lambda x, u, i: lax.dynamic_update_slice(x, u, (i, 0)), [(512, 64), (4, 64), []], 2 * 4 * 64 * 4),
-    (lambda x, u, i: lax.dynamic_update_slice(x, jnp.tanh(u), (i, 0)), [(512, 64), (4, 64), []], 2 * 4 * 64 * 4),
-    (lambda x, u, i: x.at[i].add(u, mode='clip'), [(512, 64), (8, 64), [8]], 3 * 8 * 64 * 4),
-])
+@pytest.mark.parametrize(
+    'function, shapes, moved',
+    [
+        (lambda x, u, i: lax.dynamic_update_slice(x, u, (i, 0)), [(512, 64), (4, 64), []], 2 * 4 * 64 * 4),
+        (lambda x, u, i: lax.dynamic_update_slice(x, jnp.tanh(u), (i, 0)), [(512, 64), (4, 64), []], 2 * 4 * 64 * 4),
+        (lambda x, u, i: x.at[i].add(u, mode='clip'), [(512, 64), (8, 64), [8]], 3 * 8 * 64 * 4),
+    ],
+)
 def test_updates_in_place(function, shapes, moved):
     program = compiled(function, *shapes, donate_argnums=0)
     assert total(program, 'bytes') == pytest.approx(moved, rel=0.15)  # with the indices
@@ -81,7 +89,7 @@ def test_gather():
 
 
 # A TPU's products are convolutions: of batches by a window with holes, or by one padded operand. S(1) is on the chip.
-TPU = '''HloModule jit_step, is_scheduled=true
+TPU = """HloModule jit_step, is_scheduled=true
 
 %fused_halves (param_0.1: bf16[5,1,32]) -> bf16[16,32] {
   %param_0.1 = bf16[5,1,32]{2,1,0:T(8,128)(2,1)} parameter(0)
@@ -120,9 +128,9 @@ ENTRY %main (x: bf16[48,1,32], y: bf16[5,1,32], z: bf16[8,16,48], p: bf16[4,64,2
   ROOT %scores = bf16[4,2,64,64]{3,2,1,0:T(8,128)(2,1)} convolution(%p, %p), \
     window={size=4x2 stride=3x1 lhs_dilate=4x2}, dim_labels=0b1f_0o1i->01bf, metadata={op_name="scores"}
 }
-'''
+"""
 # A GPU's: cuBLAS with room to work in, on slices of stacks; a product with a sum in its place; asynchronous slices.
-GPU = '''HloModule jit_step, is_scheduled=true
+GPU = """HloModule jit_step, is_scheduled=true
 
 %dynamic-slice-fusion (p0: bf16[12,3,32,5], p1: s32[], p2: bf16[64,3,5], p3: bf16[12,32,64]) -> \
     (bf16[12,32,64], s8[4096]) {
@@ -220,36 +228,40 @@ ENTRY %main (s: bf16[12,3,32,5], i: s32[], w: bf16[64,3,5], o: bf16[12,32,64]) -
     backend_config={"known_trip_count":{"n":"12"}}
   ROOT %copy.9 = f32[32,16]{1,0} copy(%gemm_fusion)
 }
-'''
+"""
 GEMM_FLOPS, GEMM_BYTES = 2 * 32 * 64 * 3 * 5, 2 * (3 * 32 * 5 + 64 * 3 * 5 + 32 * 64)
 
 
-@pytest.mark.parametrize('text, name, flops, moved', [
-    (TPU, 'scores', 2 * 4 * 2 * 64 * 64 * 6, 2 * (2 * 4 * 64 * 2 * 6 + 4 * 2 * 64 * 64)),
-    # Each of 8 places of the result meets the one column of data at one of 8 places of the window. Only a row of `y`.
-    (TPU, 'qkv_fusion', 2 * 32 * 8 * 16 * 48, 2 * (48 * 32 + 32)),
-    # Of 5 places of the window, 3 are on data for the first of 2 places of the result, and 5 for the second.
-    (TPU, 'strided', 2 * 8 * 9 * 48 * (3 + 5), 2 * (8 * 7 * 48 + 5 * 48 * 9 + 8 * 2 * 9)),
-    (TPU, 'buffer', 0, 0),
-    (TPU, 'copy-start.1', 0, 8 * 16 * 48 * 2 + 4),
-    (TPU, 'copy-done.1', 0, 0),
-    (TPU, 'slice-start.1', 0, 2 * 16 * 48 * 2),
-    (TPU, 'slice-done.1', 0, 0),
-    (TPU, 'copy-start.2', 0, 32 * 8 * 16 * 2 + 4),
-    (GPU, 'gemm', GEMM_FLOPS, GEMM_BYTES),
-    (GPU, 'stacks', GEMM_FLOPS, GEMM_BYTES + 4),
-    (GPU, 'gemm_fusion', 2 * 64 * 32 * 16, 2 * 64 * (32 + 16) + 2 * 4 * 32 * 16),
-    (GPU, 'fusion-start', 0, 2 * 8 * 64 + 4),
-    (GPU, 'fusion-done', 0, 0),
-    # In place: a row read, and written as narrow as its stack. The other stack is read by what is written.
-    (GPU, 'updates', 0, 8 * 4 + 4 + 8 * 2 + 2 * 12 * 8 * 4),
-    (GPU, 'taken', 0, 2 * 2 * 8 * 2 + 2 * 4),
-    (GPU, 'put', 0, 2 * 8 * 4 + 2 * 4),
-    (GPU, 'nested_put', 0, 2 * 8 * 4 + 4),
-    (GPU, 'scattered', 0, 3 * 2 * 8 * 4 + 2 * 4),
-    (GPU, 'loop', 0, 0),
-    (GPU, 'copy.9', 0, 2 * 32 * 16 * 4),
-])
+@pytest.mark.parametrize(
+    'text, name, flops, moved',
+    [
+        (TPU, 'scores', 2 * 4 * 2 * 64 * 64 * 6, 2 * (2 * 4 * 64 * 2 * 6 + 4 * 2 * 64 * 64)),
+        # Each of 8 places of the result meets the one column of data at one of 8 places of the window.
+        # Of `y`, one row is moved.
+        (TPU, 'qkv_fusion', 2 * 32 * 8 * 16 * 48, 2 * (48 * 32 + 32)),
+        # Of 5 places of the window, 3 are on data for the first of 2 places of the result, and 5 for the second.
+        (TPU, 'strided', 2 * 8 * 9 * 48 * (3 + 5), 2 * (8 * 7 * 48 + 5 * 48 * 9 + 8 * 2 * 9)),
+        (TPU, 'buffer', 0, 0),
+        (TPU, 'copy-start.1', 0, 8 * 16 * 48 * 2 + 4),
+        (TPU, 'copy-done.1', 0, 0),
+        (TPU, 'slice-start.1', 0, 2 * 16 * 48 * 2),
+        (TPU, 'slice-done.1', 0, 0),
+        (TPU, 'copy-start.2', 0, 32 * 8 * 16 * 2 + 4),
+        (GPU, 'gemm', GEMM_FLOPS, GEMM_BYTES),
+        (GPU, 'stacks', GEMM_FLOPS, GEMM_BYTES + 4),
+        (GPU, 'gemm_fusion', 2 * 64 * 32 * 16, 2 * 64 * (32 + 16) + 2 * 4 * 32 * 16),
+        (GPU, 'fusion-start', 0, 2 * 8 * 64 + 4),
+        (GPU, 'fusion-done', 0, 0),
+        # In place: a row read, and written as narrow as its stack. The other stack is read by what is written.
+        (GPU, 'updates', 0, 8 * 4 + 4 + 8 * 2 + 2 * 12 * 8 * 4),
+        (GPU, 'taken', 0, 2 * 2 * 8 * 2 + 2 * 4),
+        (GPU, 'put', 0, 2 * 8 * 4 + 2 * 4),
+        (GPU, 'nested_put', 0, 2 * 8 * 4 + 4),
+        (GPU, 'scattered', 0, 3 * 2 * 8 * 4 + 2 * 4),
+        (GPU, 'loop', 0, 0),
+        (GPU, 'copy.9', 0, 2 * 32 * 16 * 4),
+    ],
+)
 def test_what_tpus_and_gpus_write(text, name, flops, moved):
     cost = hlo.costs(text)[name]
     assert (cost.flops, cost.bytes) == (flops, moved)
@@ -267,13 +279,22 @@ def trace(folder, lines):
         text = ''
         for name, microseconds, stats in content:
             text += f'events {{ metadata_id: {number(events, name)} duration_ps: {microseconds}000000 '
-            text += ' '.join(f'stats {{ metadata_id: {number(statistics, key)} str_value: "{value}" }}'
-                             for key, value in stats.items()) + ' }\n'
+            text += (
+                ' '.join(
+                    f'stats {{ metadata_id: {number(statistics, key)} str_value: "{value}" }}'
+                    for key, value in stats.items()
+                )
+                + ' }\n'
+            )
         planes.setdefault(device, []).append(f'lines {{ name: "{line}" {text} }}')
-    metadata = ' '.join(f'{kind}_metadata {{ key: {i} value {{ id: {i} name: "{name}" }} }}'
-                        for kind, names in (('event', events), ('stat', statistics)) for name, i in names.items())
-    space = '\n'.join(f'planes {{ name: "{device}" {" ".join(content)} {metadata} }}'
-                      for device, content in planes.items())
+    metadata = ' '.join(
+        f'{kind}_metadata {{ key: {i} value {{ id: {i} name: "{name}" }} }}'
+        for kind, names in (('event', events), ('stat', statistics))
+        for name, i in names.items()
+    )
+    space = '\n'.join(
+        f'planes {{ name: "{device}" {" ".join(content)} {metadata} }}' for device, content in planes.items()
+    )
     (folder / 'host.xplane.pb').write_bytes(jax.profiler.ProfileData.text_proto_to_serialized_xspace(space))
 
 
@@ -284,20 +305,25 @@ COPY = {'memcpy_details': 'kind_src:device kind_dst:device size:4096 dest:0 asyn
 def test_kernels_of_a_gpu(tmp_path):
     """Each is counted once: kernels that share an instruction, copies, and what does not say its instruction."""
     gpu = '/device:GPU:0'
-    trace(tmp_path, {
-        (gpu, 'Stream #7(Compute)'): 2 * [
-            ('gemm', 5, {'hlo_op': 'gemm_fusion', **KERNEL}),
-            ('gemm', 6, {'hlo_op': 'gemm_fusion', **KERNEL}),
-            ('memset', 1, {'hlo_op': 'gemm_fusion', 'Memset_details': 'num_bytes:64'}),
-            ('in_a_graph', 4, KERNEL),
-            ('check', 3, {'hlo_op': 'loop', **COPY}),
-            ('alloc', 900, {'memalloc_details': 'num_bytes:64'})],
-        (gpu, 'CUPTI overhead'): [('overhead', 900, {}), ('copy', 2, {'hlo_op': 'not_in_the_text', **COPY})],
-        (gpu, 'XLA Ops'): [('gemm_fusion', 900, {'hlo_op': 'gemm_fusion', **KERNEL})],
-        (gpu, 'XLA Modules'): [('jit_step', 900, {})],
-        ('/device:GPU:1', 'Stream #7(Compute)'): [('gemm', 900, {'hlo_op': 'gemm_fusion', **KERNEL})],
-        ('/host:CPU', 'python'): [('gemm', 900, {'hlo_op': 'gemm_fusion'})],
-    })
+    trace(
+        tmp_path,
+        {
+            (gpu, 'Stream #7(Compute)'): 2
+            * [
+                ('gemm', 5, {'hlo_op': 'gemm_fusion', **KERNEL}),
+                ('gemm', 6, {'hlo_op': 'gemm_fusion', **KERNEL}),
+                ('memset', 1, {'hlo_op': 'gemm_fusion', 'Memset_details': 'num_bytes:64'}),
+                ('in_a_graph', 4, KERNEL),
+                ('check', 3, {'hlo_op': 'loop', **COPY}),
+                ('alloc', 900, {'memalloc_details': 'num_bytes:64'}),
+            ],
+            (gpu, 'CUPTI overhead'): [('overhead', 900, {}), ('copy', 2, {'hlo_op': 'not_in_the_text', **COPY})],
+            (gpu, 'XLA Ops'): [('gemm_fusion', 900, {'hlo_op': 'gemm_fusion', **KERNEL})],
+            (gpu, 'XLA Modules'): [('jit_step', 900, {})],
+            ('/device:GPU:1', 'Stream #7(Compute)'): [('gemm', 900, {'hlo_op': 'gemm_fusion', **KERNEL})],
+            ('/host:CPU', 'python'): [('gemm', 900, {'hlo_op': 'gemm_fusion'})],
+        },
+    )
     result = profile.summary(tmp_path, GPU, 2, (1e12, 1e12))
     assert result['device_ms_per_step'] == pytest.approx((1 + 5 + 6 + 4 + 3 + 2 / 2) / 1e3)
     kernels = {kernel['instruction']: kernel for kernel in result['kernels']}
@@ -312,17 +338,23 @@ def test_kernels_of_a_gpu(tmp_path):
 def test_kernels_of_a_tpu(tmp_path):
     """Named in the event; a loop's event spans those of its body."""
     tpu = '/device:TPU:0'
-    trace(tmp_path, {
-        (tpu, 'XLA Ops'): [('%loop = (s32[]) while(%stacks)', 900, {}),
-                           ('%copy.9 = f32[32,16] copy(%gemm_fusion)', 5, {}),
-                           ('%fusion-done = pred[1,8,64] fusion-done(%fusion-start)', 2, {})],
-        (tpu, 'Async XLA Ops'): [('%fusion-start = pred[1,8,64] fusion-start(%mask)', 900, {})],
-        (tpu, 'Steps'): [('1', 900, {})],
-        ('/device:TPU:0 SparseCore 0', 'XLA Ops'): [('%copy.9', 900, {})],
-    })
+    trace(
+        tmp_path,
+        {
+            (tpu, 'XLA Ops'): [
+                ('%loop = (s32[]) while(%stacks)', 900, {}),
+                ('%copy.9 = f32[32,16] copy(%gemm_fusion)', 5, {}),
+                ('%fusion-done = pred[1,8,64] fusion-done(%fusion-start)', 2, {}),
+            ],
+            (tpu, 'Async XLA Ops'): [('%fusion-start = pred[1,8,64] fusion-start(%mask)', 900, {})],
+            (tpu, 'Steps'): [('1', 900, {})],
+            ('/device:TPU:0 SparseCore 0', 'XLA Ops'): [('%copy.9', 900, {})],
+        },
+    )
     result = profile.summary(tmp_path, GPU, 1, (None, None))
     assert {kernel['instruction']: kernel['ms_per_step'] for kernel in result['kernels']} == pytest.approx(
-        {'copy.9': 0.005, 'fusion-done': 0.002})
+        {'copy.9': 0.005, 'fusion-done': 0.002}
+    )
 
 
 def test_a_trace_without_kernels_says_what_it_has(tmp_path):

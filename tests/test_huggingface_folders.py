@@ -7,10 +7,9 @@ import types
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_weights import (  # noqa: F401
-    assert_close, edit, golden, golden_weights, hidden_of, refuses, write_checkpoint)
 
-from gpt1_jax.training import transfer
+from gpt1_jax.saved_models import store
+from models import assert_close_to_largest, edit, golden_weights, hidden_of, refuses, write_checkpoint
 
 _CHOICE = ['multiple_choice_head.summary.weight', 'multiple_choice_head.summary.bias']
 SAVED = {  # prefix of the decoder's names; other names; the name of the token table
@@ -18,11 +17,12 @@ SAVED = {  # prefix of the decoder's names; other names; the name of the token t
     'OpenAIGPTLMHeadModel': ('transformer.', [], 'transformer.tokens_embed.weight'),
     'OpenAIGPTDoubleHeadsModel of 4.46': ('transformer.', _CHOICE, 'transformer.tokens_embed.weight'),
     'OpenAIGPTDoubleHeadsModel of 5.24': ('transformer.', _CHOICE, 'lm_head.weight'),
-    'OpenAIGPTForSequenceClassification': ('transformer.', ['score.weight'], 'transformer.tokens_embed.weight')}
+    'OpenAIGPTForSequenceClassification': ('transformer.', ['score.weight'], 'transformer.tokens_embed.weight'),
+}
 
 
-def save_as(folder, golden, model_class, **changes):  # noqa: F811
-    """A folder as the class is saved; returns its place. Of 50 rows the last three are special: 47 tokens."""
+def save_as(folder, golden, model_class, **changes):
+    """A folder as the class is saved; returns its URI. Of 50 rows the last three are special: 47 tokens."""
     prefix, heads, table = SAVED[model_class]
     arrays = golden_weights(golden)
     tensors = {prefix + name: array for name, array in arrays.items() if not name.startswith(('score', 'multiple'))}
@@ -44,25 +44,25 @@ def split(folder, name='model.safetensors', files=3):
     (folder / f'{name}.index.json').write_text(json.dumps(index))
 
 
-def assert_as_transformers(place, golden, model_class):  # noqa: F811
-    source, head, params, hidden = hidden_of(place, golden['tokens'].reshape(-1, 12))
-    assert source.n_special == 3
-    assert_close(hidden @ params['decoder']['table'][:50].T, golden['logits'])
+def assert_as_transformers(uri, golden, model_class):
+    saved, classifier, params, hidden = hidden_of(uri, golden['tokens'].reshape(-1, 12))
+    assert saved.n_special == 3
+    assert_close_to_largest(hidden @ params['decoder']['table'][:50].T, golden['logits'])
     if 'Classification' in model_class:
-        assert_close(head.apply({'params': params['head']}, hidden[:, -1:]), golden['class_logits'])
+        assert_close_to_largest(classifier.classify(params, hidden[:, -1:]), golden['class_logits'])
     elif 'DoubleHeads' in model_class:
-        assert_close(head.apply({'params': params['head']}, hidden[:, -1].reshape(2, 2, 16)), golden['choice_logits'])
+        assert_close_to_largest(classifier.classify(params, hidden[:, -1].reshape(2, 2, 16)), golden['choice_logits'])
     else:
-        assert head is None
+        assert classifier.head is None
 
 
 @pytest.mark.parametrize('several', [False, True])
 @pytest.mark.parametrize('model_class', SAVED)
-def test_every_class_computes_what_transformers_computes(tmp_path, golden, model_class, several):  # noqa: F811
-    place = save_as(tmp_path, golden, model_class)
+def test_every_class_computes_what_transformers_computes(tmp_path, golden, model_class, several):
+    uri = save_as(tmp_path, golden, model_class)
     if several:
         split(tmp_path)
-    assert_as_transformers(place, golden, model_class)
+    assert_as_transformers(uri, golden, model_class)
 
 
 def install_torch(monkeypatch):
@@ -71,8 +71,11 @@ def install_torch(monkeypatch):
 
     def tensor(array):  # a parameter: `numpy` only after `detach`
         as_float = types.SimpleNamespace(numpy=lambda: array.astype(np.float32))
-        return types.SimpleNamespace(shape=array.shape, dtype=f'torch.{array.dtype}',
-                                     detach=lambda: types.SimpleNamespace(float=lambda: as_float))
+        return types.SimpleNamespace(
+            shape=array.shape,
+            dtype=f'torch.{array.dtype}',
+            detach=lambda: types.SimpleNamespace(float=lambda: as_float),
+        )
 
     def load(path, *, map_location, weights_only, mmap):
         assert weights_only and not mmap  # these are not zip files, and no others can be mapped
@@ -84,9 +87,9 @@ def install_torch(monkeypatch):
 
 
 @pytest.mark.parametrize('files', [1, 2])
-def test_pickles_go_through_the_weights_only_reader(tmp_path, golden, monkeypatch, files):  # noqa: F811
+def test_pickles_go_through_the_weights_only_reader(tmp_path, golden, monkeypatch, files):
     """They hold the table by both of its names."""
-    place = save_as(tmp_path, golden, 'OpenAIGPTDoubleHeadsModel of 4.46')
+    uri = save_as(tmp_path, golden, 'OpenAIGPTDoubleHeadsModel of 4.46')
     tensors = safetensors.numpy.load_file(tmp_path / 'model.safetensors')
     tensors['lm_head.weight'] = tensors['transformer.tokens_embed.weight']
     safetensors.numpy.save_file(tensors, tmp_path / 'model.safetensors')
@@ -95,36 +98,36 @@ def test_pickles_go_through_the_weights_only_reader(tmp_path, golden, monkeypatc
     else:
         split(tmp_path, 'pytorch_model.bin', files)
     loaded = install_torch(monkeypatch)
-    assert_as_transformers(place, golden, 'OpenAIGPTDoubleHeadsModel')
+    assert_as_transformers(uri, golden, 'OpenAIGPTDoubleHeadsModel')
     assert sorted(loaded) == sorted(path.name for path in tmp_path.glob('*.bin'))
 
 
-def test_a_quantised_pickle_is_refused(tmp_path, golden, monkeypatch):  # noqa: F811
-    place = save_as(tmp_path, golden, 'OpenAIGPTModel')
+def test_a_quantised_pickle_is_refused(tmp_path, golden, monkeypatch):
+    uri = save_as(tmp_path, golden, 'OpenAIGPTModel')
     tensors = safetensors.numpy.load_file(tmp_path / 'model.safetensors')
     safetensors.numpy.save_file(tensors | {'h.0.ln_1.bias': np.zeros(16, np.int8)}, tmp_path / 'pytorch_model.bin')
     (tmp_path / 'model.safetensors').unlink()
     install_torch(monkeypatch)
-    refuses(place, 'pytorch_model.bin', 'h.0.ln_1.bias', 'int8')
+    refuses(uri, 'pytorch_model.bin', 'h.0.ln_1.bias', 'int8')
 
 
-def test_files_are_looked_for_in_the_order_of_transformers(tmp_path, golden):  # noqa: F811
-    place = save_as(tmp_path, golden, 'OpenAIGPTModel')
+def test_files_are_looked_for_in_the_order_of_transformers(tmp_path, golden):
+    uri = save_as(tmp_path, golden, 'OpenAIGPTModel')
     (tmp_path / 'model.safetensors.index.json').write_text('{')
-    transfer.open_source(place)
+    store.open_model(uri)
     split(tmp_path)
     for name in ('pytorch_model.bin', 'pytorch_model.bin.index.json'):
         (tmp_path / name).write_text('{')
-    transfer.open_source(place)
+    store.open_model(uri)
     (tmp_path / 'model.safetensors.index.json').unlink()
-    refuses(place, 'pytorch_model.bin ')
+    refuses(uri, 'pytorch_model.bin: ')
     (tmp_path / 'pytorch_model.bin').unlink()
-    refuses(place, 'pytorch_model.bin.index.json does not say')
+    refuses(uri, 'pytorch_model.bin.index.json: The file does not say')
     (tmp_path / 'pytorch_model.bin.index.json').unlink()
-    refuses(place, 'neither model.safetensors nor pytorch_model.bin', '.index.json')
+    refuses(uri, 'neither model.safetensors nor pytorch_model.bin', '.index.json')
 
 
-def test_a_head_alone_is_called_by_its_name(tmp_path, golden):  # noqa: F811
+def test_a_head_alone_is_called_by_its_name(tmp_path, golden):
     save_as(tmp_path, golden, 'OpenAIGPTDoubleHeadsModel of 5.24', vocab_size=47)
     refuses(f'hf:{tmp_path}', 'lm_head.weight', '[50, 16]', '[47, 16]')
 
@@ -138,45 +141,51 @@ def put(file):
     return lambda f: edit(f / INDEX, lambda index: index['weight_map'].update({TABLE: file}) or index)
 
 
-@pytest.mark.parametrize(('damage', 'words'), [
-    (lambda f: (f / LAST).unlink(), [f'{LAST} is missing', f'{INDEX} names it']),
-    (put('model-4.safetensors'), ['model-4.safetensors is missing']),
-    (put(FIRST), [f'{FIRST} lacks {TABLE}', INDEX]),
-    (put('../other/model.safetensors'), ["'../other/model.safetensors'", 'beside it']),
-    (put('other/model.safetensors'), ["'other/model.safetensors'", 'beside it']),
-    (put(5), [INDEX, 'does not say which array is in which file']),
-    (lambda f: edit(f / INDEX, lambda index: index['weight_map']), ['does not say']),
-    (lambda f: (f / INDEX).write_text('{"weight_map": {'), ['does not say']),
-    (lambda f: edit(f / INDEX, lambda index: index['weight_map'].pop(TABLE) and index),
-     [f'{INDEX} lacks {TABLE}']),
-    (lambda f: (f / LAST).write_bytes((f / LAST).read_bytes()[:-1]), [LAST, 'damaged']),
-    (put('config.json'), ['config.json', 'damaged']),
-])
-def test_wrong_indexes_are_named(tmp_path, golden, damage, words):  # noqa: F811
-    place = save_as(tmp_path / 'model', golden, 'OpenAIGPTModel')
+@pytest.mark.parametrize(
+    ('damage', 'words'),
+    [
+        (lambda f: (f / LAST).unlink(), [f'{LAST}: The file is missing', f'{INDEX} names it']),
+        (put('model-4.safetensors'), ['model-4.safetensors: The file is missing']),
+        (put(FIRST), [f'{FIRST}: The file lacks {TABLE}', INDEX]),
+        (put('../other/model.safetensors'), ["'../other/model.safetensors'", 'not in the same folder']),
+        (put('other/model.safetensors'), ["'other/model.safetensors'", 'not in the same folder']),
+        (put(5), [INDEX, 'does not say which array is in which file']),
+        (lambda f: edit(f / INDEX, lambda index: index['weight_map']), ['does not say']),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {'), ['does not say']),
+        (
+            lambda f: edit(f / INDEX, lambda index: index['weight_map'].pop(TABLE) and index),
+            [f'{INDEX}: The file lacks arrays: {TABLE}'],
+        ),
+        (lambda f: (f / LAST).write_bytes((f / LAST).read_bytes()[:-1]), [LAST, 'damaged']),
+        (put('config.json'), ['config.json', 'damaged']),
+    ],
+)
+def test_wrong_indexes_are_named(tmp_path, golden, damage, words):
+    uri = save_as(tmp_path / 'model', golden, 'OpenAIGPTModel')
     (tmp_path / 'other').mkdir()
     (tmp_path / 'model' / 'other').mkdir()
     for folder in (tmp_path / 'other', tmp_path / 'model' / 'other'):  # whose files could be read
         (folder / 'model.safetensors').write_bytes((tmp_path / 'model' / 'model.safetensors').read_bytes())
     split(tmp_path / 'model')
-    transfer.open_source(place)
+    store.open_model(uri)
     damage(tmp_path / 'model')
-    refuses(place, *words)
+    refuses(uri, *words)
 
 
-def test_an_absolute_path_in_an_index_is_refused(tmp_path, golden):  # noqa: F811
-    place = save_as(tmp_path, golden, 'OpenAIGPTModel')
+def test_an_absolute_path_in_an_index_is_refused(tmp_path, golden):
+    uri = save_as(tmp_path, golden, 'OpenAIGPTModel')
     elsewhere = (tmp_path / 'model.safetensors').rename(tmp_path / 'elsewhere')
-    (tmp_path / INDEX).write_text(json.dumps(
-        {'weight_map': dict.fromkeys(safetensors.numpy.load_file(elsewhere), str(elsewhere))}))
-    refuses(place, str(elsewhere), 'beside it')
+    (tmp_path / INDEX).write_text(
+        json.dumps({'weight_map': dict.fromkeys(safetensors.numpy.load_file(elsewhere), str(elsewhere))})
+    )
+    refuses(uri, str(elsewhere), 'not in the same folder')
 
 
-def test_an_index_of_safetensors_never_leads_to_a_pickle(tmp_path, golden, monkeypatch):  # noqa: F811
-    place = save_as(tmp_path, golden, 'OpenAIGPTModel')
+def test_an_index_of_safetensors_never_leads_to_a_pickle(tmp_path, golden, monkeypatch):
+    uri = save_as(tmp_path, golden, 'OpenAIGPTModel')
     split(tmp_path)
     (tmp_path / 'more.bin').write_bytes(b'\x80\x02}q\x00.')  # an empty dict, pickled
     put('more.bin')(tmp_path)
     loaded = install_torch(monkeypatch)
-    refuses(place, 'more.bin', 'damaged')
+    refuses(uri, 'more.bin', 'damaged')
     assert not loaded

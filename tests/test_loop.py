@@ -1,17 +1,22 @@
 """The training loop where it is told to stop, or goes wrong: nothing is lost, and nothing depends on it."""
 
+import dataclasses
 import json
 import random
 import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
-from configs import prepare as prepare_config
-from configs import pretrain as pretrain_config
+from configs import prepare as prepare_config, pretrain as pretrain_config
+from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
-from gpt1_jax.tasks import prepare, pretrain
-from gpt1_jax.training import loop
+from gpt1_jax.tasks import pretrain
+from gpt1_jax.training import loop, program
+from gpt1_jax.training.partitioning import Partitioner
 
 WORDS = 'ship sail wave anchor harbour captain the and'.split()
 
@@ -25,7 +30,7 @@ def shards(tmp_path_factory):
         (folder / 'text' / f'{number}.txt').write_text(text)
     config = prepare_config.get_config()
     config.data.update(source=f'text:{folder / "text"}', vocab_size=290, held_out=0.3, workers=1)
-    prepare.prepare(config.data, folder / 'shards')
+    prepare(config.data, folder / 'shards')
     return folder / 'shards'
 
 
@@ -42,16 +47,26 @@ def config(shards):
 
 def metrics(workdir):
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ('time', 'tokens_per_second')}
-            for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in ('time', 'tokens_per_second')} for line in lines
+    ]
+
+
+def checkpoints(workdir):
+    return {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
 
 
 @pytest.fixture(scope='module')
 def whole(shards, tmp_path_factory):
     workdir = epath.Path(tmp_path_factory.mktemp('whole'))
-    return workdir, pretrain.run(config(shards), workdir)
+    return workdir, without_time(pretrain.run(config(shards), workdir))
 
 
+def without_time(result):
+    return dataclasses.replace(result, seconds=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('steps', [(4,), (5,), (12,), (1, 2, 8, 9)])
 def test_where_a_run_is_stopped_makes_no_difference(shards, whole, tmp_path, monkeypatch, steps):
     """At an evaluation, between two, at the last step, and several times."""
@@ -65,22 +80,127 @@ def test_where_a_run_is_stopped_makes_no_difference(shards, whole, tmp_path, mon
                 pretrain.run(config(shards), workdir)
             assert caught.value.code == STOPPED_EXIT_STATUS
     monkeypatch.undo()
-    assert pretrain.run(config(shards), workdir) == whole[1]
+    assert without_time(pretrain.run(config(shards), workdir)) == whole[1]
     assert metrics(workdir) == metrics(whole[0])
-    assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {
-        path.name for path in (whole[0] / 'checkpoints').iterdir()}
+    assert checkpoints(workdir) == checkpoints(whole[0])
 
 
 def test_damaged_shards_are_not_trained_on(shards, tmp_path):
     shutil.copytree(shards, tmp_path / 'shards')
     path = tmp_path / 'shards' / 'train-00000.bin'
     path.write_bytes(b'\xff\xff' + path.read_bytes()[2:])
-    with pytest.raises(UserError, match='train-00000.bin is damaged'):
+    with pytest.raises(UserError, match='train-00000.bin: The file is damaged'):
         pretrain.run(config(tmp_path / 'shards'), epath.Path(tmp_path / 'run'))
 
 
+@pytest.mark.slow
 def test_a_loss_that_stays_infinite_ends_the_run_with_its_batch(shards, tmp_path):
     bad = config(shards)
     bad.optimizer.update(learning_rate=1e38, max_grad_norm=0.0, max_skipped=3)
     with pytest.raises(UserError, match='not finite for 3 steps in a row, up to step .*windows at tokens'):
         pretrain.run(bad, epath.Path(tmp_path))
+
+
+# Evaluators with periods of their own
+
+
+class Batches:
+    """All alike."""
+
+    def batch_at(self, step):
+        return {'tokens': np.zeros((1, 1, 1, 17), np.uint16), 'weights': np.ones((1, 1, 1, 16), np.float32)}
+
+    def count_tokens(self, batch):
+        return 16
+
+
+RANK = {5: 1.0, 10: 3.0, 12: 2.0}  # step -> value of the metric that ranks
+OTHER = {3: -3.0, 6: -6.0, 9: 91.0, 12: -12.0}
+EVALUATIONS = [
+    {'step': 3, 'other': -3.0},
+    {'step': 5, 'rank': 1.0},
+    {'step': 6, 'other': -6.0},
+    {'step': 9, 'other': 91.0},
+    {'step': 10, 'rank': 3.0},
+    {'step': 12, 'other': -12.0, 'rank': 2.0, 'at_the_end': 12.0},
+]
+# The line of an evaluation comes after that of its step.
+LINES = sorted(
+    [{'step': step, 'loss': 16.0, 'skipped': 0.0} for step in range(1, 13)] + EVALUATIONS, key=lambda line: line['step']
+)
+
+
+def counting_job(workdir, mode, seen):
+    """12 steps that count themselves in a bias. It is ranked every 5, and has another metric every 3; nothing else
+    saves."""
+    run = config('nowhere')
+    run.checkpoint.update(every=0, keep_latest=1, keep_best=1)
+    made = program.pretraining(run, 40, 12, Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+
+    def count(state, batch):
+        state = state.replace(step=state.step + 1, params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+        return state, {'loss': jnp.sum(batch['weights']), 'skipped': jnp.zeros((), jnp.int32)}
+
+    def evaluator(name, value_of, **options):
+        def evaluate(params):
+            seen.append((name, steps_of(params)))
+            return {name: value_of(steps_of(params))}
+
+        return loop.Evaluator(evaluate, **options)
+
+    return loop.Job(
+        run,
+        workdir,
+        dataclasses.replace(made, train_step=jax.jit(count)),
+        Batches(),
+        12,
+        [
+            evaluator('other', OTHER.get, every=3),
+            evaluator('rank', RANK.get, every=5, ranks_by='rank', mode=mode),
+            evaluator('at_the_end', float, every=0),
+        ],
+    )
+
+
+def steps_of(params):
+    return int(params['decoder']['blocks']['mlp']['out']['bias'][0, 0])
+
+
+@pytest.mark.parametrize(('mode', 'best'), [('min', 5), ('max', 10)])
+@pytest.mark.parametrize('stops', [(), (6,), (5, 9), (1, 10)])
+def test_evaluators_have_periods_of_their_own(tmp_path, monkeypatch, mode, best, stops):
+    """Each is asked when it is due and after the last step; the one that ranks says what is saved and what is best."""
+    seen, saved, workdir, save = [], [], epath.Path(tmp_path), loop.Checkpointer.save
+    recording = lambda self, step, *values: (saved.append(step), save(self, step, *values))
+    monkeypatch.setattr(loop.Checkpointer, 'save', recording)
+    for stop in stops:
+        monkeypatch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == stop)
+        with pytest.raises(SystemExit):
+            loop.fit(counting_job(workdir, mode, seen))
+        assert stop in checkpoints(workdir)
+    monkeypatch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: False)
+    job = counting_job(workdir, mode, seen)
+    outcome = loop.fit(job)
+
+    assert outcome.evaluations == EVALUATIONS
+    assert seen == [(name, evaluation['step']) for evaluation in EVALUATIONS for name in evaluation if name != 'step']
+    assert outcome.best == {'step': best, 'rank': RANK[best]} and steps_of(loop.best_params(job, outcome)) == best
+    assert saved == sorted({5, 10, 12, *stops}) and checkpoints(workdir) == {best, 12}
+    assert metrics(workdir) == LINES
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    """It goes on from step 5: what it had told of steps 6 to 8 is told once."""
+    workdir = epath.Path(tmp_path)
+
+    def kill(self, step):
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.PreemptionGuard, 'should_stop', kill)
+        with pytest.raises(KeyboardInterrupt):
+            loop.fit(counting_job(workdir, 'min', []))
+    assert EVALUATIONS[2] in metrics(workdir) and checkpoints(workdir) == {5}
+    assert loop.fit(counting_job(workdir, 'min', [])).evaluations == EVALUATIONS
+    assert metrics(workdir) == LINES and checkpoints(workdir) == {5, 12}

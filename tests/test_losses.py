@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
+import reference
 from gpt1_jax.training import losses
 
 RNG = np.random.default_rng(0)
@@ -23,13 +23,22 @@ def plain(hidden, table, targets, weights):
     return -jnp.sum(weights * jnp.take_along_axis(log_probabilities, targets[..., None], -1)[..., 0])
 
 
-@pytest.mark.parametrize('groups', [1, 2, 4])
+def in_shards(shards, *arrays):
+    return [array.reshape(shards, -1, *array.shape[1:]) for array in arrays]
+
+
+@pytest.mark.parametrize('shards', [1, 2, 4])
 @pytest.mark.parametrize('chunk_tokens', [1, 5, 8, 1024])
-def test_lm_loss_and_gradients_for_any_chunks(groups, chunk_tokens):
+def test_lm_loss_and_gradients_for_any_chunks(shards, chunk_tokens):
     expected = sum(
-        w @ -reference.log_softmax(h @ TABLE.T)[np.arange(12), t] for h, t, w in zip(HIDDEN, TARGETS, WEIGHTS))
+        w @ -reference.log_softmax(h @ TABLE.T)[np.arange(12), t] for h, t, w in zip(HIDDEN, TARGETS, WEIGHTS)
+    )
     arguments = f32(HIDDEN, TABLE, TARGETS, WEIGHTS)
-    chunked = lambda h, e, w: 3.0 * losses.lm_loss(h, e, arguments[2], w, groups=groups, chunk_tokens=chunk_tokens)
+
+    def chunked(hidden, embedding, weights):
+        hidden, targets, weights = in_shards(shards, hidden, arguments[2], weights)
+        return 3.0 * losses.lm_loss(hidden, embedding, targets, weights, chunk_tokens=chunk_tokens)
+
     whole = lambda h, e, w: 3.0 * plain(h, e, arguments[2], w)
     inputs = arguments[0], arguments[1], arguments[3]
     value, gradients = jax.jit(jax.value_and_grad(chunked, (0, 1, 2)))(*inputs)
@@ -40,14 +49,16 @@ def test_lm_loss_and_gradients_for_any_chunks(groups, chunk_tokens):
 
 
 def test_token_nll():
-    nll = losses.token_nll(*f32(HIDDEN, TABLE, TARGETS), groups=2, chunk_tokens=8)
+    hidden, table, targets = f32(HIDDEN, TABLE, TARGETS)
+    hidden, targets = in_shards(2, hidden, targets)
+    nll = losses.token_nll(hidden, table, targets, chunk_tokens=8).reshape(4, 12)
     expected = [-reference.log_softmax(h @ TABLE.T)[np.arange(12), t] for h, t in zip(HIDDEN, TARGETS)]
     np.testing.assert_allclose(nll, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_logits_of_all_tokens_never_exist():
     """What the compiled gradient holds at once is less than the logits of all tokens."""
-    arguments = f32(np.zeros((4, 64, 8)), np.zeros((4096, 8)), np.zeros((4, 64), int), np.zeros((4, 64)))
+    arguments = f32(np.zeros((1, 4, 64, 8)), np.zeros((4096, 8)), np.zeros((1, 4, 64), int), np.zeros((1, 4, 64)))
     f = jax.grad(lambda h, e, t, w: losses.lm_loss(h, e, t, w, chunk_tokens=16), (0, 1))
     compiled = jax.jit(f).lower(*arguments).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 4 * 64 * 4096

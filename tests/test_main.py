@@ -1,8 +1,6 @@
 """The whole program from the command line: prepare, pre-train, kill, resume, fine-tune; and a user's mistakes."""
 
 import json
-import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -10,17 +8,12 @@ import sys
 import time
 
 import pytest
+from etils import epath
 
-ROOT = pathlib.Path(__file__).parents[1]
-# Two devices: meshes are tested elsewhere, and starting the program is what takes the time here.
-ENVIRONMENT = os.environ | {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=2')}
-SUBJECTS = {'sea': 'ship sail wave anchor harbour captain deck storm'.split(),
-            'farm': 'cow field plough barn harvest wheat fence meadow'.split()}
+from gpt1_jax.report import results
+from helpers import ENVIRONMENT, ROOT, checksums, command, run, sentence
 
-
-def sentence(rng, subject):
-    a, b, c = rng.choices(SUBJECTS[subject], k=3)
-    return f'the {a} and the {b} were near the {c} that {rng.choice(["day", "night"])}.'
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -39,30 +32,35 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command(config, *flags):
-    return [sys.executable, '-m', 'gpt1_jax.main', f'--config=configs/{config}', *flags]
-
-
-def run(config, *flags, status=0):
-    """The program's standard error; its exit status must be `status`."""
-    done = subprocess.run(
-        command(config, *flags), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stderr
-    return done.stderr
-
-
 def pretrain_flags(folder, workdir):
-    return ['pretrain.py:tiny', f'--workdir={folder / workdir}', f'--config.data.source=shards:{folder / "shards"}',
-            '--config.model.layers=2', '--config.model.width=32', '--config.model.mlp_width=64',
-            '--config.model.n_positions=32', '--config.data.batch_size=8', '--config.data.tokens=30720',
-            '--config.optimizer.warmup_steps=10', '--config.optimizer.learning_rate=0.01', '--config.log.every=10',
-            '--config.log.eval_every=40', '--config.checkpoint.every=20']
+    return [
+        'pretrain.py:tiny',
+        f'--workdir={folder / workdir}',
+        f'--config.data.source=shards:{folder / "shards"}',
+        '--config.model.layers=2',
+        '--config.model.width=32',
+        '--config.model.mlp_width=64',
+        '--config.model.n_positions=32',
+        '--config.data.batch_size=8',
+        '--config.data.tokens=30720',
+        '--config.optimizer.warmup_steps=10',
+        '--config.optimizer.learning_rate=0.01',
+        '--config.log.every=10',
+        '--config.log.eval_every=40',
+        '--config.checkpoint.every=20',
+    ]
 
 
 @pytest.fixture(scope='module')
 def shards(folder):
-    run('prepare.py', f'--config.data.source=text:{folder / "books"}', f'--config.data.output={folder / "shards"}',
-        '--config.data.vocab_size=400', '--config.data.workers=2', f'--workdir={folder / "prepare"}')
+    run(
+        'prepare.py',
+        f'--config.data.source=text:{folder / "books"}',
+        f'--config.data.output={folder / "shards"}',
+        '--config.data.vocab_size=400',
+        '--config.data.workers=2',
+        f'--workdir={folder / "prepare"}',
+    )
     return folder / 'shards'
 
 
@@ -72,25 +70,23 @@ def language_model(folder, shards):
     return folder / 'whole'
 
 
+def result_of(workdir):
+    return results.read(epath.Path(workdir))
+
+
 def metrics(workdir):
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     return [line | {'time': None, 'tokens_per_second': None} for line in lines]
 
 
-def checksums(workdir, step):
-    """The checksum of every array of a checkpoint (tests/test_checkpoint.py shows what they notice)."""
-    checkpoint = workdir / 'checkpoints' / str(step)
-    record = json.loads((checkpoint / 'record' / 'metadata').read_text())['record']
-    return {f'{item}/{name}': leaf['checksum']
-            for item, leaves in record['leaves'].items() for name, leaf in leaves.items()}
-
-
 def test_pretraining_learns(language_model):
-    results = json.loads((language_model / 'results.json').read_text())
-    assert results['steps'] == results['step'] == 120
+    result = result_of(language_model)
+    last, best = (list(result.select(split='valid', metric='loss', checkpoint=which)) for which in ('last', 'best'))
+    assert result.facts['steps'] == last[0].step == best[0].step == 120
     evaluations = [line['valid_loss'] for line in metrics(language_model) if 'valid_loss' in line]
-    assert len(evaluations) == 3 and evaluations[-1] == results['valid_loss'] == min(evaluations)
-    assert results['valid_perplexity'] < 100 < 400  # a uniform guess over the vocabulary has 400
+    assert len(evaluations) == 3 and evaluations[-1] == last[0].value == best[0].value == min(evaluations)
+    # A uniform guess over the vocabulary has 400.
+    assert result.value(metric='perplexity', checkpoint='last') < 100
     assert any(path.name.startswith('events') for path in (language_model / 'tensorboard').iterdir())
 
 
@@ -108,7 +104,8 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder, shards, lan
     workdir = folder / blow.name
     flags = pretrain_flags(folder, blow.name)
     process = subprocess.Popen(
-        command(*flags), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command(*flags), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(workdir / 'checkpoints' / '40', process)
     process.send_signal(blow)
     status = process.wait(timeout=120)
@@ -116,55 +113,71 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder, shards, lan
     run(*flags)
     assert checksums(workdir, 120) == checksums(language_model, 120)
     assert metrics(workdir) == metrics(language_model)
-    results = [json.loads((where / 'results.json').read_text()) for where in (workdir, language_model)]
-    assert results[0] == results[1]
+    one, other = (json.loads((where / 'results.json').read_text()) for where in (workdir, language_model))
+    assert one | {'seconds': None} == other | {'seconds': None}
 
 
 def finetune_flags(folder, language_model, workdir):
-    return ['finetune.py:custom', f'--workdir={folder / workdir}', f'--config.init_from={language_model}',
-            f'--config.data.source=files:{folder / "labelled"}', '--config.data.kind=classification',
-            '--config.data.fields=text', '--config.data.labels=sea,farm', '--config.data.epochs=6',
-            '--config.optimizer.learning_rate=0.01']
+    return [
+        'finetune.py:custom',
+        f'--workdir={folder / workdir}',
+        f'--config.init_from={language_model}',
+        f'--config.data.source=files:{folder / "labelled"}',
+        '--config.data.kind=classification',
+        '--config.data.fields=text',
+        '--config.data.labels=sea,farm',
+        '--config.data.epochs=6',
+        '--config.optimizer.learning_rate=0.01',
+    ]
 
 
 def test_finetuning_from_the_command_line(folder, language_model):
     flags = finetune_flags(folder, language_model, 'classifier')
     run(*flags)
-    results = json.loads((folder / 'classifier' / 'results.json').read_text())
-    assert results['train_examples'] == 300 and results['dev_examples'] == 100 and results['step'] == 54
-    assert results['best_dev_accuracy'] > 0.9
+    result = result_of(folder / 'classifier')
+    assert result.facts['train_examples'] == 300 and result.facts['dev_examples'] == 100
+    (last,), (best,) = (result.select(split='dev', metric='accuracy', checkpoint=which) for which in ('last', 'best'))
+    assert last.step == 54 and best.value > 0.9
     before = metrics(folder / 'classifier')
     run(*flags)  # nothing is left to do, and nothing changes
     assert metrics(folder / 'classifier') == before
-    assert json.loads((folder / 'classifier' / 'results.json').read_text()) == results
+    assert result_of(folder / 'classifier') == result
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (['--config.data.sorce=x'], "did you mean 'source'?"),
-    (['--config.data.source=files:/nowhere'], '/nowhere'),
-    (['--config.data.fields=body'], "'body'"),
-    (['--config.data.labels=sea,town'], "'farm'"),
-    (['--config.init_from=/nowhere'], '/nowhere'),
-    (['--config.mesh.shape=(3,1,1)'], 'does not fit 2 devices'),
-    (['--config.mesh.strategy=ddp'], 'dp, fsdp, tp'),
-    (['--config.n_transfer=5'], 'between -1'),
-    (['--config.data.max_length=33'], "more than the model's 32 positions"),
-    (['--config.data.eval_batch_size=0'], 'at least 1'),
-    (['--config.task=finetun'], "no task 'finetun'"),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (['--config.data.sorce=x'], 'Did you mean source?'),
+        (['--config.data.source=files:/nowhere'], '/nowhere'),
+        (['--config.data.fields=body'], "'body'"),
+        (['--config.data.labels=sea,town'], "'farm'"),
+        (['--config.init_from=/nowhere'], '/nowhere'),
+        (['--config.mesh.shape=(3,1,1)'], 'does not fit 2 devices'),
+        (['--config.mesh.strategy=ddp'], 'dp, fsdp, tp'),
+        (['--config.n_transfer=5'], 'between -1'),
+        (['--config.data.max_length=33'], "more than the model's 32 positions"),
+        (['--config.data.eval_batch_size=0'], 'at least 1'),
+        (['--config.task=finetun'], "no task 'finetun'"),
+    ],
+)
 def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
     error = run(*finetune_flags(folder, language_model, 'mistake'), *changes, status=2)
     last = error.splitlines()[-1]
     assert last.startswith('error: ') and message in last and 'Traceback' not in error
 
 
-@pytest.mark.parametrize(('flags', 'message'), [
-    (['pretrain.py', '--config.optimiser.learning_rate=1'],
-     "the config has no key 'optimiser': did you mean 'optimizer'?"),
-    (['generate.py', '--config.seed=x'], "flag --config.seed=x: invalid literal for int() with base 10: 'x'"),
-    (['prepare.py:huge'], "configs/prepare.py takes no argument: leave ':huge' out"),
-    (['pretrain.py:huge'], "size='huge' is unknown; choose one of tiny, small, gpt1"),
-])
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (
+            ['pretrain.py', '--config.optimiser.learning_rate=1'],
+            'optimiser: The config has no such key. Did you mean optimizer?',
+        ),
+        (['generate.py', '--config.seed=x'], "flag --config.seed=x: invalid literal for int() with base 10: 'x'"),
+        (['prepare.py:huge'], "configs/prepare.py: It takes no argument. Leave ':huge' out."),
+        (['pretrain.py:huge'], "size: 'huge' is unknown. Choose one of tiny, small, gpt1."),
+    ],
+)
 def test_a_wrong_command_line_is_one_line_of_standard_error(flags, message):
     assert run(*flags, status=2) == f'error: {message}\n'
 
@@ -173,6 +186,7 @@ def test_a_wrong_command_line_is_one_line_of_standard_error(flags, message):
 def refusal(monkeypatch, capsys):
     """Flags -> the one line with which the program refuses them, in this process."""
     from gpt1_jax import main
+
     monkeypatch.chdir(ROOT)
 
     def refusal(*flags):
@@ -186,36 +200,46 @@ def refusal(monkeypatch, capsys):
     return refusal
 
 
-@pytest.mark.parametrize(('flags', 'wrong', 'nearest'), [
-    ('pretrain.py --config.optimiser=1', 'optimiser', 'optimizer'),
-    ('pretrain.py --config.data.batch-size=4', 'data.batch-size', 'batch_size'),
-    ('pretrain.py --config.batch_size=4', 'batch_size', 'data.batch_size'),  # it is right elsewhere
-    ('pretrain.py --noconfig.model.scam', 'model.scam', 'scan'),
-    ('finetune.py:glue --config.seed 3 --config.dataset --config.data.limit=4', 'dataset', 'datasets'),
-    ('finetune.py:custom --config.data.feilds=a', 'data.feilds', 'fields'),
-    ('finetune.py --config.data.optimiser.b1=0', 'data.optimiser', 'optimizer'),
-    ('prepare.py --config.dta.source=x', 'dta', 'data'),
-    ('generate.py --config.top-k=4', 'top-k', 'top_k'),
-    ('quickstart.py --config.pretrain.optimizer.learningrate=4', 'pretrain.optimizer.learningrate', 'learning_rate'),
-    ('pretrain.py --config.xyzzy=4', 'xyzzy', None),
-    ('pretrain.py --config.seed.high=4', 'seed.high', None),
-    ('pretrain.py --config..seed=4', '', None),
-])
+@pytest.mark.parametrize(
+    ('flags', 'wrong', 'nearest'),
+    [
+        ('pretrain.py --config.optimiser=1', 'optimiser', 'optimizer'),
+        ('pretrain.py --config.data.batch-size=4', 'data.batch-size', 'batch_size'),
+        ('pretrain.py --config.batch_size=4', 'batch_size', 'data.batch_size'),  # it is right elsewhere
+        ('pretrain.py --noconfig.model.scam', 'model.scam', 'scan'),
+        ('finetune.py:glue --config.seed 3 --config.dataset --config.data.limit=4', 'dataset', 'datasets'),
+        ('finetune.py:custom --config.data.feilds=a', 'data.feilds', 'fields'),
+        ('finetune.py --config.data.optimiser.b1=0', 'data.optimiser', 'optimizer'),
+        ('prepare.py --config.dta.source=x', 'dta', 'data'),
+        ('generate.py --config.top-k=4', 'top-k', 'top_k'),
+        (
+            'quickstart.py --config.pretrain.optimizer.learningrate=4',
+            'pretrain.optimizer.learningrate',
+            'learning_rate',
+        ),
+        ('pretrain.py --config.xyzzy=4', 'xyzzy', None),
+        ('pretrain.py --config.seed.high=4', 'seed.high', None),
+        ('pretrain.py --config..seed=4', '', None),
+    ],
+)
 @pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections
 @pytest.mark.parametrize('form', ['--config=configs/', '--config configs/'])
 def test_a_misspelt_key_is_named_with_the_nearest(refusal, form, flags, wrong, nearest):
-    hint = f'did you mean {nearest!r}?' if nearest else 'the keys are in the config file'
-    assert refusal(*f'{form}{flags}'.split()) == f'error: the config has no key {wrong!r}: {hint}'
+    hint = f'Did you mean {nearest}?' if nearest else 'The keys are in the config file.'
+    assert refusal(*f'{form}{flags}'.split()) == f'error: {wrong}: The config has no such key. {hint}'
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    (None, 'cannot be read ([Errno 2] No such file'),
-    ('def get_config(', 'has a mistake (SyntaxError: '),
-    ('x = 1', 'has a mistake (AttributeError: '),
-    ('def get_config():\n    return {}["a"]', "has a mistake (KeyError: 'a')"),
-    ('def get_config():\n    raise ValueError("two\\nlines")', 'has a mistake (ValueError: two lines)'),
-    ('def get_config():\n    return {}', 'is no config with a task'),
-])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (None, 'cannot be read ([Errno 2] No such file'),
+        ('def get_config(', 'has an error (SyntaxError: '),
+        ('x = 1', 'has an error (AttributeError: '),
+        ('def get_config():\n    return {}["a"]', "has an error (KeyError: 'a')"),
+        ('def get_config():\n    raise ValueError("two\\nlines")', 'has an error (ValueError: two lines)'),
+        ('def get_config():\n    return {}', 'This is not a config with a task'),
+    ],
+)
 @pytest.mark.filterwarnings('ignore:the load_module')
 def test_a_config_file_that_does_not_work_is_one_line(refusal, tmp_path, text, message):
     if text:
@@ -234,8 +258,9 @@ def test_a_store_that_is_not_reached_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(main, 'main', fail)
     with pytest.raises(SystemExit) as caught:
         main._run([])
-    assert caught.value.code == 2 and 'error: a remote file cannot be reached (no host when reading gs://books)' in (
-        capsys.readouterr().err)
+    assert caught.value.code == 2 and 'error: A remote file cannot be reached (no host when reading gs://books)' in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
@@ -249,11 +274,14 @@ def test_a_sequence_longer_than_the_positions_is_cut_and_counted(folder, languag
     long = folder / 'long'
     long.mkdir()
     for split in ('train', 'dev'):
-        rows = [{'text': 'the ship and the cow ' * (30 if i == 0 else 1), 'label': ('sea', 'farm')[i % 2]}
-                for i in range(40)]
+        rows = [
+            {'text': 'the ship and the cow ' * (30 if i == 0 else 1), 'label': ('sea', 'farm')[i % 2]}
+            for i in range(40)
+        ]
         (long / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    error = run(*finetune_flags(folder, language_model, 'cut'), f'--config.data.source=files:{long}',
-                '--config.data.epochs=1')
-    results = json.loads((folder / 'cut' / 'results.json').read_text())
-    assert results['cut_sequences'] == 2 and results['cut_tokens'] > 100
+    error = run(
+        *finetune_flags(folder, language_model, 'cut'), f'--config.data.source=files:{long}', '--config.data.epochs=1'
+    )
+    facts = result_of(folder / 'cut').facts
+    assert facts['cut_sequences'] == 2 and facts['cut_tokens'] > 100
     assert 'were cut' in error

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from gpt1_jax.analysis import metrics
-from gpt1_jax.data import registry
+from gpt1_jax.data.labelled import registry
 from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation import metrics
 
 # 3 true positives, 4 true negatives, 1 false positive, 2 false negatives.
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 0, 1, 0])
@@ -36,7 +36,10 @@ def test_constant_predictions_are_zero_not_nan(constant):
         warnings.simplefilter('error')
         guesses = np.full(10, constant)
         assert metrics.compute(['matthews', 'pearson', 'spearman'], LABELS, guesses) == {
-            'matthews': 0.0, 'pearson': 0.0, 'spearman': 0.0}
+            'matthews': 0.0,
+            'pearson': 0.0,
+            'spearman': 0.0,
+        }
         if constant == 0:
             assert metrics.compute(['f1'], LABELS, guesses) == {'f1': 0.0}
         assert metrics.compute(['pearson'], np.full(10, 2.5), np.arange(10.0)) == {'pearson': 0.0}
@@ -73,15 +76,24 @@ def test_per_class_by_hand():
     assert rows['never'] == {'precision': 0, 'recall': 0, 'f1': 0, 'examples': 0}
 
 
-def test_score_of_groups():
+def test_score_of_subsets():
     logits = np.eye(2)[GUESSES] * 3
-    groups = ['high', 'middle'] * 5
-    result = metrics.score(('accuracy', 'f1'), 'classification', LABELS, logits, groups)
-    assert result['score'] == result['accuracy'] == pytest.approx(0.7)
     right = LABELS == GUESSES
-    assert result['accuracy_high'] == pytest.approx(right[::2].mean())
-    assert result['accuracy_middle'] == pytest.approx(right[1::2].mean())
-    assert 'accuracy_high' not in metrics.score(('accuracy',), 'classification', LABELS, logits)
+    expected = [
+        ('accuracy', '', 0.7, 10),
+        ('f1', '', 2 / 3, 10),
+        ('accuracy', 'high', right[:4].mean(), 4),
+        ('f1', 'high', 4 / 5, 4),
+        ('accuracy', 'middle', right[4:].mean(), 6),
+        ('f1', 'middle', 1 / 2, 6),
+    ]
+    subsets = ['high'] * 4 + ['middle'] * 6
+    scores = metrics.score(('accuracy', 'f1'), 'classification', LABELS, logits, subsets)
+    assert [score[:2] + score[3:] for score in scores] == [score[:2] + score[3:] for score in expected]
+    assert [value for _, _, value, _ in scores] == pytest.approx([value for _, _, value, _ in expected])
+    assert metrics.score(('accuracy', 'f1'), 'classification', LABELS, logits) == scores[:2]
+    unnamed = metrics.score(('accuracy', 'f1'), 'classification', LABELS, logits, ['high'] * 4 + [''] * 6)
+    assert unnamed == scores[:4]  # '' is not a subset
 
 
 def test_predictions_of_squared_loss_are_the_outputs():

@@ -1,13 +1,15 @@
 """Packed fine-tuning batches against the sequences they are made of."""
 
 import collections
+import functools
 
 import numpy as np
 import pytest
 
-from gpt1_jax.data import packing
-from gpt1_jax.data.encoded import Encoded
-from gpt1_jax.data.packing import EvaluationBatches, FinetuningBatches
+from gpt1_jax.data.labelled import packing
+from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches
+from gpt1_jax.data.labelled.sequences import Encoded
+from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 
@@ -19,58 +21,71 @@ def make(n=50, sequences=1, longest=30, seed=0, scores=False):
     return Encoded(examples, labels, [str(i) for i in range(n)], 0, 0)
 
 
+def all_local(shards):
+    """The placement where one process reads all shards."""
+    return Placement(shards, range(shards))
+
+
 def members(batch):
     return sorted(batch['example_ids'][batch['example_ids'] >= 0].tolist())
 
 
 def segments(rows):
-    """{(row, segment): its columns} of one group, rows = segment_ids [R, T]."""
+    """{(row, segment): its columns} of one shard, rows = segment_ids [R, T]."""
     return {(r, s): np.flatnonzero(row == s) for r, row in enumerate(rows) for s in range(1, row.max() + 1)}
 
 
-def check_group(encoded, group, sequence_weight, example_weight):
-    """One group's arrays (no axes k, G) hold exactly the sequences of its examples, wherever they stand."""
-    length = group['tokens'].shape[-1]
-    found = segments(group['segment_ids'])
+def check_shard(encoded, shard, sequence_weight, example_weight):
+    """One shard's arrays (no axes k, G) hold exactly the sequences of its examples, wherever they stand."""
+    length = shard['tokens'].shape[-1]
+    found = segments(shard['segment_ids'])
     by_end = {row * length + columns[-1]: (row, columns) for (row, _), columns in found.items()}
-    real = [place for place, i in enumerate(group['example_ids']) if i >= 0]
+    real = [place for place, i in enumerate(shard['example_ids']) if i >= 0]
     count = len(encoded.sequences[0])
-    assert len(found) == len(real) * count == len({*group['extract'][real].ravel().tolist()})
+    assert len(found) == len(real) * count == len({*shard['extract'][real].ravel().tolist()})
     for place in real:
-        example = group['example_ids'][place]
-        assert group['labels'][place] == encoded.labels[example]
-        assert group['example_weights'][place] == np.float32(example_weight)
+        example = shard['example_ids'][place]
+        assert shard['labels'][place] == encoded.labels[example]
+        assert shard['example_weights'][place] == np.float32(example_weight)
         for s, sequence in enumerate(encoded.sequences[example]):
-            row, columns = by_end[group['extract'][place, s]]
+            row, columns = by_end[shard['extract'][place, s]]
             assert columns.tolist() == list(range(columns[0], columns[0] + len(sequence)))
-            one = {name: group[name][row, columns].tolist() for name in
-                   ('tokens', 'positions', 'lm_targets', 'lm_weights')}
+            one = {
+                name: shard[name][row, columns].tolist() for name in ('tokens', 'positions', 'lm_targets', 'lm_weights')
+            }
             assert one['tokens'] == sequence.tolist()
             assert one['positions'] == list(range(len(sequence)))
             assert one['lm_targets'] == [*sequence[1:].tolist(), 0]
             weight = sequence_weight / (len(sequence) - 1)
             np.testing.assert_allclose(one['lm_weights'], [weight] * (len(sequence) - 1) + [0.0], rtol=1e-6)
-    empty = group['segment_ids'] == 0
+    empty = shard['segment_ids'] == 0
     for name in ('tokens', 'positions', 'lm_targets', 'lm_weights'):
-        assert not group[name][empty].any()
-    padding = group['example_ids'] < 0
+        assert not shard[name][empty].any()
+    padding = shard['example_ids'] < 0
     for name in ('example_weights', 'labels', 'extract'):
-        assert not group[name][padding].any()
+        assert not shard[name][padding].any()
 
 
 @pytest.mark.parametrize('packing', [True, False])
-@pytest.mark.parametrize('sequences, groups, accumulation, batch_size',
-                         [(1, 1, 1, 8), (2, 4, 1, 8), (4, 2, 2, 8), (1, 4, 2, 12), (2, 3, 1, 7),
-                          (1, 8, 1, 4)])
-def test_training_arrays(sequences, groups, accumulation, batch_size, packing):
+@pytest.mark.parametrize(
+    'sequences, shards, accumulation, batch_size',
+    [(1, 1, 1, 8), (2, 4, 1, 8), (4, 2, 2, 8), (1, 4, 2, 12), (2, 3, 1, 7), (1, 8, 1, 4)],
+)
+def test_training_arrays(sequences, shards, accumulation, batch_size, packing):
     encoded = make(sequences=sequences, scores=sequences == 2)
-    batches = FinetuningBatches(encoded, batch_size=batch_size, min_row_length=64, groups=groups,
-                                accumulation=accumulation, packing=packing)
-    places = int(np.ceil(batch_size / accumulation / groups))
+    batches = FinetuningBatches(
+        encoded,
+        batch_size=batch_size,
+        min_row_length=64,
+        placement=all_local(shards),
+        accumulation=accumulation,
+        packing=packing,
+    )
+    places = int(np.ceil(batch_size / accumulation / shards))
     for step in range(3):
         batch = batches.batch_at(step)
         k, g, rows, length = batch['tokens'].shape
-        assert (k, g, length) == (accumulation, groups, 64)
+        assert (k, g, length) == (accumulation, shards, 64)
         for name in ('segment_ids', 'positions', 'lm_targets', 'lm_weights'):
             assert batch[name].shape == batch['tokens'].shape
         for name in ('labels', 'example_weights', 'example_ids'):
@@ -78,25 +93,37 @@ def test_training_arrays(sequences, groups, accumulation, batch_size, packing):
         assert batch['extract'].shape == (k, g, places, sequences)
         assert packing or rows == places * sequences
         assert {name: array.dtype for name, array in batch.items()} == dict(
-            dict.fromkeys(batch, np.dtype(np.int32)), lm_weights=np.float32, example_weights=np.float32,
-            labels=encoded.labels.dtype)
+            dict.fromkeys(batch, np.dtype(np.int32)),
+            lm_weights=np.float32,
+            example_weights=np.float32,
+            labels=encoded.labels.dtype,
+        )
         assert len(set(members(batch))) == len(members(batch)) == batch_size
         assert batch['lm_weights'].sum() == pytest.approx(1, abs=1e-5)
         assert batch['example_weights'].sum() == pytest.approx(1, abs=1e-5)
         for a in range(k):
             for b in range(g):
-                check_group(encoded, {name: array[a, b] for name, array in batch.items()},
-                            1 / batch_size / sequences, 1 / batch_size)
+                check_shard(
+                    encoded,
+                    {name: array[a, b] for name, array in batch.items()},
+                    1 / batch_size / sequences,
+                    1 / batch_size,
+                )
 
 
 def test_lm_weights_give_the_mean_of_means():
     """sum(weight * nll) with an nll that depends on (token, target) alone equals the loss of the release."""
     encoded = make(n=8, sequences=2)
     nll = np.random.default_rng(1).uniform(1, 9, (1000, 1000))
-    batch = FinetuningBatches(encoded, batch_size=8, min_row_length=40, groups=2, accumulation=2).batch_at(0)
+    batch = FinetuningBatches(
+        encoded, batch_size=8, min_row_length=40, placement=all_local(2), accumulation=2
+    ).batch_at(0)
     packed = (batch['lm_weights'] * nll[batch['tokens'], batch['lm_targets']]).sum()
-    means = [np.mean([nll[a, b] for a, b in zip(sequence, sequence[1:])])
-             for example in encoded.sequences for sequence in example]
+    means = [
+        np.mean([nll[a, b] for a, b in zip(sequence, sequence[1:])])
+        for example in encoded.sequences
+        for sequence in example
+    ]
     assert packed == pytest.approx(np.mean(means), rel=1e-6)
 
 
@@ -117,7 +144,7 @@ def test_an_epoch_holds_no_example_twice_and_epochs_differ():
 
 def test_a_batch_is_a_function_of_seed_and_step():
     def new():
-        return FinetuningBatches(make(), batch_size=8, groups=2, seed=5)
+        return FinetuningBatches(make(), batch_size=8, placement=all_local(2), seed=5)
 
     running = new()
     expected = [running.batch_at(step) for step in range(14)]
@@ -125,55 +152,55 @@ def test_a_batch_is_a_function_of_seed_and_step():
         for name, array in new().batch_at(step).items():
             np.testing.assert_array_equal(array, expected[step][name])
     layouts = [(1, 1, True), (4, 1, True), (1, 4, True), (2, 2, False), (8, 3, True)]
-    for groups, accumulation, packing in layouts:
-        batches = FinetuningBatches(make(), batch_size=8, groups=groups, packing=packing,
-                                    accumulation=accumulation, seed=5)
+    for shards, accumulation, packed in layouts:
+        batches = FinetuningBatches(
+            make(), batch_size=8, placement=all_local(shards), packing=packed, accumulation=accumulation, seed=5
+        )
         for step in (0, 9):
             assert members(batches.batch_at(step)) == members(expected[step])
 
 
 @pytest.mark.parametrize('local', [[0, 1], [3], [2, 0]])
-def test_local_groups_are_those_of_the_whole(local):
+def test_local_shards_are_those_of_the_whole(local):
     encoded = make(sequences=2)
-    kwargs = dict(batch_size=10, min_row_length=48, groups=4)
+    kwargs = dict(batch_size=10, min_row_length=48)
     for step in (0, 4):
-        whole = FinetuningBatches(encoded, accumulation=2, **kwargs).batch_at(step)
-        part = FinetuningBatches(encoded, accumulation=2, local_groups=local, **kwargs).batch_at(step)
-        for name in whole:
-            np.testing.assert_array_equal(part[name], whole[name][:, local])
-        whole = EvaluationBatches(encoded, **kwargs).batch_at(step)
-        part = EvaluationBatches(encoded, local_groups=local, **kwargs).batch_at(step)
-        for name in whole:
-            np.testing.assert_array_equal(part[name], whole[name][local])
+        for batches in (functools.partial(FinetuningBatches, accumulation=2), EvaluationBatches):
+            whole, part = (
+                batches(encoded, placement=placement, **kwargs).batch_at(step)
+                for placement in (all_local(4), Placement(4, local))
+            )
+            for name in whole:
+                np.testing.assert_array_equal(part[name], whole[name][:, local])
 
 
 @pytest.mark.parametrize('n', [16, 19, 3])
 def test_evaluation_visits_every_example_once_in_order(n):
     encoded = make(n=n, sequences=2)
-    batches = EvaluationBatches(encoded, batch_size=8, groups=4)
+    batches = EvaluationBatches(encoded, batch_size=8, placement=all_local(4))
     assert batches.steps == -(-n // 8)
     for i in range(batches.steps):
         batch = batches.batch_at(i)
-        assert batch['example_ids'].shape == (4, 2) and batch['extract'].shape == (4, 2, 2)
+        assert batch['example_ids'].shape == (1, 4, 2) and batch['extract'].shape == (1, 4, 2, 2)
         assert members(batch) == list(range(8 * i, min(8 * i + 8, n)))
         for g in range(4):
-            check_group(encoded, {name: array[g] for name, array in batch.items()}, 1.0, 1.0)
+            check_shard(encoded, {name: array[0, g] for name, array in batch.items()}, 1.0, 1.0)
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
 @pytest.mark.parametrize('n', [13, 29])
-def test_a_prime_number_of_examples_on_eight_groups_counts_each_once(n, processes):
+def test_a_prime_number_of_examples_on_eight_shards_counts_each_once(n, processes):
     encoded = make(n=n, sequences=2)
     seen, weight = [], 0.0
     for i in range(processes):
-        batches = EvaluationBatches(encoded, batch_size=12, groups=8, local_groups=range(i, 8, processes))
+        batches = EvaluationBatches(encoded, batch_size=12, placement=Placement(8, range(i, 8, processes)))
         for index in range(batches.steps):
             batch = batches.batch_at(index)
-            assert batch['example_ids'].shape[0] == 8 // processes
+            assert batch['example_ids'].shape[:2] == (1, 8 // processes)
             seen += members(batch)
             weight += batch['example_weights'].sum()
             for g in range(8 // processes):
-                check_group(encoded, {name: array[g] for name, array in batch.items()}, 1.0, 1.0)
+                check_shard(encoded, {name: array[0, g] for name, array in batch.items()}, 1.0, 1.0)
     assert sorted(seen) == list(range(n)) and weight == n
 
 
@@ -208,8 +235,8 @@ def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, long_epoch):
         assert len(set(rows)) == 2 and sum(rows) < sum(one_number) and np.all(np.array(rows) >= needed)
 
 
-def test_groups_hold_like_numbers_of_tokens():
-    batch = FinetuningBatches(make(n=64, longest=60), batch_size=64, groups=8).batch_at(0)
+def test_shards_hold_like_numbers_of_tokens():
+    batch = FinetuningBatches(make(n=64, longest=60), batch_size=64, placement=all_local(8)).batch_at(0)
     tokens = (batch['segment_ids'] > 0).sum(axis=(0, 2, 3))
     assert tokens.max() < 1.04 * tokens.mean()
     assert collections.Counter((batch['example_ids'] >= 0).sum(axis=(0, 2)).tolist()) == {8: 8}
@@ -236,15 +263,16 @@ def with_context(n=40, choices=4, seed=0):
         examples.append([context + some(2, 8) for _ in range(choices)])
     examples[-1] = [examples[-1][0]] * choices
     labels = rng.integers(0, choices, n).astype(np.int32)
-    return Encoded([[np.array(s, np.int32) for s in example] for example in examples], labels, list(map(str, range(n))),
-                   0, 0)
+    return Encoded(
+        [[np.array(s, np.int32) for s in example] for example in examples], labels, list(map(str, range(n))), 0, 0
+    )
 
 
-@pytest.mark.parametrize('groups, accumulation', [(1, 1), (2, 1), (2, 2)])
-def test_choices_share_their_context(groups, accumulation):
+@pytest.mark.parametrize('shards, accumulation', [(1, 1), (2, 1), (2, 2)])
+def test_choices_share_their_context(shards, accumulation):
     """What the <extract> of a choice sees is that choice, token by token; every target's weight is the same in sum."""
     encoded = with_context()
-    kwargs = dict(batch_size=10, groups=groups, accumulation=accumulation)
+    kwargs = dict(batch_size=10, placement=all_local(shards), accumulation=accumulation)
     shared, apart = (FinetuningBatches(encoded, share_context=share, **kwargs) for share in (True, False))
     contexts = 0
     for step in range(4):
@@ -262,7 +290,7 @@ def test_choices_share_their_context(groups, accumulation):
             return {key: pytest.approx(weight, abs=1e-7) for key, weight in total.items() if weight}
 
         assert weights(batch) == weights(expected)
-        for a, g in np.ndindex(accumulation, groups):
+        for a, g in np.ndindex(accumulation, shards):
             one = {name: array[a, g] for name, array in batch.items()}
             for example, ends in zip(one['example_ids'], one['extract']):
                 for s, end in enumerate(ends if example >= 0 else ()):

@@ -28,8 +28,9 @@ class Batches:
 def by(request, monkeypatch):
     find_spec = prefetch.importlib.util.find_spec
     if request.param == 'threads':
-        monkeypatch.setattr(prefetch.importlib.util, 'find_spec',
-                            lambda name: None if name == 'tensorflow' else find_spec(name))
+        monkeypatch.setattr(
+            prefetch.importlib.util, 'find_spec', lambda name: None if name == 'tensorflow' else find_spec(name)
+        )
     else:
         pytest.importorskip('tensorflow')
     return request.param

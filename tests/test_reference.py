@@ -1,39 +1,19 @@
 """The NumPy reference against Hugging Face transformers' float64 numbers (tests/golden), and by hand."""
 
-import pathlib
-
 import numpy as np
 import pytest
+
 import reference
+from helpers import golden_tree
 
 HEADS = 4
-GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'openai_gpt.npz'
 TINY = {'vocab': 9, 'n_special': 3, 'n_positions': 8, 'width': 4, 'layers': 1, 'heads': 2, 'mlp': 8}
-
-
-@pytest.fixture(scope='module')
-def golden():
-    with np.load(GOLDEN, allow_pickle=False) as file:
-        return dict(file)
-
-
-def tree(golden, prefix, classifier=False):
-    """The reference's parameter tree of the arrays under `prefix`, with the choice head or the classifier."""
-    weights = {k.removeprefix(f'{prefix}/'): v for k, v in golden.items() if k.startswith(f'{prefix}/')}
-    if classifier:
-        score = weights['score.weight']
-        return reference.params_from_huggingface(weights, score.T, np.zeros(len(score)))
-    head = 'multiple_choice_head.summary'
-    width = weights['tokens_embed.weight'].shape[1]
-    zeros = {f'{head}.weight': np.zeros((1, width)), f'{head}.bias': np.zeros(1)}  # lm_gradients have no head
-    weights = zeros | weights
-    return reference.params_from_huggingface(weights, weights[f'{head}.weight'].T, weights[f'{head}.bias'])
 
 
 def setting(golden):
     """(params, n_positions, sequences [N, T])"""
     return (
-        tree(golden, 'weights'),
+        golden_tree(golden, 'weights'),
         len(golden['weights/positions_embed.weight']),
         golden['tokens'].reshape(-1, golden['tokens'].shape[-1]),
     )
@@ -69,19 +49,13 @@ def test_lm_nll_is_the_log_softmax_of_the_ports_logits(golden):
 
 def test_losses_and_heads(golden):
     params, n_positions, sequences = setting(golden)
-    lm = [
-        reference.sequence_lm_loss(params, s, HEADS, 'tokens', n_positions=n_positions) for s in sequences
-    ]
+    lm = [reference.sequence_lm_loss(params, s, HEADS, 'tokens', n_positions=n_positions) for s in sequences]
     assert_close(np.mean(lm), golden['lm_loss'])
-    logits = reference.finetune_logits(
-        params, golden['tokens'], HEADS, kind='multiple_choice', n_positions=n_positions
-    )
+    logits = reference.finetune_logits(params, golden['tokens'], HEADS, kind='multiple_choice', n_positions=n_positions)
     assert_close(logits, golden['choice_logits'])
-    assert_close(
-        finetune_loss(golden, n_positions)(params), golden['choice_loss'] + 0.5 * golden['lm_loss']
-    )
+    assert_close(finetune_loss(golden, n_positions)(params), golden['choice_loss'] + 0.5 * golden['lm_loss'])
     logits = reference.finetune_logits(
-        tree(golden, 'weights', classifier=True), [[s] for s in sequences], HEADS, kind='classification',
+        golden_tree(golden, 'weights', classifier=True), [[s] for s in sequences], HEADS, kind='classification',
         n_positions=n_positions,
     )  # fmt: skip
     assert_close(logits, golden['class_logits'])
@@ -89,9 +63,9 @@ def test_losses_and_heads(golden):
 
 def lm_loss(golden, n_positions):
     sequences = golden['tokens'].reshape(-1, golden['tokens'].shape[-1])
-    return lambda params: np.mean([
-        reference.sequence_lm_loss(params, s, HEADS, 'tokens', n_positions=n_positions) for s in sequences
-    ])
+    return lambda params: np.mean(
+        [reference.sequence_lm_loss(params, s, HEADS, 'tokens', n_positions=n_positions) for s in sequences]
+    )
 
 
 def finetune_loss(golden, n_positions):
@@ -105,7 +79,7 @@ def finetune_loss(golden, n_positions):
 def test_gradients(golden, loss):
     """Three entries of every parameter, by a complex step here and by back-propagation there."""
     params, n_positions, _ = setting(golden)
-    expected = tree(golden, loss.__name__.replace('loss', 'gradients'))
+    expected = golden_tree(golden, loss.__name__.replace('loss', 'gradients'))
     f = loss(golden, n_positions)
     rng = np.random.default_rng(0)
     for path in reference.paths(params):
@@ -117,7 +91,7 @@ def test_gradients(golden, loss):
 
 def test_adam(golden):
     """Against torch's AdamW set by hand to the release's rule: warm-up, clip or none, decay of matrices."""
-    params, gradients, updated = (tree(golden, name) for name in ('weights', 'finetune_gradients', 'updated'))
+    params, gradients, updated = (golden_tree(golden, name) for name in ('weights', 'finetune_gradients', 'updated'))
     state = reference.adam_init(params)
     for t, scale in enumerate(golden['gradient_scales'], 1):
         scaled = gradients
@@ -171,9 +145,7 @@ def test_finetune_loss_weighs_sequences_equally():
     params = reference.init_params(rng, classes=2, **TINY)
     examples = [[rng.integers(12, size=n)] for n in (3, 8)]
     settings = {'kind': 'classification', 'loss': 'classification', 'n_positions': 8}
-    task, both = (
-        reference.finetune_loss(params, examples, [0, 1], 2, lam=lam, **settings) for lam in (0.0, 2.0)
-    )
+    task, both = (reference.finetune_loss(params, examples, [0, 1], 2, lam=lam, **settings) for lam in (0.0, 2.0))
     short, long = (reference.sequence_lm_loss(params, s, 2, n_positions=8) for (s,) in examples)
     assert abs(short - long) > 0.1
     assert_close(both, task + short + long)

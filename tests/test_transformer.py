@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ours
 import pytest
-import reference
 
+import models
+import reference
 from gpt1_jax.model.transformer import init_cache
 
 TOKENS = np.random.default_rng(1).integers(0, 43, (3, 16))
-REFERENCE = ours.random_params()
-PARAMS = {'params': ours.from_reference(REFERENCE)['decoder']}
+REFERENCE = models.random_params()
+PARAMS = {'params': models.from_reference(REFERENCE)['decoder']}
 
 
 def expected_hidden(tokens):
@@ -20,20 +20,21 @@ def expected_hidden(tokens):
 
 @pytest.mark.parametrize('changes', [{}, {'scan': False}, {'remat': True}])
 def test_hidden_states_equal_the_reference(changes):
-    model = ours.decoder(**changes)
+    model = models.decoder(**changes)
     hidden = model.apply(PARAMS, TOKENS).hidden
     np.testing.assert_allclose(hidden, expected_hidden(TOKENS), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scan_and_remat_have_the_same_gradients():
     def gradient(**changes):
-        model = ours.decoder(dropout=0.1, attention_dropout=0.1, residual_dropout=0.1, **changes)
+        model = models.decoder(dropout=0.1, attention_dropout=0.1, residual_dropout=0.1, **changes)
         hidden = lambda params: model.apply(params, TOKENS, train=True, rngs={'dropout': jax.random.key(3)}).hidden
         return jax.grad(lambda params: jnp.sum(hidden(params) ** 3))(PARAMS)
 
     base = gradient()
     for changes in ({'scan': False}, {'remat': True}, {'scan': False, 'remat': True}):
-        ours.assert_trees_close(gradient(**changes), base)
+        models.assert_trees_close(gradient(**changes), base)
 
 
 def test_given_positions_and_segments_make_a_packed_row_equal_its_parts():
@@ -41,18 +42,18 @@ def test_given_positions_and_segments_make_a_packed_row_equal_its_parts():
     row = np.concatenate([first, second, [0, 0, 0, 0]])[None]
     segments = np.array([[1] * 7 + [2] * 5 + [0] * 4])
     positions = np.concatenate([np.arange(7), np.arange(5), [0] * 4])[None]
-    hidden = ours.decoder().apply(PARAMS, row, positions, segments).hidden[0]
+    hidden = models.decoder().apply(PARAMS, row, positions, segments).hidden[0]
     np.testing.assert_allclose(hidden[:7], expected_hidden([first])[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(hidden[7:12], expected_hidden([second])[0], rtol=1e-4, atol=1e-5)
     changed = row.copy()
     changed[0, :7], changed[0, 12:] = 5, 9  # another segment and the padding
-    unseen = ours.decoder().apply(PARAMS, changed, positions, segments).hidden[0]
+    unseen = models.decoder().apply(PARAMS, changed, positions, segments).hidden[0]
     np.testing.assert_array_equal(unseen[7:12], hidden[7:12])
 
 
 def test_causality_by_gradient():
     """The state at t has a gradient with respect to the inputs at 0..t, and exactly none after."""
-    model, n_rows = ours.decoder(n_positions=16), 43
+    model, n_rows = models.decoder(n_positions=16), 43
     tokens = np.arange(16)[None]  # every position reads a row of its own
 
     def state(table, t):
@@ -67,12 +68,12 @@ def test_causality_by_gradient():
 
 
 def test_softmax_rows():
-    assert ours.decoder().apply(PARAMS, TOKENS).embedding.shape == (59, 16)
-    assert ours.decoder(softmax_rows='tokens').apply(PARAMS, TOKENS).embedding.shape == (43, 16)
+    assert models.decoder().apply(PARAMS, TOKENS).embedding.shape == (59, 16)
+    assert models.decoder(softmax_rows='tokens').apply(PARAMS, TOKENS).embedding.shape == (43, 16)
 
 
 def test_table_dropout_is_one_mask_for_look_up_and_softmax():
-    model = ours.decoder(dropout=0.5)
+    model = models.decoder(dropout=0.5)
     output = model.apply(PARAMS, TOKENS, train=True, rngs={'dropout': jax.random.key(0)})
     dropped = np.asarray(output.embedding == 0)
     assert 0.4 < dropped.mean() < 0.6
@@ -80,14 +81,18 @@ def test_table_dropout_is_one_mask_for_look_up_and_softmax():
     np.testing.assert_allclose(np.asarray(output.embedding)[kept], 2 * PARAMS['params']['table'][kept], rtol=1e-6)
     # With no layers' dropout, the states are those of a model whose table is the dropped one.
     params = {'params': PARAMS['params'] | {'table': output.embedding}}
-    np.testing.assert_allclose(output.hidden, ours.decoder().apply(params, TOKENS).hidden, rtol=1e-5, atol=1e-5)
-    undropped = ours.decoder(dropout=0.5, embedding_dropout='sum').apply(
-        PARAMS, TOKENS, train=True, rngs={'dropout': jax.random.key(0)}).embedding
+    np.testing.assert_allclose(output.hidden, models.decoder().apply(params, TOKENS).hidden, rtol=1e-5, atol=1e-5)
+    undropped = (
+        models.decoder(dropout=0.5, embedding_dropout='sum')
+        .apply(PARAMS, TOKENS, train=True, rngs={'dropout': jax.random.key(0)})
+        .embedding
+    )
     np.testing.assert_array_equal(undropped, PARAMS['params']['table'])
 
 
+@pytest.mark.slow
 def test_cache_continues_what_it_holds():
-    model = ours.decoder()
+    model = models.decoder()
     cache = init_cache(model, batch=3, length=16)
     parts = []
     for start, stop in ((0, 6), (6, 7), (7, 8), (8, 16)):
@@ -98,17 +103,18 @@ def test_cache_continues_what_it_holds():
 
 
 def test_bfloat16_is_near_float32():
-    low = ours.decoder(dtype=jnp.bfloat16).apply(PARAMS, TOKENS).hidden
+    low = models.decoder(dtype=jnp.bfloat16).apply(PARAMS, TOKENS).hidden
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(np.float32), expected_hidden(TOKENS), atol=0.15)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_the_gradient_of_a_frequent_token():
     """A thousand uses of one row: a sum in bfloat16 would stop growing."""
     tokens = np.where(np.random.default_rng(0).random((128, 16)) < 0.6, 1, np.arange(16) + 5)
 
     def row_gradient(dtype):
-        model = ours.decoder(dtype=dtype)
+        model = models.decoder(dtype=dtype)
         loss = lambda params: jnp.mean(model.apply({'params': params}, tokens).hidden.astype(jnp.float32)[..., 0])
         return np.asarray(jax.jit(jax.grad(loss))(PARAMS['params'])['table'][1], np.float64)
 
@@ -117,7 +123,9 @@ def test_bfloat16_keeps_the_gradient_of_a_frequent_token():
 
 
 def test_paper_size_has_the_papers_number_of_parameters():
-    model = ours.decoder(vocab_size=40478, n_special=0, n_positions=512, width=768, layers=12, heads=12, mlp_width=3072)
+    model = models.decoder(
+        vocab_size=40478, n_special=0, n_positions=512, width=768, layers=12, heads=12, mlp_width=3072
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert count(shapes) == 116_534_784

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gpt1_jax.data import shards, windows
+from gpt1_jax.data.corpus import shards, windows
+from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 
@@ -48,7 +49,7 @@ def test_each_window_once_an_epoch_then_other_phases(tmp_path):
     batches = windows.PretrainingBatches(split, batch_size=4, length=16, seed=1)
     n = batches.windows_per_epoch
     assert n == (4321 - 16) // 16
-    samples = np.concatenate([batches.window_starts(step) for step in range(-(-3 * n // 4))])[:3 * n]
+    samples = np.concatenate([batches.window_starts(step) for step in range(-(-3 * n // 4))])[: 3 * n]
     epochs = samples.reshape(3, n)
     phases = set()
     for epoch in epochs:
@@ -74,13 +75,16 @@ def test_batches_hold_the_tokens_of_their_windows(tmp_path):
     ids, split = make_split(tmp_path, 5000)
     batches = windows.PretrainingBatches(split, batch_size=12, length=31, seed=5, accumulation=3)
     for step in (0, 7, 100000):
-        tokens = batches.batch_at(step)['tokens']
-        assert tokens.shape == (3, 4, 32) and tokens.dtype == np.uint16
-        expected = [ids[start:start + 32] for start in batches.window_starts(step)]
+        batch = batches.batch_at(step)
+        tokens, weights = batch['tokens'], batch['weights']
+        assert tokens.shape == (3, 1, 4, 32) and tokens.dtype == np.uint16
+        assert weights.shape == (3, 1, 4, 31) and weights.dtype == np.float32
+        assert np.all(weights == np.float32(1 / (12 * 31)))
+        expected = [ids[start : start + 32] for start in batches.window_starts(step)]
         np.testing.assert_array_equal(tokens.reshape(12, 32), expected)
 
 
-# The groups of each host: in order, in turn, and some on two hosts.
+# The shards of each host: in order, in turn, and some on two hosts.
 HOSTS = [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]], [[3, 1], [0, 1, 2]]]
 
 
@@ -90,10 +94,11 @@ def test_hosts_together_read_the_global_batch(tmp_path, hosts):
     options = dict(batch_size=16, length=31, seed=5, accumulation=2)
     whole = windows.PretrainingBatches(split, **options)
     for local in hosts:
-        part = windows.PretrainingBatches(split, **options, groups=4, local_groups=local)
+        part = windows.PretrainingBatches(split, **options, placement=Placement(4, local))
         for step in (0, 3, 41):
-            expected = whole.batch_at(step)['tokens'].reshape(2, 4, 2, 32)[:, local].reshape(2, -1, 32)
-            np.testing.assert_array_equal(part.batch_at(step)['tokens'], expected)
+            expected, batch = whole.batch_at(step), part.batch_at(step)
+            np.testing.assert_array_equal(batch['tokens'], expected['tokens'].reshape(2, 4, 2, 32)[:, local])
+            np.testing.assert_array_equal(batch['weights'], expected['weights'].reshape(2, 4, 2, 31)[:, local])
             np.testing.assert_array_equal(part.window_starts(step), whole.window_starts(step))
 
 
@@ -120,7 +125,7 @@ def test_errors(tmp_path):
     with pytest.raises(UserError, match='63 tokens, too few for windows of 32'):
         windows.PretrainingBatches(split, batch_size=1, length=32, seed=0)
     with pytest.raises(UserError, match='multiple of 6'):
-        windows.PretrainingBatches(split, batch_size=8, length=8, seed=0, accumulation=3, groups=2)
+        windows.PretrainingBatches(split, batch_size=8, length=8, seed=0, accumulation=3, placement=Placement(2))
     _, empty = make_split(tmp_path / 'one', 1)
     with pytest.raises(UserError, match='1 tokens, too few'):
         windows.HeldOutBatches(empty, batch_size=1, length=8)
@@ -130,18 +135,19 @@ def test_errors(tmp_path):
 @pytest.mark.parametrize('hosts', [1, 2])
 def test_held_out_targets_once_each(tmp_path, tokens, hosts):
     ids, split = make_split(tmp_path, tokens)
-    parts = [windows.HeldOutBatches(split, batch_size=4, length=10, groups=hosts, local_groups=[i])
-             for i in range(hosts)]
+    parts = [
+        windows.HeldOutBatches(split, batch_size=4, length=10, placement=Placement(hosts, [i])) for i in range(hosts)
+    ]
     assert parts[0].targets == tokens - 1
     inputs, targets = [], []
     for i in range(parts[0].steps):
         for part in parts:
             batch = part.batch_at(i)
-            assert batch['tokens'].shape == (4 // hosts, 11) and batch['weights'].dtype == np.float32
+            assert batch['tokens'].shape == (1, 1, 4 // hosts, 11) and batch['weights'].dtype == np.float32
             real = batch['weights'] == 1
             assert (batch['weights'][~real] == 0).all()
-            inputs += batch['tokens'][:, :-1][real].tolist()
-            targets += batch['tokens'][:, 1:][real].tolist()
+            inputs += batch['tokens'][..., :-1][real].tolist()
+            targets += batch['tokens'][..., 1:][real].tolist()
     assert targets == ids[1:].tolist() and inputs == ids[:-1].tolist()
 
 
@@ -151,6 +157,6 @@ def test_held_out_limit_is_spread(tmp_path):
     assert batches.steps == 3
     batch = [batches.batch_at(i) for i in range(3)]
     assert sum(b['weights'].sum() for b in batch) == 100
-    first = np.concatenate([b['tokens'][b['weights'][:, 0] == 1, 0] for b in batch])
+    first = np.concatenate([b['tokens'][b['weights'][..., 0] == 1, 0] for b in batch])
     assert first.tolist() == list(range(0, 1000, 100))
     assert windows.HeldOutBatches(split, batch_size=4, length=10, limit=1000).steps == 25

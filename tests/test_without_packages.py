@@ -6,32 +6,20 @@ import subprocess
 import sys
 
 import pytest
-from test_main import ENVIRONMENT, ROOT, checksums, sentence
+from etils import epath
 
-from gpt1_jax.config import data_defaults
-from gpt1_jax.data import datasets, transforms
-from gpt1_jax.data.tokenizers import load_tokenizer
-from gpt1_jax.data.tokens import write_tokens
-from gpt1_jax.tasks.prepare import prepare
+from configs.common import data_defaults
+from gpt1_jax.data.corpus.preparation import prepare
+from gpt1_jax.data.labelled import encoding
+from gpt1_jax.data.labelled.loading import load_examples
+from gpt1_jax.data.labelled.registry import custom_dataset
+from gpt1_jax.data.labelled.token_folder import write_tokens
+from gpt1_jax.data.tokenizers.loading import load_tokenizer
+from gpt1_jax.report import results
+from helpers import ENVIRONMENT, HIDDEN, ROOT, SITECUSTOMIZE, checksums, sentence
 
-HIDDEN = ('tensorflow', 'tensorflow_datasets', 'tensorboardX', 'tqdm', 'spacy', 'ftfy', 'tokenizers', 'keras')
-# Python runs this in every process before anything else.
-SITECUSTOMIZE = f'''
-import sys
+pytestmark = pytest.mark.slow
 
-class Hide:
-    def __init__(self, finder):
-        self._finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] not in {HIDDEN}:
-            return self._finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self._finder, name)
-
-sys.meta_path[:] = map(Hide, sys.meta_path)
-'''
 CLASSIFY = ['--config.data.kind=classification', '--config.data.fields=text', '--config.data.labels=sea,farm']
 
 
@@ -47,31 +35,54 @@ def folder(tmp_path_factory):
     for split, n in (('train', 120), ('dev', 40)):
         rows = [{'text': sentence(rng, label), 'label': label} for label in rng.choices(('sea', 'farm'), k=n)]
         (folder / 'text' / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    dataset = datasets.custom_dataset(
-        kind='classification', fields=('text',), labels=('sea', 'farm'), metrics=(), label_field='label',
-        source=f'files:{folder / "text"}', max_score=0)
+    dataset = custom_dataset(
+        kind='classification',
+        fields=('text',),
+        labels=('sea', 'farm'),
+        metrics=(),
+        label_field='label',
+        uri=f'files:{folder / "text"}',
+        max_score=0,
+    )
     tokenizer = load_tokenizer(folder / 'shards' / 'tokenizer')
-    splits = {split: transforms.encode(
-        dataset, datasets.load_examples(dataset, f'files:{folder / "text"}', split), tokenizer, 32)
-        for split in ('train', 'dev')}
-    write_tokens(folder / 'tokens', dataset.name, splits, fingerprint=tokenizer.fingerprint, max_length=32,
-                 rule=dataset.rule)
+    splits = {
+        split: encoding.encode(dataset, load_examples(dataset, f'files:{folder / "text"}', split), tokenizer, 32)
+        for split in ('train', 'dev')
+    }
+    write_tokens(
+        folder / 'tokens', dataset.name, splits, fingerprint=tokenizer.fingerprint, max_length=32, rule=dataset.rule
+    )
     return folder
 
 
 def run(folder, config, *flags, hide=True, status=0):
     environment = ENVIRONMENT | ({'PYTHONPATH': str(folder / 'hide')} if hide else {})
-    done = subprocess.run([sys.executable, '-m', 'gpt1_jax.main', f'--config=configs/{config}', *flags], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, '-m', 'gpt1_jax.main', f'--config=configs/{config}', *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == status and 'Traceback' not in done.stderr, done.stderr
     return done
 
 
 def pretrain_flags(folder, name):
-    return ('pretrain.py:tiny', f'--config.data.source=shards:{folder / "shards"}', f'--workdir={folder / name}',
-            '--config.model.layers=1', '--config.model.width=32', '--config.model.mlp_width=128',
-            '--config.model.n_positions=32', '--config.data.batch_size=8', '--config.data.tokens=5120',
-            '--config.optimizer.warmup_steps=5', '--config.log.eval_every=10')
+    return (
+        'pretrain.py:tiny',
+        f'--config.data.source=shards:{folder / "shards"}',
+        f'--workdir={folder / name}',
+        '--config.model.layers=1',
+        '--config.model.width=32',
+        '--config.model.mlp_width=128',
+        '--config.model.n_positions=32',
+        '--config.data.batch_size=8',
+        '--config.data.tokens=5120',
+        '--config.optimizer.warmup_steps=5',
+        '--config.log.eval_every=10',
+    )
 
 
 @pytest.fixture(scope='module')
@@ -89,36 +100,82 @@ def test_pretraining_has_the_bits_that_it_has_with_all_packages(folder, language
     assert checksums(language_model, 20) == checksums(folder / 'with', 20)
 
 
-def results(workdir):
-    return json.loads((workdir / 'results.json').read_text())
+def result_of(workdir):
+    return results.read(epath.Path(workdir))
 
 
 def test_finetuning_evaluation_generation_and_conversion(folder, language_model):
-    run(folder, 'finetune.py:custom', f'--config.init_from={language_model}', f'--workdir={folder / "subject"}',
-        f'--config.data.source=tokens:{folder / "tokens"}', *CLASSIFY, '--config.optimizer.learning_rate=0.01')
+    run(
+        folder,
+        'finetune.py:custom',
+        f'--config.init_from={language_model}',
+        f'--workdir={folder / "subject"}',
+        f'--config.data.source=tokens:{folder / "tokens"}',
+        *CLASSIFY,
+        '--config.optimizer.learning_rate=0.01',
+    )
     # The same from text that needs no package: plain ASCII.
-    run(folder, 'finetune.py:custom', f'--config.init_from={language_model}', f'--workdir={folder / "from-text"}',
-        f'--config.data.source=files:{folder / "text"}', *CLASSIFY, '--config.optimizer.learning_rate=0.01',
-        '--config.data.cache=off')
-    assert results(folder / 'subject') == results(folder / 'from-text')
-    assert results(folder / 'subject')['train_examples'] == 120
-    run(folder, 'evaluate.py:custom', f'--config.init_from={folder / "subject"}', f'--workdir={folder / "dev"}',
-        f'--config.data.source=tokens:{folder / "tokens"}', *CLASSIFY)
-    assert results(folder / 'dev')['dev_accuracy'] == results(folder / 'subject')['best_dev_accuracy']
-    for place in (f'openai:{folder / "openai"}', f'hf:{folder / "hf"}'):
-        run(folder, 'convert.py', f'--config.source={language_model}', f'--config.target={place}')
-    texts = [run(folder, 'generate.py', f'--config.init_from={place}', '--config.prompt=the ship and the',
-                 '--config.max_tokens=8', '--config.temperature=0', f'--workdir={folder / "texts"}{i}').stdout
-             for i, place in enumerate((language_model, f'openai:{folder / "openai"}', f'hf:{folder / "hf"}'))]
+    run(
+        folder,
+        'finetune.py:custom',
+        f'--config.init_from={language_model}',
+        f'--workdir={folder / "from-text"}',
+        f'--config.data.source=files:{folder / "text"}',
+        *CLASSIFY,
+        '--config.optimizer.learning_rate=0.01',
+        '--config.data.cache=off',
+    )
+    subject, from_text = result_of(folder / 'subject'), result_of(folder / 'from-text')
+    assert (subject.scores, subject.facts, subject.model) == (from_text.scores, from_text.facts, from_text.model)
+    assert subject.facts['train_examples'] == 120 and len(subject.scores) == 2
+    run(
+        folder,
+        'evaluate.py:custom',
+        f'--config.init_from={folder / "subject"}',
+        f'--workdir={folder / "dev"}',
+        f'--config.data.source=tokens:{folder / "tokens"}',
+        *CLASSIFY,
+    )
+    assert result_of(folder / 'dev').value(split='dev', metric='accuracy') == subject.value(checkpoint='best')
+    for form in ('openai', 'hf'):
+        run(
+            folder,
+            'convert.py',
+            f'--config.source={language_model}',
+            f'--config.target={form}:{folder / form}',
+            f'--workdir={folder / "converted"}',
+        )
+    texts = [
+        run(
+            folder,
+            'generate.py',
+            f'--config.init_from={uri}',
+            '--config.prompt=the ship and the',
+            '--config.max_tokens=8',
+            '--config.temperature=0',
+            f'--workdir={folder / "texts"}{i}',
+        ).stdout
+        for i, uri in enumerate((language_model, f'openai:{folder / "openai"}', f'hf:{folder / "hf"}'))
+    ]
     assert len(set(texts)) == 1 and texts[0].startswith('the ship and the ')
 
 
-@pytest.mark.parametrize(('config', 'flags', 'message'), [
-    ('finetune.py:sst2', ('--config.data.source=tfds:glue/sst2',), 'The package tensorflow_datasets is not installed'),
-    ('pretrain.py:tiny', ('--config.init_from=', '--config.data.source=tfds:pg19'),
-     'The package tensorflow_datasets is not installed'),
-    ('generate.py', ('--config.prompt=caf\u00e9',), 'The package ftfy is not installed'),
-])
+@pytest.mark.parametrize(
+    ('config', 'flags', 'message'),
+    [
+        (
+            'finetune.py:sst2',
+            ('--config.data.source=tfds:glue/sst2',),
+            'tensorflow_datasets: This package is not installed',
+        ),
+        (
+            'pretrain.py:tiny',
+            ('--config.init_from=', '--config.data.source=tfds:pg19'),
+            'tensorflow_datasets: This package is not installed',
+        ),
+        ('generate.py', ('--config.prompt=caf\u00e9',), 'ftfy: This package is not installed'),
+    ],
+)
 def test_what_needs_a_package_says_so(folder, language_model, config, flags, message):
     init_from = () if any('init_from' in flag for flag in flags) else (f'--config.init_from={language_model}',)
     error = run(folder, config, *init_from, *flags, f'--workdir={folder / "refused"}', status=2).stderr
@@ -127,6 +184,10 @@ def test_what_needs_a_package_says_so(folder, language_model, config, flags, mes
 
 def test_the_packages_are_hidden(folder):
     code = f'import importlib.util as u; print([u.find_spec(name) for name in {HIDDEN}])'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                          env=ENVIRONMENT | {'PYTHONPATH': str(folder / 'hide')})
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {'PYTHONPATH': str(folder / 'hide')},
+    )
     assert done.stdout.strip() == str([None] * len(HIDDEN))

@@ -1,1 +1,1 @@
-"""One command that checks and measures everything on a machine with a GPU or TPU; see benchmarks/README.md."""
+"""Checks and measures everything on a machine with a GPU or TPU; see benchmarks/README.md."""

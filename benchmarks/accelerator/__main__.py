@@ -1,13 +1,13 @@
-r"""Checks and measures everything on a machine with an accelerator, in a given time; packs and unpacks what it reads.
+r"""Checks and measures everything on a machine with an accelerator, in a given time; packs and unpacks its input.
 
     python -m benchmarks.accelerator --minutes=15 --out=DIR [--data=DATA] [--parts=ceilings,right,...]
     python -m benchmarks.accelerator --pack=DIR --source=text:/books --data=/tasks
     python -m benchmarks.accelerator --unpack=DIR --out=DATA
 
-Each part is a process of its own with a time limit of its own: a crash, or too little memory, in one does not end the
-others. OUT/PART.json is written as the part goes; OUT/results.json, all parts together, and OUT/table.md come last;
-OUT/log.txt has what the parts printed. Only the standard library is imported here: the accelerator belongs to the part
-that runs.
+Each part has its own process and time limit, so a crash or a lack of memory in one does not end the others.
+OUT/PART.json is updated while the part runs; OUT/results.json, with all parts, and OUT/table.md come last; OUT/log.txt
+has the output of the parts. This file imports only the standard library, because the accelerator belongs to the
+running part.
 """
 
 import argparse
@@ -21,27 +21,28 @@ import time
 
 from benchmarks.accelerator import pack, table
 
-# Weights of the time; what a part leaves goes to those after it.
+# Shares of the time; time that a part leaves goes to later parts.
 PARTS = {'ceilings': 4, 'right': 16, 'step': 15, 'profile': 9, 'peer': 13, 'use': 12, 'paper': 31}
-_RESERVE = 10  # seconds, for the table and for processes that end slowly
-_GRACE = 5  # seconds between a polite and a forced end
+_RESERVE = 10  # seconds for the table and for processes that end slowly
+_GRACE = 5  # seconds between SIGTERM and SIGKILL
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=15, help='time for all parts together')
     parser.add_argument('--out', type=pathlib.Path, help='folder of the results; with --unpack: of the data')
-    parser.add_argument('--parts', default=','.join(PARTS), help='which, with commas between')
+    parser.add_argument('--parts', default=','.join(PARTS), help='parts to run, separated by commas')
     parser.add_argument('--size', default='gpt1', choices=('gpt1', 'small', 'tiny'), help='of the model')
-    parser.add_argument('--data', type=pathlib.Path,
-                        help='folder that --unpack made; with --pack: one folder a data set')
-    parser.add_argument('--pack', type=pathlib.Path, help='make folders to copy here')
+    parser.add_argument(
+        '--data', type=pathlib.Path, help='folder that --unpack made; with --pack: one folder per data set'
+    )
+    parser.add_argument('--pack', type=pathlib.Path, help='make folders to copy, in this folder')
     parser.add_argument('--source', default='', help='with --pack: a corpus, text:/books or shards:/dir')
-    parser.add_argument('--sets', default=','.join(pack.SETS), help='with --pack: data sets, with commas between')
-    parser.add_argument('--mib', type=float, default=60, help='with --pack: the most that a folder may hold')
+    parser.add_argument('--sets', default=','.join(pack.SETS), help='with --pack: data sets, separated by commas')
+    parser.add_argument('--mib', type=float, default=60, help='with --pack: maximum size of a folder')
     parser.add_argument('--max_length', type=int, default=512, help='with --pack: tokens of the longest sequence')
     parser.add_argument('--vocab_size', type=int, default=40000, help='with --pack: pieces of the vocabulary')
-    parser.add_argument('--unpack', type=pathlib.Path, help='join the folders that --pack made, here')
+    parser.add_argument('--unpack', type=pathlib.Path, help='unpack the folders that --pack made, in this folder')
     parser.add_argument('--run_part', help=argparse.SUPPRESS)
     parser.add_argument('--deadline', type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -53,7 +54,7 @@ def main():
         except UserError as error:
             raise SystemExit(f'error: {error}') from None
     elif not options.out:
-        parser.error('--out=DIR is missing: name a folder for the results')
+        parser.error('--out: It is missing. Name a folder for the results with --out=DIR.')
     elif options.unpack:
         pack.unpack(options.unpack, options.out)
     elif options.run_part:
@@ -61,12 +62,12 @@ def main():
     else:
         unknown = sorted(set(options.parts.split(',')) - PARTS.keys())
         if unknown:
-            parser.error(f'--parts names {", ".join(unknown)}: choose of {", ".join(PARTS)}')
+            parser.error(f'--parts: There is no part {", ".join(unknown)}. Choose from {", ".join(PARTS)}.')
         run_parts(options)
 
 
 def run_part(options):
-    """One part, in the process that is given to it."""
+    """Runs one part in its own process."""
     from benchmarks.accelerator.measure import Context
 
     module = importlib.import_module(f'benchmarks.accelerator.{options.run_part}')
@@ -83,7 +84,7 @@ def run_parts(options):
             left = end - time.time()
             limit = left * weights[i] / sum(weights[i:])
             print(f'{name}: {limit:.0f} s of {left:.0f} s', flush=True)
-            (options.out / f'{name}.json').unlink(missing_ok=True)  # of an earlier call
+            (options.out / f'{name}.json').unlink(missing_ok=True)  # from an earlier call
             started = time.time()
             status = _run(name, limit, options, log)
             seconds = time.time() - started
@@ -98,14 +99,18 @@ def run_parts(options):
 
 
 def _run(name, limit, options, log):
-    """Runs a part; returns how it ended, in a word or two."""
-    # Absolute, so that the part, which stops by itself, and the limit here mean the same moment.
+    """Starts a part and waits for it; returns how it ended, in a few words."""
+    # An absolute deadline, so that the part, which stops by itself, and the limit here mean the same moment.
     flags = {'run_part': name, 'deadline': time.time() + limit - _GRACE, 'size': options.size, 'out': options.out}
     flags |= {'data': options.data} if options.data else {}
     print(f'==== {name}', file=log, flush=True)
     process = subprocess.Popen(
         [sys.executable, '-m', 'benchmarks.accelerator', *(f'--{key}={value}' for key, value in flags.items())],
-        stdout=log, stderr=subprocess.STDOUT, env=environment(name, options), start_new_session=True)
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment(name, options),
+        start_new_session=True,
+    )
     try:
         status = process.wait(timeout=max(limit, 1))
     except subprocess.TimeoutExpired:
@@ -115,7 +120,7 @@ def _run(name, limit, options, log):
 
 
 def _end(process):
-    """Ends a part with all that it started."""
+    """Ends a part and all processes that it started."""
     for signal in (15, 9):
         try:
             os.killpg(process.pid, signal)
@@ -127,13 +132,16 @@ def _end(process):
 
 
 def environment(name, options):
-    """Of a part: compiled steps are kept in OUT/compiled; carried packages stand in where the machine lacks them."""
+    """Environment variables of a part: keep compiled steps in OUT/compiled; use packed packages if they are missing."""
     variables = dict(
-        os.environ, JAX_COMPILATION_CACHE_DIR=str((options.out / 'compiled').absolute()),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5', PYTHONUNBUFFERED='1')
-    if name == 'peer':  # two programs share the card: none may take all of its memory at the start
+        os.environ,
+        JAX_COMPILATION_CACHE_DIR=str((options.out / 'compiled').absolute()),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5',
+        PYTHONUNBUFFERED='1',
+    )
+    if name == 'peer':  # two programs share the card, so neither may take all of its memory at the start
         variables['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
-    if name == 'profile':  # kernels that are launched as one CUDA graph do not say which instruction they are
+    if name == 'profile':  # kernels launched as a CUDA graph do not name their instructions
         variables['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_command_buffer='.lstrip()
     carried = options.data and options.data / pack.PACKAGES
     if carried and carried.exists() and not importlib.util.find_spec('ml_collections'):
@@ -142,12 +150,12 @@ def environment(name, options):
 
 
 def _add(path, **facts):
-    """Puts facts into a part's JSON, whatever the part left there."""
+    """Adds facts to a part's JSON."""
     path.write_text(json.dumps(facts | _read(path) | facts, indent=1) + '\n')
 
 
 def _read(path):
-    """A part's JSON, {} where it left none."""
+    """A part's JSON, or {} if it wrote none."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

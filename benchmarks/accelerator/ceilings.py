@@ -1,4 +1,4 @@
-"""Part 1: what the machine is, and its two ceilings: a large matrix product, and a large copy."""
+"""Part 1: the machine and its two ceilings, those of a large matrix product and of a large copy."""
 
 import importlib.metadata
 import os
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator.measure import Context, rates, rounds
-from gpt1_jax.training.telemetry import peak_flops
+from gpt1_jax.training.throughput import peak_flops
 
-_CALLS = 10  # dispatched before one is waited for
+_CALLS = 10  # dispatched before the last is waited for
 
 
 def run(context: Context) -> None:
@@ -30,7 +30,7 @@ def run(context: Context) -> None:
             piece |= {'n': n, 'tflops': rates(2 * n**3 * _CALLS / 1e12, times)}
     with context.attempt('copy') as piece:
         context.need(5)
-        size = 2**26 if on_cpu else 2**30  # bytes, past every cache
+        size = 2**26 if on_cpu else 2**30  # bytes, more than any cache holds
         x = jax.random.normal(jax.random.key(1), (size // 4,), jnp.float32)
         shift = jax.jit(lambda x, _: x + 1)
         times = rounds(_repeated(shift, x, None), seconds=seconds)
@@ -46,10 +46,16 @@ def machine() -> dict:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    return {'device': device.device_kind, 'platform': device.platform, 'devices': jax.device_count(),
-            'cores': os.cpu_count(), 'machine': platform.machine(), 'versions': versions,
-            'peak_bfloat16_flops': peak_flops(device.device_kind, 'bfloat16'),
-            'when': time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}
+    return {
+        'device': device.device_kind,
+        'platform': device.platform,
+        'devices': jax.device_count(),
+        'cores': os.cpu_count(),
+        'machine': platform.machine(),
+        'versions': versions,
+        'peak_bfloat16_flops': peak_flops(device.device_kind, 'bfloat16'),
+        'when': time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime()),
+    }
 
 
 def _repeated(function, x, y):

@@ -1,8 +1,8 @@
-"""Bytes and FLOPs of each instruction of a compiled program, read off its text.
+"""Bytes and FLOPs of each instruction of a compiled program, from its text.
 
-Bytes are an estimate: of every operand read once and every result written once. Of an operand that is only sliced,
-gathered from or updated in place the slices count, not the whole; what lies in a TPU's memory on the chip counts as
-nothing. A kernel that reads twice moves more, one whose operands are still in the cache less.
+Bytes are an estimate: every operand is read once and every result written once. Of an operand that is only sliced,
+gathered from or updated in place, only the slices count; arrays in a TPU's on-chip memory do not count. A kernel that
+reads twice moves more; one with operands still in the cache moves less.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\](\{[^}]*\bS\(1\)[^}]*\})?')
 _INSTRUCTION = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
-CONTROL = ('while', 'conditional', 'call')  # run other instructions: bytes, FLOPs and time are counted there
+CONTROL = ('while', 'conditional', 'call')  # they run other instructions, which have the bytes, FLOPs and time
 _FREE = (*CONTROL, 'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'opt-barrier')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _UPDATES = ('dynamic-update-slice', 'scatter')
@@ -23,8 +23,15 @@ _VIEWS = ('bitcast', 'convert', 'copy', 'reshape', 'transpose')  # inside a fusi
 
 @dataclasses.dataclass
 class Instruction:
-    """opcode; result: [(bytes an element, shape)], one for each array of a tuple; operands: names; text: of its line;
-    root: whether its computation returns it."""
+    """An instruction.
+
+    Attributes:
+      opcode: its kind.
+      result: [(bytes per element, shape)], one for each array of a tuple.
+      operands: their names.
+      text: of its line, from the opcode on.
+      root: whether its computation returns it.
+    """
 
     opcode: str
     result: list
@@ -39,7 +46,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Cost:
-    """opcode, where in the source (`op_name`), FLOPs, bytes: of one execution."""
+    """FLOPs and bytes of one execution, and its place in the source (`op_name`)."""
 
     opcode: str
     op_name: str
@@ -50,7 +57,7 @@ class Cost:
 def costs(text: str) -> dict[str, Cost]:
     """name -> Cost of every instruction of a compiled module's text (`compiled.as_text()`).
 
-    What is inside a fusion or an asynchronous instruction has a cost of its own, and is part of the cost of the whole.
+    Instructions inside a fusion or an asynchronous instruction have their own costs, which are also part of the whole.
     """
     computations = _parse(text)
     result = {}
@@ -59,8 +66,9 @@ def costs(text: str) -> dict[str, Cost]:
             texts = [one.text, *(each.text for each in reversed((_called(one, computations) or {}).values()))]
             named = (re.search(r'op_name="([^"]*)"', each) for each in texts)
             op_name = next((match[1] for match in named if match), '')
-            result[name] = Cost(one.opcode, op_name, _flops(one, inside, computations),
-                                float(_moved(one, inside, computations)))
+            result[name] = Cost(
+                one.opcode, op_name, _flops(one, inside, computations), float(_moved(one, inside, computations))
+            )
     return result
 
 
@@ -78,14 +86,15 @@ def _parse(text):
             end = _closing(rest, 0) if rest.startswith('(') else rest.find(' ')  # of a tuple's or an array's shape
             shape, rest = rest[:end], rest[end:].lstrip()
             if opcode := _OPCODE.match(rest):
-                operands = rest[opcode.end():_closing(rest, opcode.end() - 1)]
-                current[name] = Instruction(opcode[1], _arrays(shape), re.findall(r'%([\w.\-]+)', operands), rest,
-                                            bool(root))
+                operands = rest[opcode.end() : _closing(rest, opcode.end() - 1)]
+                current[name] = Instruction(
+                    opcode[1], _arrays(shape), re.findall(r'%([\w.\-]+)', operands), rest, bool(root)
+                )
     return computations
 
 
 def _closing(text, start):
-    """Just after where the parenthesis at `start` closes."""
+    """Index after the parenthesis that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == '(') - (text[place] == ')')
@@ -95,10 +104,14 @@ def _closing(text, start):
 
 
 def _arrays(shape):
-    """[(bytes an element, shape)]"""
-    return [(0 if on_chip else 1 if kind == 'pred' else int(bits or 0) / 8,
-             tuple(int(size) for size in sizes.split(',') if size))
-            for kind, bits, sizes, on_chip in _ARRAY.findall(shape)]
+    """[(bytes per element, shape)]; 0 bytes for arrays in on-chip memory."""
+    return [
+        (
+            0 if on_chip else 1 if kind == 'pred' else int(bits or 0) / 8,
+            tuple(int(size) for size in sizes.split(',') if size),
+        )
+        for kind, bits, sizes, on_chip in _ARRAY.findall(shape)
+    ]
 
 
 def _called(one, computations):
@@ -108,7 +121,7 @@ def _called(one, computations):
 
 
 def _flops(one, inside, computations):
-    """Of matrix products alone: they decide which ceiling is near."""
+    """FLOPs of matrix products only: they decide which ceiling is near."""
     if body := _called(one, computations):
         return sum(_flops(each, body, computations) for each in body.values())
     if one.opcode not in ('dot', 'convolution', 'custom-call'):
@@ -125,15 +138,16 @@ def _flops(one, inside, computations):
 
 
 def _products(result, shapes, text):
-    """Multiplications of a convolution, those with padding and with holes left out: a TPU writes every matrix product
-    as a convolution, and a batch as an axis with holes."""
+    """Multiplications of a convolution, without those of padding and holes. In a TPU's program every matrix product is
+    a convolution, and a batch is an axis with holes."""
     labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', text).groups()
     data, kernel, out = (dict(zip(names, shape)) for names, shape in zip(labels, (*shapes, result)))
     window = dict(re.findall(r'(\w+)=([\w\-]+)', re.search(r'window=\{([^}]*)\}|$', text)[1] or ''))
     products = out['b'] * out['f'] * kernel['i']
     for axis in filter(str.isdigit, labels[2]):
-        setting = lambda name, default: (  # of this axis: '7_0' for pad=0_0x7_0
-            window[name].split('x')[int(axis)] if name in window else default)
+        setting = lambda name, default: (  # of this axis: '7_0' of pad=0_0x7_0
+            window[name].split('x')[int(axis)] if name in window else default
+        )
         stride, holes, spread = (int(setting(name, '1')) for name in ('stride', 'lhs_dilate', 'rhs_dilate'))
         pad = int(setting('pad', '0').split('_')[0])
         places = (o * stride + k * spread - pad for o in range(out[axis]) for k in range(kernel[axis]))
@@ -142,7 +156,7 @@ def _products(result, shapes, text):
 
 
 def _moved(one, inside, computations):
-    """Bytes."""
+    """Bytes that an instruction reads and writes."""
     if one.opcode in _FREE or one.opcode.endswith(('-done', '-update')):
         return 0
     sizes = [inside[name].bytes if name in inside else 0 for name in one.operands]
@@ -153,17 +167,17 @@ def _moved(one, inside, computations):
         width, shape = one.result[len(one.operands) if one.opcode.endswith('-start') else 0]
         return (inside[one.operands[0]].result[0][0] + width) * math.prod(shape) + sum(sizes[1:])
     if one.opcode in _UPDATES:
-        accesses = 2 if one.opcode == 'scatter' else 1  # which adds to what was there
+        accesses = 2 if one.opcode == 'scatter' else 1  # a scatter adds to what was there
         return sum(sizes[1:]) + accesses * _updated(one, inside) * one.result[0][0]
     if one.opcode == 'custom-call':
-        return sum(sizes) + one.bytes - _room(one.result[1:]) if sizes else 0  # without operands: sets memory aside
-    if one.opcode.endswith('-start') and one.bytes > sum(sizes):  # its result has its operands in it
+        return sum(sizes) + one.bytes - _room(one.result[1:]) if sizes else 0  # without operands: only reserves memory
+    if one.opcode.endswith('-start') and one.bytes > sum(sizes):  # its result includes its operands
         return one.bytes
     return sum(sizes) + one.bytes
 
 
 def _room(arrays):
-    """Bytes of what cuBLAS and cuDNN work in, by its form: flat, of s8."""
+    """Bytes of the workspace of cuBLAS and cuDNN, recognised by its form: flat, of s8."""
     return sum(shape[0] for width, shape in arrays if width == 1 and len(shape) == 1)
 
 
@@ -213,5 +227,5 @@ def _written(body, computations):
 
 def _updated(one, inside):
     """Elements that an update writes."""
-    updates = one.operands[1:2] if one.opcode == 'dynamic-update-slice' else one.operands[len(one.operands) // 2 + 1:]
+    updates = one.operands[1:2] if one.opcode == 'dynamic-update-slice' else one.operands[len(one.operands) // 2 + 1 :]
     return sum(math.prod(inside[name].result[0][1]) for name in updates)

@@ -1,4 +1,4 @@
-"""What the parts share: their report, their clock, and how something is timed."""
+"""Shared by the parts: their report, their clock and their timing."""
 
 import contextlib
 import json
@@ -10,14 +10,17 @@ import time
 import traceback
 
 BATCH_SIZES = {'gpt1': 64, 'small': 16, 'tiny': 8}  # rows of a pre-training step; the paper's at its size
-STEPS = 5  # dispatched before one is waited for, as the loop does
+STEPS = 5  # dispatched before the last is waited for, as in the loop
 
 
 class Context:
-    """What a part is given.
+    """The input of a part, and its report.
 
-    Attributes: size, of the model: 'gpt1', 'small' or 'tiny'; out, data: folders (data: None where there is none);
-    report: dict, written to OUT/PART.json by `save`.
+    Attributes:
+      size: of the model, 'gpt1', 'small' or 'tiny'.
+      out: folder of the results.
+      data: folder of the data, or None.
+      report: dict, written to OUT/PART.json by `save`.
     """
 
     def __init__(self, name: str, size: str, out: pathlib.Path, data: pathlib.Path | None, deadline: float):
@@ -29,29 +32,29 @@ class Context:
         return self._deadline - time.time()
 
     def save(self) -> None:
-        """Writes the report, whole or not at all: the part may be ended at any time."""
+        """Writes the report atomically, because the part may be ended at any time."""
         temporary = self._path.with_suffix('.tmp')
         temporary.write_text(json.dumps(_plain(self.report), indent=1) + '\n')
         os.replace(temporary, self._path)
 
     def earlier(self, part: str) -> dict:
-        """The report of an earlier part, {} where it left none."""
+        """The report of an earlier part, or {} if there is none."""
         try:
             return json.loads((self.out / f'{part}.json').read_text())
         except (OSError, ValueError):
             return {}
 
     def need(self, seconds: float) -> None:
-        """Leaves the piece out unless about so many seconds are left, which it takes at the size gpt1."""
+        """Skips the piece if it has too little time. seconds: what it takes, about, with the size gpt1."""
         seconds *= {'gpt1': 1, 'small': 0.5, 'tiny': 0.25}[self.size]
         if self.left() < seconds:
-            raise TimeoutError(f'left out: it needs about {seconds:.0f} s, and {max(self.left(), 0):.0f} s are left')
+            raise TimeoutError(f'skipped: needs about {seconds:.0f} s, but only {max(self.left(), 0):.0f} s are left')
 
     @contextlib.contextmanager
     def attempt(self, name: str):
-        """A piece of a part, whose dict to fill is report[name]. What goes wrong inside, too little memory included, is
-        noted there and ends the piece alone."""
-        piece = self.report[name] = {'error': 'it did not finish'}  # if the process is ended in it
+        """A piece of a part, which fills the dict report[name]. An error in it, even too little memory, is recorded
+        there and ends only this piece."""
+        piece = self.report[name] = {'error': 'it did not finish'}  # stays if the process is killed
         self.save()
         started = time.time()
         print(f'-- {name}', flush=True)
@@ -69,11 +72,10 @@ class Context:
         self.save()
 
 
-def rounds(run, *, seconds: float, least: int = 3, most: int = 100) -> list[float]:
-    """Seconds of each call of `run`, which must wait for its own end: at least `least` calls, then until `seconds` are
-    over."""
+def rounds(run, *, seconds: float, most: int = 100) -> list[float]:
+    """Seconds of each call of `run`, which must block until it is done: 3 calls, then more for `seconds` in all."""
     times, end = [], time.perf_counter() + seconds
-    while len(times) < least or (time.perf_counter() < end and len(times) < most):
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < most):
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
@@ -91,8 +93,7 @@ def rates(amount: float, times: list[float]) -> dict:
 
 
 def relative_error(tree, reference) -> dict:
-    """||tree - reference|| / ||reference|| of all leaves together, and of the worst leaf by name; float64 on the
-    host."""
+    """||tree - reference|| / ||reference|| of all leaves together and of the worst leaf; in float64 on the host."""
     import jax
     import numpy as np
 
@@ -102,14 +103,14 @@ def relative_error(tree, reference) -> dict:
         leaf, other = (np.asarray(jax.device_get(x), np.float64) for x in (leaf, other))
         difference, size = np.sum((leaf - other) ** 2), np.sum(other**2)
         total, scale = total + difference, scale + size
-        # What is nothing but rounding in the reference has no relative error.
+        # A leaf that is zero in the reference has no relative error.
         if size > 0 and math.sqrt(difference / size) > worst[0]:
             worst = math.sqrt(difference / size), jax.tree_util.keystr(path, simple=True, separator='/')
     return {'relative': math.sqrt(total / scale), 'worst_leaf': worst[0], 'worst_leaf_name': worst[1]}
 
 
 def _plain(value):
-    """Numbers that JSON lacks become strings."""
+    """`value` with numbers that JSON lacks as strings."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,7 @@
-"""Part 6: the paper in minutes: pre-train for a set time, then fine-tune from it, from scratch, and without the
-auxiliary loss, as many seeds as fit."""
+"""Part 6, the paper in minutes: pre-trains for a given time, then fine-tunes from that model, from scratch, and
+without the auxiliary loss, with as many seeds as fit."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -8,23 +9,22 @@ import time
 from benchmarks.accelerator import ceilings, program, step
 from benchmarks.accelerator.measure import STEPS, Context, rounds, spread
 from benchmarks.accelerator.pack import SETS
-from configs import finetune as finetune_config
-from configs import pretrain as pretrain_config
-from gpt1_jax.data import datasets
+from configs import finetune as finetune_config, pretrain as pretrain_config
+from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.tasks import finetune, pretrain
 
-# Few minutes are few tokens: a smaller batch than the paper's gives more updates of them.
+# A few minutes allow few tokens; with a smaller batch than the paper's they give more updates.
 BATCH_SIZES = {'gpt1': 16, 'small': 16, 'tiny': 8}
 RATES = {'gpt1': 2.5e-4, 'small': 1e-3, 'tiny': 2e-3}
-ROWS = 3000  # the most training rows of a set
+EXAMPLES = 3000  # most training examples of a set
 VARIANTS = {'pre-trained': {}, 'from scratch': {'n_transfer': -1}, 'no auxiliary loss': {'lm_coefficient': 0.0}}
 _PRETRAINING = 0.5  # of the time
-_OVERHEAD = 0.8  # of the measured rate is left by evaluations, checkpoints and the start
+_OVERHEAD = 0.8  # part of the measured rate that remains with evaluations, checkpoints and the start
 
 
 def run(context: Context) -> None:
     if context.data is None or not (context.data / 'shards' / 'index.json').exists():
-        context.report['skipped'] = 'no --data with shards'
+        context.report['skipped'] = 'skipped: no --data with shards'
         context.save()
         return
     context.report['machine'] = ceilings.machine()
@@ -45,26 +45,33 @@ def pretrain_for(context: Context, seconds: float) -> None:
         left = seconds - (time.time() - started)
         steps = max(20, int(left * _OVERHEAD / per_step))
         config = pretrain_config.get_config(context.size)
-        config.data.update(source=f'shards:{context.data / "shards"}', batch_size=batch_size,
-                           tokens=steps * batch_size * made.model.n_positions)
+        config.data.update(
+            source=f'shards:{context.data / "shards"}',
+            batch_size=batch_size,
+            tokens=steps * batch_size * made.model.n_positions,
+        )
         config.optimizer.update(learning_rate=RATES[context.size], warmup_steps=steps // 10)
         config.checkpoint.update(every=0, keep_latest=1)
         config.log.update(eval_every=max(1, steps // 6), eval_windows=200)
         workdir = _workdir(context, 'pretrain')
         began = time.time()
-        results = pretrain.run(config, workdir)
+        result = pretrain.run(config, workdir)
         lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-        curve = [(line['step'] * batch_size * made.model.n_positions, round(line['valid_perplexity'], 2))
-                 for line in lines if 'valid_perplexity' in line]
+        curve = [
+            (line['step'] * batch_size * made.model.n_positions, round(line['valid_perplexity'], 2))
+            for line in lines
+            if 'valid_perplexity' in line
+        ]
         took = time.time() - began
-        piece |= {'config': config.to_dict(), 'results': results, 'curve': curve, 'seconds': round(took, 1)}
+        piece |= {'result': dataclasses.asdict(result), 'curve': curve, 'seconds': round(took, 1)}
         piece['said'] = (
-            f'{results["parameters"]:,} parameters, {results["tokens"]:,} tokens in {took:.0f} s; held-out perplexity '
-            'by million tokens: ' + ', '.join(f'{tokens / 1e6:.1f}: {value}' for tokens, value in curve))
+            f'{result.model["parameters"]:,} parameters, {result.facts["tokens"]:,} tokens in {took:.0f} s; held-out '
+            'perplexity by million tokens: ' + ', '.join(f'{tokens / 1e6:.1f}: {value}' for tokens, value in curve)
+        )
 
 
 def finetune_all(context: Context) -> None:
-    """Seed by seed, variant by variant, set by set, while a run like the longest one of its set still fits."""
+    """By seed, variant and set, while there is time for a run as long as the longest of its set."""
     report = context.report['finetune'] = {}
     names = [name for name in SETS if (context.data / 'tokens' / name).exists()]
     took, seed = {}, 0
@@ -85,7 +92,8 @@ def finetune_all(context: Context) -> None:
                 took[name] = max(took.get(name, 0), time.time() - started)
                 begun += 1
                 report.setdefault(name, {}).setdefault(variant, []).append(
-                    result | {'seed': seed, 'seconds': round(time.time() - started, 1)})
+                    result | {'seed': seed, 'seconds': round(time.time() - started, 1)}
+                )
                 context.save()
         seed += 1
         if not begun:
@@ -95,15 +103,18 @@ def finetune_all(context: Context) -> None:
 def finetune_one(context: Context, name: str, changes: dict, seed: int) -> dict:
     config = finetune_config.get_config(name)
     config.update(init_from=str(context.out / 'runs' / 'pretrain'), seed=seed, **changes)
-    config.data.update(source=f'tokens:{context.data / "tokens" / name}', limit=ROWS)
+    config.data.update(source=f'tokens:{context.data / "tokens" / name}', limit=EXAMPLES)
     config.optimizer.learning_rate = 6.25e-5 if context.size == 'gpt1' else 5e-4
     config.checkpoint.update(every=0, keep_latest=1)
     workdir = _workdir(context, 'finetune')
-    results = finetune.run(config, workdir)
-    shutil.rmtree(workdir)  # a checkpoint has three times the parameters' size
-    metric = datasets.REGISTRY[name].metrics[0]
-    return {'metric': metric, 'best': results[f'best_dev_{metric}'], 'last': results[f'dev_{metric}'],
-            'train_examples': results['train_examples'], 'dev_examples': results['dev_examples']}
+    result = finetune.run(config, workdir)
+    shutil.rmtree(workdir)  # a checkpoint is three times as large as the parameters
+    metric = REGISTRY[name].metrics[0]
+    scores = {
+        checkpoint: result.value(split='dev', metric=metric, subset='', checkpoint=checkpoint)
+        for checkpoint in ('best', 'last')
+    }
+    return {'metric': metric, **scores, **{name: result.facts[name] for name in ('train_examples', 'dev_examples')}}
 
 
 def _workdir(context, name):

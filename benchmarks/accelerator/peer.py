@@ -1,4 +1,4 @@
-"""Part 4: the same step by PyTorch on the same card, in turn: same shapes, batch, dropout, clipping and AdamW."""
+"""Part 4: the same step in PyTorch on the same card, in turns: same shapes, batch, dropout, clipping and AdamW."""
 
 import importlib.util
 import json
@@ -7,22 +7,22 @@ import sys
 import threading
 
 from benchmarks.accelerator.measure import BATCH_SIZES, STEPS, Context, rates, spread
-from gpt1_jax import config as common
+from gpt1_jax.model.sizes import SIZES
 
 SIDES = ('ours', 'torch eager', 'torch.compile')
 
 
 def run(context: Context) -> None:
     if not importlib.util.find_spec('torch'):
-        context.report['torch'] = 'not installed: no peer'
+        context.report['torch'] = 'not installed'
     else:
         measure(context)
     context.save()
 
 
 def measure(context: Context) -> None:
-    """Ours beside one peer after the other: all three at once might not fit the card's memory."""
-    tokens = STEPS * BATCH_SIZES[context.size] * common.SIZES[context.size][4]
+    """Measures ours and one peer at a time: all three might not fit the card's memory."""
+    tokens = STEPS * BATCH_SIZES[context.size] * SIZES[context.size].sizes['n_positions']
     ours = None
     try:
         with context.attempt('ours') as piece:
@@ -32,19 +32,19 @@ def measure(context: Context) -> None:
         for i, side in enumerate(SIDES[1:]):
             with context.attempt(side) as piece:
                 context.need(40)
-                until = context.left() * (1 - (i + 1) / len(SIDES[1:]))  # what is left for those after it
+                until = context.left() * (1 - (i + 1) / len(SIDES[1:]))  # for the later peers
                 theirs = Worker(side, context.size, '', context.left() - 10)
                 try:
                     piece |= theirs.facts
                     pairs = []
-                    # In turn: what else happens on the machine meets both alike.
+                    # In turns, so that other load on the machine affects both alike.
                     while len(pairs) < 3 or (context.left() > max(until, 20) and len(pairs) < 20):
                         try:
                             pairs.append([worker.round(context.left() - 5) for worker in (ours, theirs) if worker])
                         except ValueError:
                             if not pairs:
                                 raise
-                            break  # the rounds before stay
+                            break  # keep the earlier rounds
                 finally:
                     theirs.close()
                 piece['tokens_per_s'] = rates(tokens, [pair[-1] for pair in pairs])
@@ -57,13 +57,16 @@ def measure(context: Context) -> None:
 
 
 class Worker:
-    """A side in a process of its own, which answers each line with the seconds of a round."""
+    """A side in its own process, which answers each line with the seconds of a round."""
 
     def __init__(self, side: str, size: str, form: str, patience: float):
         module = 'peer_ours' if side == 'ours' else 'peer_torch'
         self._process = subprocess.Popen(
             [sys.executable, '-m', f'benchmarks.accelerator.{module}', size, form if side == 'ours' else side],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.facts = json.loads(self._answer(patience))
 
     def round(self, patience: float) -> float:
@@ -83,12 +86,12 @@ class Worker:
         finally:
             timer.cancel()
         if not line:
-            raise ValueError('the process ended, or was too slow; see log.txt')
+            raise ValueError('the process ended or was too slow, see log.txt')
         return line
 
 
 def serve(facts: dict, one_round) -> None:
-    """The other end of a Worker: facts first, then a line of seconds for each line."""
+    """The other end of a Worker: writes the facts, then answers each line with the seconds of a round."""
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         print(one_round(), flush=True)

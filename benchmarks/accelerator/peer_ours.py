@@ -18,8 +18,10 @@ def main(size, form):
         return time.perf_counter() - started
 
     one_round()
-    peer.serve({'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype), **step.memory(compiled)},
-               one_round)
+    peer.serve(
+        {'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype), **step.memory(compiled)},
+        one_round,
+    )
 
 
 if __name__ == '__main__':

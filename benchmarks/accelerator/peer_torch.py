@@ -1,6 +1,6 @@
 """PyTorch's side of part 4: python -m benchmarks.accelerator.peer_torch SIZE 'torch eager'|torch.compile
 
-GPT-1 as one would write it in PyTorch today: float32 parameters, bfloat16 autocast on a GPU,
+GPT-1 in today's usual PyTorch: float32 parameters, bfloat16 autocast on a GPU,
 scaled_dot_product_attention with dropout, tied softmax, clip_grad_norm_, fused AdamW.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.accelerator import peer
 from benchmarks.accelerator.measure import BATCH_SIZES, STEPS
-from gpt1_jax import config as common
+from gpt1_jax.model.sizes import SIZES
 
 DROPOUT = 0.1
 
@@ -38,9 +38,9 @@ class Block(nn.Module):
 
 
 class GPT1(nn.Module):
-    def __init__(self, layers, width, heads, mlp_width, positions, vocabulary):
+    def __init__(self, layers, width, heads, mlp_width, n_positions, vocabulary):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(n_positions, width)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_width) for _ in range(layers))
         for parameter in self.parameters():
             if parameter.ndim > 1:
@@ -57,16 +57,18 @@ class GPT1(nn.Module):
 
 
 def main(size, side):
-    layers, width, heads, mlp_width, positions, vocabulary = common.SIZES[size]
+    sizes, vocabulary = SIZES[size].sizes, SIZES[size].vocab_size
+    positions = sizes['n_positions']
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
     torch.backends.cuda.matmul.allow_tf32 = True
-    model = GPT1(layers, width, heads, mlp_width, positions, vocabulary).to(device).train()
+    model = GPT1(**sizes, vocabulary=vocabulary).to(device).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{'params': decayed, 'weight_decay': 0.01}, {'params': others, 'weight_decay': 0.0}],
-                                  lr=2.5e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        [{'params': decayed, 'weight_decay': 0.01}, {'params': others, 'weight_decay': 0.0}], lr=2.5e-4, fused=True
+    )
     loss_of = torch.compile(model) if side == 'torch.compile' else model
     batches = [torch.randint(0, vocabulary, (BATCH_SIZES[size], positions + 1), device=device) for _ in range(STEPS)]
 
@@ -84,8 +86,11 @@ def main(size, side):
 
     first = one_round()
     one_round()
-    facts = {'first_round_s': round(first, 2), 'dtype': 'bfloat16' if device == 'cuda' else 'float32',
-             'device': torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}
+    facts = {
+        'first_round_s': round(first, 2),
+        'dtype': 'bfloat16' if device == 'cuda' else 'float32',
+        'device': torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
+    }
     if device == 'cuda':
         facts['memory_gb'] = torch.cuda.max_memory_allocated() / 1e9
     peer.serve(facts, one_round)

@@ -1,4 +1,4 @@
-"""Part 3, its other half: the kernels that take most of a step, by JAX's profiler, and how near its ceiling each is."""
+"""Part 3, second half: the kernels that take most of a step, by JAX's profiler, and how near each is to its ceiling."""
 
 import collections
 import pathlib
@@ -30,7 +30,7 @@ def run(context: Context) -> None:
 
 
 def ceilings_of(context: Context) -> tuple[float | None, float | None]:
-    """(FLOP/s, bytes/s) that part 1 measured here, None where it did not."""
+    """(FLOP/s, bytes/s) that part 1 measured, or (None, None)."""
     report = context.earlier('ceilings')
     try:
         dtype = 'float32' if report['platform'] == 'cpu' else 'bfloat16'
@@ -43,14 +43,18 @@ def summary(folder: pathlib.Path, text: str, steps: int, ceilings: tuple) -> dic
     """The kernels of a trace.
 
     Args:
-      folder: of `jax.profiler.trace`. text: the program's compiled text. steps: how many the trace holds.
-      ceilings: FLOP/s and bytes/s measured on this device, None where unknown.
+      folder: of `jax.profiler.trace`.
+      text: of the compiled program.
+      steps: their number in the trace.
+      ceilings: (FLOP/s, bytes/s) measured on this device, None if unknown.
+
     Returns:
-      'device_ms_per_step', of all kernels (more than the step takes where some run side by side); 'kernels': the 20
-      instructions that take most, each with its longest kernel, its share, bytes and FLOPs a step (of all its calls),
-      and 'of_ceiling': the least time that these need at the ceilings, over its time.
+      'device_ms_per_step', of all kernels (more than the step takes if some run in parallel); 'kernels': the 20
+      instructions that take most time, each with its longest kernel, its share, bytes and FLOPs per step (of all
+      calls), and 'of_ceiling': the least time that these need at the ceilings, divided by the time taken.
+
     Raises:
-      ValueError: no kernel is in the trace.
+      ValueError: the trace has no kernel.
     """
     flops_per_s, bytes_per_s = ceilings
     costs = hlo.costs(text)
@@ -68,27 +72,36 @@ def summary(folder: pathlib.Path, text: str, steps: int, ceilings: tuple) -> dic
         cost = costs.get(op, hlo.Cost('', '', 0.0, copied[op] / calls))
         flops, moved = cost.flops * calls, cost.bytes * calls
         least = max(flops / flops_per_s, moved / bytes_per_s) if flops_per_s and bytes_per_s and moved else None
-        kernels.append({
-            'instruction': op, 'kernel': longest[op][1][:80], 'source': cost.op_name[-80:],
-            'calls_per_step': round(calls, 2), 'ms_per_step': time * 1e3, 'share': time / total,
-            'gflop': flops / 1e9, 'gb': moved / 1e9, 'of_ceiling': least and least / time})
+        kernels.append(
+            {
+                'instruction': op,
+                'kernel': longest[op][1][:80],
+                'source': cost.op_name[-80:],
+                'calls_per_step': round(calls, 2),
+                'ms_per_step': time * 1e3,
+                'share': time / total,
+                'gflop': flops / 1e9,
+                'gb': moved / 1e9,
+                'of_ceiling': least and least / time,
+            }
+        )
     return {'device_ms_per_step': total * 1e3, 'kernels_shown': sum(k['share'] for k in kernels), 'kernels': kernels}
 
 
 def _events(folder, spanning):
-    """(HLO instruction, kernel, nanoseconds, bytes read and written if it copies) of every kernel and copy on the first
-    device, each once. `spanning`: the instructions whose events, on a TPU and a CPU, span those of others.
+    """(HLO instruction, kernel, nanoseconds, bytes read and written by a copy) of every kernel and copy on the first
+    device, each once. spanning: instructions with events that span those of others on a TPU or a CPU.
 
-    A GPU and a CPU say the instruction in a statistic, a TPU in the event's name. A kernel that does not say it, such
-    as one of a CUDA graph, goes by its own name.
+    A GPU and a CPU give the instruction in a statistic, a TPU in the event's name. A kernel without it, such as one of
+    a CUDA graph, is listed under its own name.
     """
     path = max(folder.rglob('*.xplane.pb'), key=lambda path: path.stat().st_mtime)
     data = jax.profiler.ProfileData.from_file(str(path))
     planes = {plane.name: plane for plane in data.planes}
     first = min((name for name in planes if re.fullmatch('/device:[GT]PU:[0-9]+', name)), default='/host:CPU')
     kind = first.split(':')[1]
-    # Other lines of a device tell of the same kernels by module, step or source. A GPU's stream in which CUPTI itself
-    # took time has the name of that.
+    # Other lines of a device have the same kernels by module, step or source. A GPU's stream with overhead of CUPTI is
+    # named after that.
     kept = {'GPU': ('Stream', 'CUPTI'), 'TPU': ('XLA Ops',), 'CPU': ('',)}[kind]
     found = False
     for event in (event for line in planes[first].lines if line.name.startswith(kept) for event in line.events):
@@ -96,7 +109,7 @@ def _events(folder, spanning):
         op, copied = stats.get('hlo_op'), 0
         if kind == 'GPU':
             if not stats.keys() & {'kernel_details', 'memcpy_details', 'memset_details', 'cuda_graph_exec_id'}:
-                continue  # memory set aside, or CUPTI's own time
+                continue  # an allocation, or overhead of CUPTI
             size = re.search(r'\bsize:(\d+)', str(stats.get('memcpy_details')))
             op, copied = op or event.name, 2 * int(size[1]) if size else 0
         else:
@@ -107,5 +120,7 @@ def _events(folder, spanning):
         found = True
         yield op, event.name, event.duration_ns, copied
     if not found:
-        raise ValueError('the trace has no kernel, only ' + '; '.join(
-            f'{name} ({", ".join(line.name for line in plane.lines)})' for name, plane in planes.items()))
+        raise ValueError(
+            'the trace has no kernel, only '
+            + '; '.join(f'{name} ({", ".join(line.name for line in plane.lines)})' for name, plane in planes.items())
+        )

@@ -1,14 +1,16 @@
-"""Part 3: the pre-training step: tokens/s, MFU, memory and compile time of its forms."""
+"""Part 3: tokens/s, MFU, memory and compile time of the forms of the pre-training step."""
 
 import jax
 
 from benchmarks.accelerator import ceilings, program
 from benchmarks.accelerator.measure import BATCH_SIZES, STEPS, Context, rates, rounds
-from gpt1_jax.training import telemetry
+from gpt1_jax.training.throughput import mfu, peak_flops
 
 FORMS = {  # name: (keys of config.model, micro-batches)
-    'scan': ({'scan': True}, 1), 'unrolled': ({'scan': False}, 1),
-    'scan, 2 micro-batches': ({'scan': True}, 2), 'scan, 4 micro-batches': ({'scan': True}, 4),
+    'scan': ({'scan': True}, 1),
+    'unrolled': ({'scan': False}, 1),
+    'scan, 2 micro-batches': ({'scan': True}, 2),
+    'scan, 4 micro-batches': ({'scan': True}, 4),
 }
 
 
@@ -27,22 +29,20 @@ def run(context: Context) -> None:
             piece |= speed(made, context.size, times)
             if fastest is None or piece['tokens_per_s']['median'] > fastest[0]:
                 fastest = piece['tokens_per_s']['median'], name
-            state.clear()  # let go of its memory
+            state.clear()  # frees its memory
     if fastest:
         context.report['fastest'] = fastest[1]
         context.save()
 
 
 def training_rounds(made, step):
-    """(run, state): `run()` makes a few donated updates and waits for the last; `state`: the list that holds it."""
-    with made.partitioner.activate():
-        state, batches = [made.init(0)], [made.put(i) for i in range(STEPS)]
+    """(run, state): `run()` makes a few updates and waits for the last; `state` is a list that holds the state."""
+    state, batches = [made.new_state()], [made.put(i) for i in range(STEPS)]
 
     def run():
-        with made.partitioner.activate():
-            for batch in batches:
-                state[0], metrics = step(state[0], batch)
-            jax.block_until_ready(metrics)
+        for batch in batches:
+            state[0], metrics = step(state[0], batch)
+        jax.block_until_ready(metrics)
 
     run()
     return run, state
@@ -52,15 +52,21 @@ def speed(made, size, times) -> dict:
     """Tokens/s and MFU (causal attention counted half) of rounds of `training_rounds`."""
     tokens = BATCH_SIZES[size] * made.model.n_positions
     per_s = rates(STEPS * tokens, times)
-    peak = telemetry.peak_flops(jax.devices()[0].device_kind, made.model.dtype)
-    mfu = telemetry.mfu(per_s['median'], made.flops_per_token, peak, jax.device_count())
-    return {'dtype': str(made.model.dtype), 'tokens_per_step': tokens, 'tokens_per_s': per_s,
-            'step_ms': tokens / per_s['median'] * 1e3, 'mfu': mfu,
-            'model_flops_per_s': per_s['median'] * made.flops_per_token}
+    peak = peak_flops(jax.devices()[0].device_kind, made.model.dtype)
+    flops = made.model.flops_per_token()
+    utilisation = mfu(per_s['median'], flops, peak, jax.device_count())
+    return {
+        'dtype': str(made.model.dtype),
+        'tokens_per_step': tokens,
+        'tokens_per_s': per_s,
+        'step_ms': tokens / per_s['median'] * 1e3,
+        'mfu': utilisation,
+        'model_flops_per_s': per_s['median'] * flops,
+    }
 
 
 def memory(compiled) -> dict:
-    """Bytes on one device, as the compiler plans them."""
+    """GB on one device, as planned by the compiler."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     temporary = analysis.temp_size_in_bytes

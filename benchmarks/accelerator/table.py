@@ -1,4 +1,4 @@
-"""The table at the end, from the reports of the parts. Standard library only."""
+"""The table at the end, from the reports of the parts. Uses only the standard library."""
 
 
 def table(reports: dict[str, dict]) -> str:
@@ -19,15 +19,16 @@ def _rows(header, rows):
 
 
 def _fault(piece):
-    """What went wrong in a piece, or None."""
+    """The error of a piece, or why it was skipped, or None."""
     if 'skipped' in piece:
         return piece['skipped']
     return f'failed: {piece["error"]}' if 'error' in piece else None
 
 
 def _pieces(report):
-    return {name: piece for name, piece in report.items()
-            if isinstance(piece, dict) and {'piece_s', 'error'} & piece.keys()}
+    return {
+        name: piece for name, piece in report.items() if isinstance(piece, dict) and {'piece_s', 'error'} & piece.keys()
+    }
 
 
 def _ceilings(report):
@@ -36,11 +37,16 @@ def _ceilings(report):
     versions = ', '.join(f'{name} {version}' for name, version in report['versions'].items() if version)
     rows = []
     for name, piece in _pieces(report).items():
-        value = _fault(piece) or (f'{_spread(piece["tflops"], 2)} TFLOP/s' if 'tflops' in piece
-                                  else f'{_spread(piece["gb_per_s"])} GB/s')
+        value = _fault(piece) or (
+            f'{_spread(piece["tflops"], 2)} TFLOP/s' if 'tflops' in piece else f'{_spread(piece["gb_per_s"])} GB/s'
+        )
         rows.append((name, value))
-    return [f'{report["devices"]} x {report["device"]} ({report["platform"]}), {report["cores"]} cores, '
-            f'{report["when"]}; {versions}', '', *_rows(('ceiling', 'median (least to most)'), rows)]
+    return [
+        f'{report["devices"]} x {report["device"]} ({report["platform"]}), {report["cores"]} cores, '
+        f'{report["when"]}; {versions}',
+        '',
+        *_rows(('ceiling', 'median (least to most)'), rows),
+    ]
 
 
 def _right(report):
@@ -55,9 +61,22 @@ def _right(report):
 def _step(report):
     rows = []
     for name, piece in _pieces(report).items():
-        rows.append((name, *([_fault(piece)] + [''] * 4 if _fault(piece) else [
-            _spread(piece['tokens_per_s']), f'{piece["mfu"]:.1%}' if piece['mfu'] else 'unknown',
-            f'{piece["step_ms"]:.1f}', f'{piece["memory_gb"]:.2f}', f'{piece["compile_s"]:.0f}'])))
+        rows.append(
+            (
+                name,
+                *(
+                    [_fault(piece)] + [''] * 4
+                    if _fault(piece)
+                    else [
+                        _spread(piece['tokens_per_s']),
+                        f'{piece["mfu"]:.1%}' if piece['mfu'] else 'unknown',
+                        f'{piece["step_ms"]:.1f}',
+                        f'{piece["memory_gb"]:.2f}',
+                        f'{piece["compile_s"]:.0f}',
+                    ]
+                ),
+            )
+        )
     return _rows(('form', 'tokens/s', 'MFU', 'ms a step', 'GB', 'compile s'), rows)
 
 
@@ -66,11 +85,27 @@ def _profile(report):
     if 'kernels' not in profile:
         return [_fault(profile)]
     number = lambda value: f'{value:.0%}' if value is not None else ''
-    return [f'{profile["form"]}: kernels take {profile["device_ms_per_step"]:.1f} ms a step; these '
-            f'{profile["kernels_shown"]:.0%} of it:', '',
-            *_rows(('instruction', 'source', 'calls', 'ms', 'share', 'GFLOP', 'GB', 'of ceiling'), [
-                (k['instruction'], k['source'], k['calls_per_step'], f'{k["ms_per_step"]:.2f}', number(k['share']),
-                 f'{k["gflop"]:.1f}', f'{k["gb"]:.3f}', number(k['of_ceiling'])) for k in profile['kernels']])]
+    return [
+        f'{profile["form"]}: kernels take {profile["device_ms_per_step"]:.1f} ms a step; these '
+        f'{profile["kernels_shown"]:.0%} of it:',
+        '',
+        *_rows(
+            ('instruction', 'source', 'calls', 'ms', 'share', 'GFLOP', 'GB', 'of ceiling'),
+            [
+                (
+                    k['instruction'],
+                    k['source'],
+                    k['calls_per_step'],
+                    f'{k["ms_per_step"]:.2f}',
+                    number(k['share']),
+                    f'{k["gflop"]:.1f}',
+                    f'{k["gb"]:.3f}',
+                    number(k['of_ceiling']),
+                )
+                for k in profile['kernels']
+            ],
+        ),
+    ]
 
 
 def _peer(report):
@@ -78,21 +113,31 @@ def _peer(report):
         return [f'PyTorch: {report["torch"]}']
     rows = []
     for name, piece in _pieces(report).items():
-        values = [_spread(piece[key], digits) if key in piece else '' for key, digits in (
-            ('tokens_per_s', 0), ('ours_beside_it', 0), ('ours_over_it', 2))]
+        values = [
+            _spread(piece[key], digits) if key in piece else ''
+            for key, digits in (('tokens_per_s', 0), ('ours_beside_it', 0), ('ours_over_it', 2))
+        ]
         if name != 'ours' or _fault(piece):
             rows.append((name, _fault(piece) or values[0], *values[1:]))
-    return _rows(('side', 'tokens/s', 'ours beside it', 'ours over it, pair by pair'), rows)
+    return _rows(('side', 'tokens/s', 'ours in turns with it', 'ratio of each pair'), rows)
 
 
 def _use(report):
     rows = []
     for name, piece in _pieces(report).items():
-        rate = next((f'{_spread(piece[key], 1)} {unit}' for key, unit in (
-            ('examples_per_s', 'examples/s'), ('tokens_per_s', 'tokens/s')) if key in piece), '')
+        rate = next(
+            (
+                f'{_spread(piece[key], 1)} {unit}'
+                for key, unit in (('examples_per_s', 'examples/s'), ('tokens_per_s', 'tokens/s'))
+                if key in piece
+            ),
+            '',
+        )
         if 'stall_s' in piece:
-            rate = (f'{piece["gb"]:.2f} GB: the loop waits {piece["stall_s"]["median"]:.2f} s, whole save '
-                    f'{piece["save_s"]["median"]:.2f} s, raw write {piece["raw_write_s"]["median"]:.2f} s')
+            rate = (
+                f'{piece["gb"]:.2f} GB: the loop waits {piece["stall_s"]["median"]:.2f} s, whole save '
+                f'{piece["save_s"]["median"]:.2f} s, raw write {piece["raw_write_s"]["median"]:.2f} s'
+            )
         rows.append((name, _fault(piece) or rate))
     return _rows(('what', 'median (least to most)'), rows)
 
@@ -105,11 +150,27 @@ def _paper(report):
     for name, variants in report.get('finetune', {}).items():
         cell = lambda variant: ', '.join(f'{100 * run["best"]:.1f}' for run in variants.get(variant, ()))
         first = next(iter(variants.values()))[0]
-        rows.append((name, first['metric'], first['train_examples'], first['dev_examples'],
-                     *map(cell, ('pre-trained', 'from scratch', 'no auxiliary loss'))))
-    return lines + _rows(('data set', 'metric', 'training rows', 'dev rows', 'pre-trained', 'from scratch',
-                          'no auxiliary loss'), rows)
+        rows.append(
+            (
+                name,
+                first['metric'],
+                first['train_examples'],
+                first['dev_examples'],
+                *map(cell, ('pre-trained', 'from scratch', 'no auxiliary loss')),
+            )
+        )
+    return lines + _rows(
+        ('data set', 'metric', 'training examples', 'dev examples', 'pre-trained', 'from scratch', 'no auxiliary loss'),
+        rows,
+    )
 
 
-_SECTIONS = {'ceilings': _ceilings, 'right': _right, 'step': _step, 'profile': _profile, 'peer': _peer, 'use': _use,
-             'paper': _paper}
+_SECTIONS = {
+    'ceilings': _ceilings,
+    'right': _right,
+    'step': _step,
+    'profile': _profile,
+    'peer': _peer,
+    'use': _use,
+    'paper': _paper,
+}

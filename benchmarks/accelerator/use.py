@@ -1,4 +1,4 @@
-"""Part 5: fine-tuning on sequences of SST-2's and RACE's lengths, generation, and what a checkpoint costs the loop."""
+"""Part 5: fine-tuning on sequences of the lengths of SST-2 and RACE, generation, and the cost of a checkpoint."""
 
 import functools
 import os
@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks.accelerator import program
 from benchmarks.accelerator.measure import Context, rates, rounds, spread
-from gpt1_jax import config as common
 from gpt1_jax.model import decoding
+from gpt1_jax.model.sizes import SIZES
 from gpt1_jax.training.checkpoint import Checkpointer
 
 _STEPS = 4  # fine-tuning steps in a round
 BATCHES = (1, 8, 64)  # of generation
-# kind, classes, sequences, batches an epoch (500 or more are an epoch that is long to data.packing, as SST-2's is)
+# kind, classes, sequences, batches per epoch (with 500 or more it is long to data.labelled.packing, as SST-2's is)
 SETS = {'sst2': ('classification', 2, program.sentences, 600), 'race': ('multiple_choice', 1, program.questions, 20)}
 
 
@@ -29,66 +29,72 @@ def run(context: Context) -> None:
 
 
 def finetune(context: Context, name: str) -> None:
-    """Packed steps with the auxiliary loss; the rows of a batch are as many as it needs."""
+    """Packed steps with the auxiliary loss; a batch has as many rows as it needs."""
     kind, classes, make, epoch = SETS[name]
     batch_size = 32  # the paper's
-    vocab_size, longest = common.SIZES[context.size][-1], common.SIZES[context.size][4]
+    vocab_size, longest = SIZES[context.size].vocab_size, SIZES[context.size].sizes['n_positions']
     with context.attempt(f'fine-tuning, {name}') as piece:
         context.need(50)
         encoded = make(vocab_size, epoch * batch_size, longest)
         made = program.finetuning(context.size, kind, classes, encoded, batch_size=batch_size)
-        with made.partitioner.activate():
-            state = [made.init(0)]
-            step = jax.jit(made.step, donate_argnums=0)
-            numpy_batches = [made.batch(i) for i in range(_STEPS)]
-            put = [made.partitioner.put_batch(batch, axis=1) for batch in numpy_batches]
+        state = [made.new_state()]
+        step = made.program.train_step
+        numpy_batches = [made.batch(i) for i in range(_STEPS)]
+        put = [made.program.partitioner.put_batch(batch) for batch in numpy_batches]
 
-            def one_round():
-                for batch in put:
-                    state[0], metrics = step(state[0], batch)
-                jax.block_until_ready(metrics)
+        def one_round():
+            for batch in put:
+                state[0], metrics = step(state[0], batch)
+            jax.block_until_ready(metrics)
 
-            started = time.perf_counter()
-            one_round()
-            compile_s = time.perf_counter() - started
-            times = rounds(one_round, seconds=min(10.0, context.left() / 8))
+        started = time.perf_counter()
+        one_round()
+        compile_s = time.perf_counter() - started
+        times = rounds(one_round, seconds=min(10.0, context.left() / 8))
         real = sum(int(np.count_nonzero(batch['segment_ids'])) for batch in numpy_batches)
         held = sum(batch['segment_ids'].size for batch in numpy_batches)
-        piece |= {'batch_size': batch_size, 'examples_per_s': rates(_STEPS * batch_size, times),
-                  'real_tokens_per_s': real / spread(times)['median'], 'rows_filled': real / held,
-                  'shapes': sorted({str(batch['tokens'].shape) for batch in numpy_batches}),
-                  'first_round_s': round(compile_s, 2)}
+        piece |= {
+            'batch_size': batch_size,
+            'examples_per_s': rates(_STEPS * batch_size, times),
+            'real_tokens_per_s': real / spread(times)['median'],
+            'rows_filled': real / held,
+            'shapes': sorted({str(batch['tokens'].shape) for batch in numpy_batches}),
+            'first_round_s': round(compile_s, 2),
+        }
 
 
 def generate(context: Context, batch: int) -> None:
-    """Greedy text of as many new tokens as the prompt has, from random weights."""
-    length = common.SIZES[context.size][4] // 4
+    """Greedy generation with random weights; as many new tokens as in the prompt."""
+    length = SIZES[context.size].sizes['n_positions'] // 4
     with context.attempt(f'generation, batch {batch}') as piece:
         context.need(25)
         made = program.pretraining(context.size, devices=jax.devices()[:1])
         model = made.model
-        with made.partitioner.activate():
-            params = jax.jit(decoding.unstack_layers)(made.init(0).params['decoder'])
-            prefill = jax.jit(functools.partial(decoding.prefill, model, places=2 * length))
-            decode = jax.jit(functools.partial(decoding.decode, model, greedy=True, truncated=False), donate_argnums=1)
-            column = lambda value: np.full((batch,), value, np.int32)
-            prompts = np.random.default_rng(0).integers(1, model.vocab_size, (batch, length)).astype(np.int32)
+        params = jax.jit(decoding.unstack_layers)(made.new_state().params['decoder'])
+        prefill = jax.jit(functools.partial(decoding.prefill, model, places=2 * length))
+        decode = jax.jit(functools.partial(decoding.decode, model, greedy=True, truncated=False), donate_argnums=1)
+        column = lambda value: np.full((batch,), value, np.int32)
+        prompts = np.random.default_rng(0).integers(1, model.vocab_size, (batch, length)).astype(np.int32)
 
-            def one_round():
-                state = prefill(params, prompts, column(length), column(2 * length), column(0))
-                state = decode(params, state, decoding.Sampling(), 0, -1, length)
-                jax.block_until_ready(state.tokens)
+        def one_round():
+            state = prefill(params, prompts, column(length), column(2 * length), column(0))
+            state = decode(params, state, decoding.Sampling(), -1, length)
+            jax.block_until_ready(state.tokens)
 
-            started = time.perf_counter()
-            one_round()
-            compile_s = time.perf_counter() - started
-            times = rounds(one_round, seconds=min(6.0, context.left() / 8), most=20)
-        piece |= {'prompt': length, 'new': length, 'tokens_per_s': rates(batch * length, times),
-                  'first_round_s': round(compile_s, 2)}
+        started = time.perf_counter()
+        one_round()
+        compile_s = time.perf_counter() - started
+        times = rounds(one_round, seconds=min(6.0, context.left() / 8), most=20)
+        piece |= {
+            'prompt': length,
+            'new': length,
+            'tokens_per_s': rates(batch * length, times),
+            'first_round_s': round(compile_s, 2),
+        }
 
 
 def checkpoint(context: Context) -> None:
-    """How long `save` holds the loop, and the whole save, beside a raw write of as many bytes."""
+    """How long `save` stalls the loop, how long the whole save takes, and a raw write of as many bytes."""
     with context.attempt('checkpoint') as piece:
         context.need(30)
         made = program.pretraining(context.size)
@@ -96,19 +102,22 @@ def checkpoint(context: Context) -> None:
         state = made.new_state()
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.items()))
         stalls, saves, raw = [], [], []
-        with made.partitioner.activate():
-            for step in range(4):  # the first one warms up
-                shutil.rmtree(folder, ignore_errors=True)
-                checkpointer = Checkpointer(folder)
-                started = time.perf_counter()
-                checkpointer.save(step, state.items(), {})
-                stalls.append(time.perf_counter() - started)
-                checkpointer.close()
-                saves.append(time.perf_counter() - started)
-                raw.append(_raw_write(context.out / 'raw', size))
+        for step in range(4):  # the first one warms up
+            shutil.rmtree(folder, ignore_errors=True)
+            checkpointer = Checkpointer(folder)
+            started = time.perf_counter()
+            checkpointer.save(step, state.items(), {})
+            stalls.append(time.perf_counter() - started)
+            checkpointer.close()
+            saves.append(time.perf_counter() - started)
+            raw.append(_raw_write(context.out / 'raw', size))
         shutil.rmtree(folder, ignore_errors=True)
-        piece |= {'gb': size / 1e9, 'stall_s': spread(stalls[1:]), 'save_s': spread(saves[1:]),
-                  'raw_write_s': spread(raw[1:])}
+        piece |= {
+            'gb': size / 1e9,
+            'stall_s': spread(stalls[1:]),
+            'save_s': spread(saves[1:]),
+            'raw_write_s': spread(raw[1:]),
+        }
 
 
 def _raw_write(path, size):
@@ -116,7 +125,7 @@ def _raw_write(path, size):
     started = time.perf_counter()
     with path.open('wb') as file:
         for begin in range(0, size, len(data)):
-            file.write(data[:size - begin])
+            file.write(data[: size - begin])
         file.flush()
         os.fsync(file.fileno())
     seconds = time.perf_counter() - started

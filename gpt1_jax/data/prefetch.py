@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import logging
 
-from gpt1_jax.data.files import import_tensorflow
+from gpt1_jax.files import import_tensorflow
 
 _AHEAD = 4  # batches
 _READERS = 2
@@ -59,9 +59,11 @@ def _by_tf_data(batches, start, stop):
             raise
 
     types = [value.dtype for value in first.values()]
-    dataset = tf.data.Dataset.range(start, stop).map(
-        lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS,
-        deterministic=True).prefetch(_AHEAD - _READERS)
+    dataset = (
+        tf.data.Dataset.range(start, stop)
+        .map(lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS, deterministic=True)
+        .prefetch(_AHEAD - _READERS)
+    )
     try:
         for values in dataset.as_numpy_iterator():
             yield dict(zip(first, values, strict=True))

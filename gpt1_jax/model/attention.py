@@ -1,5 +1,7 @@
 """Multi-head causal self-attention of the release, with segments and a key-value cache."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,49 +11,68 @@ from gpt1_jax.model.dropout import dropout
 MASKED = -1e9  # the release adds this to masked scores; after the softmax it is an exact zero
 
 
-def attention_mask(query_positions: jax.Array, key_positions: jax.Array, segment_ids: jax.Array | None = None,
-                   context_ids: jax.Array | None = None) -> jax.Array:
-    """Boolean [B, 1, Q, K]: a query sees keys of its own segment, and of its context's, not later than itself.
+class Visible(NamedTuple):
+    """What a query may see: keys of its own segment and of its context, not later than itself.
 
-    Args:
-      query_positions, key_positions: int [B, Q] and [B, K], order within the row.
-      segment_ids: int [B, Q = K], or None where a row is one sequence.
-      context_ids: int [B, Q], the segment that a query sees besides its own, or None.
+    Attributes:
+      query_order: int [B, Q], index in the row.
+      key_order: int [B, K] or [1, K], likewise.
+      segment_ids: int [B, Q = K]; None if each row is one sequence.
+      context_ids: int [B, Q], another segment that a query sees; None if there is none.
     """
-    mask = query_positions[:, None, :, None] >= key_positions[:, None, None, :]
-    if segment_ids is not None:
-        seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        if context_ids is not None:
-            seen |= context_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        mask &= seen
-    return mask
+
+    query_order: jax.Array
+    key_order: jax.Array
+    segment_ids: jax.Array | None = None
+    context_ids: jax.Array | None = None
+
+    def mask(self) -> jax.Array:
+        """Boolean [B, 1, Q, K], for `attend`; a kernel makes its own, block by block."""
+        mask = self.query_order[:, None, :, None] >= self.key_order[:, None, None, :]
+        if self.segment_ids is not None:
+            keys = self.segment_ids[:, None, None, :]
+            seen = self.segment_ids[:, None, :, None] == keys
+            if self.context_ids is not None:
+                seen |= self.context_ids[:, None, :, None] == keys
+            mask &= seen
+        return mask
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, rate: float = 0.0,
-           dropout_key: jax.Array | None = None) -> jax.Array:
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visible: Visible,
+    rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
     """Scaled dot-product attention with dropout on the probabilities; softmax in float32.
 
     Args:
-      query: [B, Q, H, D]; key, value: [B, K, H, D]; mask: boolean, broadcast to [B, H, Q, K].
+      query: [B, Q, H, D].
+      key: [B, K, H, D].
+      value: [B, K, H, D].
+      dropout_key: None for no dropout.
+
     Returns:
       [B, Q, H, D] in the dtype of `value`.
     """
     scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    probabilities = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    probabilities = jax.nn.softmax(jnp.where(visible.mask(), scores, MASKED), axis=-1)
     probabilities = dropout(probabilities, dropout_key, rate).astype(value.dtype)
     return jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
 
 
-def attend_to_cache(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend` without dropout over a cache: query [B, Q, H, D]; key, value [B, H, K, D], in the order in which the
+def attend_to_cache(query: jax.Array, key: jax.Array, value: jax.Array, visible: Visible) -> jax.Array:
+    """`attend` without dropout over a cache: query [B, Q, H, D]; key and value [B, H, K, D], the order in which the
     products read them, so that no step transposes the cache."""
     scores = jnp.einsum('bhqd,bhkd->bhqk', query.swapaxes(1, 2), key, preferred_element_type=jnp.float32)
-    probabilities = jax.nn.softmax(jnp.where(mask, scores * query.shape[-1] ** -0.5, MASKED), axis=-1)
+    probabilities = jax.nn.softmax(jnp.where(visible.mask(), scores * query.shape[-1] ** -0.5, MASKED), axis=-1)
     return jnp.einsum('bhqk,bhkd->bhqd', probabilities.astype(value.dtype), value).swapaxes(1, 2)
 
 
 def write_to_cache(cache: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.Array:
-    """`cache` [B, H, K, D] with `new` [B, T, H, D] in the places from lengths[b] on of row b."""
+    """`cache` [B, H, K, D] with `new` [B, T, H, D] written into each row b from index lengths[b] on."""
     write = lambda row, update, start: jax.lax.dynamic_update_slice(row, update, (0, start, 0))
     cache = jax.vmap(write)(cache, new.swapaxes(1, 2).astype(cache.dtype), lengths)
     return nn.with_logical_constraint(cache, ('batch', 'heads', None, None))
@@ -66,39 +87,52 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, train: bool, cache: tuple | None = None):
+    def __call__(
+        self, x: jax.Array, visible: Visible, train: bool, cache: tuple | None = None
+    ) -> tuple[jax.Array, tuple | None]:
         """`x` [B, Q, width] -> ([B, Q, width], cache).
 
         `cache` is (key, value, each [B, H, K, D], lengths [B]): row b's new keys and values are written from
-        lengths[b] on, and `mask` is [B, 1, Q, K] over the whole cache.
+        lengths[b] on, and `visible` is over the whole cache.
         """
         width = x.shape[-1]
         head_dim = width // self.heads
         normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
         # [width, 3, H, D] is the release's c_attn [width, 3 * width] with its columns q|k|v named.
-        qkv_kernel = self.param('qkv_kernel', nn.with_logical_partitioning(
-            normal, ('embed', None, 'heads', None)), (width, 3, self.heads, head_dim))
-        qkv_bias = self.param('qkv_bias', nn.with_logical_partitioning(
-            zeros, (None, 'heads', None)), (3, self.heads, head_dim))
-        out_kernel = self.param('out_kernel', nn.with_logical_partitioning(
-            normal, ('heads', None, 'embed')), (self.heads, head_dim, width))
+        qkv_kernel = self.param(
+            'qkv_kernel',
+            nn.with_logical_partitioning(normal, ('embed', None, 'heads', None)),
+            (width, 3, self.heads, head_dim),
+        )
+        qkv_bias = self.param(
+            'qkv_bias', nn.with_logical_partitioning(zeros, (None, 'heads', None)), (3, self.heads, head_dim)
+        )
+        out_kernel = self.param(
+            'out_kernel', nn.with_logical_partitioning(normal, ('heads', None, 'embed')), (self.heads, head_dim, width)
+        )
         out_bias = self.param('out_bias', nn.with_logical_partitioning(zeros, ('norm',)), (width,))
 
         if cache is not None:
-            # Few tokens: the time goes into reading the kernels, so they are read as they lie. The order of `qkv`
-            # below, and a contraction over two axes, make XLA transpose them on a CPU.
-            qkv = jnp.einsum('bqw,wchd->bqchd', x, qkv_kernel.astype(self.dtype)) + qkv_bias.astype(self.dtype)
-            query, key, value = (nn.with_logical_constraint(qkv[:, :, i], ('batch', None, 'heads', None))
-                                 for i in range(3))
+            # With few tokens the time goes into reading the kernels, so they are read in their own layout. The order of
+            # `qkv` below, and a contraction over two axes, make XLA transpose them on a CPU.
+            qkv = (
+                jnp.einsum('bqw,wchd->bqchd', x, qkv_kernel.astype(self.dtype))
+                + (qkv_bias.astype(self.dtype)[None, None])
+            )
+            query, key, value = (
+                nn.with_logical_constraint(qkv[:, :, i], ('batch', None, 'heads', None)) for i in range(3)
+            )
             keys, values, lengths = cache
             cache = write_to_cache(keys, key, lengths), write_to_cache(values, value, lengths), lengths
-            mixed = attend_to_cache(query, *cache[:2], mask).reshape(x.shape)
-            out = mixed @ out_kernel.astype(self.dtype).reshape(width, width) + out_bias.astype(self.dtype)
+            mixed = attend_to_cache(query, *cache[:2], visible).reshape(x.shape)
+            out = mixed @ out_kernel.astype(self.dtype).reshape(width, width) + out_bias.astype(self.dtype)[None, None]
             return out, cache
-        qkv = jnp.einsum('bqw,wchd->cbqhd', x, qkv_kernel.astype(self.dtype)) + (
-            qkv_bias.astype(self.dtype)[:, None, None])
+        qkv = (
+            jnp.einsum('bqw,wchd->cbqhd', x, qkv_kernel.astype(self.dtype))
+            + (qkv_bias.astype(self.dtype)[:, None, None])
+        )
         query, key, value = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads', None))
         dropout_key = self.make_rng('dropout') if train and self.dropout_rate else None
-        mixed = attend(query, key, value, mask, self.dropout_rate, dropout_key)
-        out = jnp.einsum('bqhd,hdw->bqw', mixed, out_kernel.astype(self.dtype)) + out_bias.astype(self.dtype)
-        return out, None
+        mixed = attend(query, key, value, visible, self.dropout_rate, dropout_key)
+        out = jnp.einsum('bqhd,hdw->bqw', mixed, out_kernel.astype(self.dtype))
+        return out + out_bias.astype(self.dtype)[None, None], None

@@ -1,7 +1,7 @@
 """Generation as pure functions: a prompt is read into a key-value cache, then one compiled step makes tokens.
 
-Place and position of a token are the same number in every row, prompts are padded on the right, and a token sees
-places up to its own: padding is written over before anything can see it. So a row does not depend on the others.
+In every row the index of a token in the cache is its position. Prompts are padded on the right, and a token sees only
+indices up to its own, so padding is overwritten before anything can see it: a row does not depend on the others.
 """
 
 from typing import NamedTuple
@@ -9,18 +9,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.model.transformer import Cache, Decoder, init_cache
 
-UNKNOWN_ID = 0  # the unknown piece of both kinds of vocabulary
 _SMALLEST_BUCKET = 32
 
 
 class State(NamedTuple):
-    """Sequences in the making, B rows of at most K tokens.
+    """B unfinished sequences of at most K tokens.
 
-    tokens: int32 [B, K], prompt and what followed it; lengths: int32 [B], tokens so far; limits: int32 [B], where a
-    row ends (its length, once it has met the stop token); samples: int32 [B], the number of a row's random stream;
-    cache: keys and values of all tokens but the last.
+    Attributes:
+      tokens: int32 [B, K], the prompt and its continuation.
+      lengths: int32 [B], tokens so far.
+      limits: int32 [B], length at which a row ends; its own length after the stop token.
+      samples: int32 [B], number of the row's random stream.
+      cache: keys and values of all tokens but the last.
     """
 
     tokens: jax.Array
@@ -31,46 +34,62 @@ class State(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn: from the `top_k` most probable tokens (0: all), then from the fewest of these that
-    have `top_p` of the probability, at `temperature` (0: the most probable token)."""
+    """How the next token is drawn: from the `top_k` most probable tokens (0: all), of these from the fewest that have
+    `top_p` of the probability, at `temperature` (0: the most probable token); `seed`: of all draws."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    seed: int = 0
 
 
 def bucket(length: int, longest: int) -> int:
-    """`length` rounded up to 32, 64, 128, ... or `longest`: few shapes, so few compiles."""
-    size = _SMALLEST_BUCKET
-    while size < length:
-        size *= 2
-    return min(size, longest)
+    """`length` rounded up to 32, 64, 128, ..., at most `longest`, so that few shapes are compiled."""
+    return min(max(_SMALLEST_BUCKET, 1 << (int(length) - 1).bit_length()), longest)
 
 
 def unstack_layers(params: dict) -> dict:
-    """Decoder parameters with a tuple of one tree a layer in place of the stacked layers; jit it."""
+    """Decoder parameters with a tuple of one tree per layer in place of the stacked layers; jit it."""
     n_layers = jax.tree.leaves(params['blocks'])[0].shape[0]
     layers = (jax.tree.map(lambda leaf: leaf[i], params['blocks']) for i in range(n_layers))
     return params | {'blocks': tuple(layers)}
 
 
-def prefill(model: Decoder, params: dict, prompts: jax.Array, lengths: jax.Array, limits: jax.Array,
-            samples: jax.Array, *, places: int) -> State:
-    """Reads prompts, int32 [B, bucket], padded on the right. `places`: K, at least the bucket and every limit."""
+def prefill(
+    model: Decoder,
+    params: dict,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    limits: jax.Array,
+    samples: jax.Array,
+    *,
+    places: int,
+) -> State:
+    """Reads prompts, int32 [B, bucket], padded on the right. places: K, at least the bucket and every limit."""
     cache = model.apply({'params': params}, prompts, cache=init_cache(model, prompts.shape[0], places)).cache
     tokens = jnp.pad(prompts, ((0, 0), (0, places - prompts.shape[1])))
     return State(tokens, lengths, limits, samples, cache)
 
 
-def decode(model: Decoder, params: dict, state: State, sampling: Sampling, seed: jax.Array, stop_id: jax.Array,
-           n_tokens: jax.Array, *, greedy: bool, truncated: bool) -> State:
-    """Adds up to `n_tokens` tokens to each row; ends early when all rows have met the stop token or their limit.
+def decode(
+    model: Decoder,
+    params: dict,
+    state: State,
+    sampling: Sampling,
+    stop_id: jax.Array,
+    n_tokens: jax.Array,
+    *,
+    greedy: bool,
+    truncated: bool,
+) -> State:
+    """Adds up to `n_tokens` tokens to each row; ends early when all rows have reached the stop token or their limit.
 
-    Every argument but the flags may change without a new compile. greedy: temperature is 0; truncated: top_k or top_p
-    leave tokens out. stop_id: a token, or -1 for none. A token is drawn with a key of (seed, samples[b], position), so
-    that a row's text does not depend on the batch that it is in.
+    A token is drawn with a key of (seed, samples[b], position), so that a row's text does not depend on its batch.
+
+    Only the flags are static: greedy, whether the temperature is 0; truncated, whether top_k or top_p leave tokens out.
+    stop_id: a token, or -1 for none.
     """
-    key = jax.random.key(seed)
+    key = jax.random.key(sampling.seed)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, state.samples)
 
     def next_tokens(state):
@@ -86,7 +105,7 @@ def decode(model: Decoder, params: dict, state: State, sampling: Sampling, seed:
         count, state = carry
         new, cache = next_tokens(state)
         active = state.lengths < state.limits
-        place = jnp.arange(state.tokens.shape[1]) == state.lengths[:, None]
+        place = jnp.arange(state.tokens.shape[1])[None] == state.lengths[:, None]
         tokens = jnp.where(place & active[:, None], new[:, None], state.tokens)
         lengths = state.lengths + active
         limits = jnp.where(active & (new == stop_id), lengths, state.limits)
@@ -97,11 +116,11 @@ def decode(model: Decoder, params: dict, state: State, sampling: Sampling, seed:
 
 
 def token_logits(model: Decoder, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-    """hidden [B, width], embedding [rows, width] -> float32 logits [B, rows], -inf where no text can come from: the
-    special and position rows, and the unknown piece, which stands for text that the vocabulary cannot write."""
-    # Masked, not sliced: the product reads the table as it lies.
+    """hidden [B, width], embedding [rows, width] -> float32 logits [B, rows]; -inf for what is not text: special and
+    position rows, and the unknown piece, which stands for text that the vocabulary cannot write."""
+    # Masked, not sliced, so that the product reads the table without a copy.
     logits = jnp.einsum('bw,vw->bv', hidden, embedding, preferred_element_type=jnp.float32)
-    rows = jnp.arange(embedding.shape[0])
+    rows = jnp.arange(embedding.shape[0])[None]
     return jnp.where((rows < model.vocab_size) & (rows != UNKNOWN_ID), logits, -jnp.inf)
 
 
@@ -110,21 +129,21 @@ def draw(key: jax.Array, logits: jax.Array, sampling: Sampling, truncated: bool)
     logits = (logits - logits.max()) / sampling.temperature  # never NaN, however small the temperature
     if truncated:
         logits = truncate(logits, sampling)
-    return jnp.argmax(logits + jax.random.gumbel(key, logits.shape)).astype(jnp.int32)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
 def truncate(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """float32 logits [rows] with -inf for the tokens that `sampling` leaves out."""
+    """float32 logits [rows], with -inf for the tokens that `sampling` leaves out."""
     top_k = jnp.where(sampling.top_k > 0, sampling.top_k, logits.shape[0])
     logits = _keep_largest(logits, jnp.ones_like(logits), top_k)
     return _keep_largest(logits, jax.nn.softmax(logits), sampling.top_p)
 
 
 def _keep_largest(logits, weights, amount):
-    """`logits` without (-inf) those below the largest threshold above which the weights sum to `amount` or more.
+    """`logits`, with -inf for those below the largest threshold from which on the weights sum to `amount` or more.
 
-    The threshold is found bit by bit, over the logits as integers of the same order: 32 sums instead of a sort, which
-    takes many times as long. Ties with the last one kept are kept.
+    The threshold is found bit by bit, with the logits as integers of the same order: 32 sums instead of a sort, which
+    takes many times as long. Ties with the smallest one kept are kept.
     """
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)

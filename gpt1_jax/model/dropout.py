@@ -1,9 +1,8 @@
-"""Dropout whose mask is a hash of the position, not a stored random array.
+"""Dropout with a mask that is a hash of the position, not a stored random array.
 
-Threefry costs twenty rounds an element and its masks are kept for the backward pass; in a GPT-1 step most of the
-time that is not matrix products goes there. The mask here is three multiplications an element, fuses into its
-consumer, is recomputed rather than stored, and, being a function of (key, global index) alone, is the same on any
-mesh.
+Threefry takes twenty rounds per element, and its masks are kept for the backward pass; apart from matrix products, a
+GPT-1 step spends most of its time there. This mask takes three multiplications per element, fuses into its consumer
+and is recomputed, not stored. It depends on (key, global index) alone, so it is the same on any mesh.
 """
 
 import jax
@@ -14,11 +13,11 @@ from jax import lax
 def keep(index: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     """Boolean like `index`, True with probability 1 - rate; elementwise, so that a kernel can call it on its block.
 
-    The rounds are those of `triple32` (C. Wellons, "Prospecting for Hash Functions", 2018), the seeds and their order
-    our own. Two rounds (`lowbias32`), also of `index` times an odd constant, leave lags with correlations of 0.01.
+    The rounds are those of `triple32` (C. Wellons, "Prospecting for Hash Functions", 2018); the seeds and their order
+    are ours. Two rounds (`lowbias32`), even of `index` times an odd constant, leave correlations of 0.01 at some lags.
 
     Args:
-      index: uint32, of any shape: where the elements stand in the whole array.
+      index: uint32, of any shape: positions of the elements in the whole array.
       seeds: two uint32, `seeds[0]` and `seeds[1]`.
       rate: probability of False, 0 <= rate < 1.
     """
@@ -28,7 +27,7 @@ def keep(index: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     x = (x ^ (x >> 11)) * jnp.uint32(0xAC4C1B51)
     x = x ^ seeds[0]
     x = (x ^ (x >> 15)) * jnp.uint32(0x31848BAB)
-    # triple32 ends with x ^ (x >> 14), which leaves the 14 highest bits as they are: they decide nearly always.
+    # triple32 ends with x ^ (x >> 14), left out here: it keeps the 14 highest bits, which nearly always decide.
     return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
@@ -36,7 +35,7 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     """Boolean [*shape], True with probability 1 - rate: `keep` of the row-major index and 64 bits of `key`."""
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(shape):
-        # Wraps only past 2**32 elements, where a repeat of the pattern does no harm.
+        # Wraps after 2**32 elements; that the pattern then repeats does no harm.
         index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
     return keep(index, jax.random.bits(key, (2,), jnp.uint32), rate)
 
@@ -44,11 +43,7 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
 def dropout(x: jax.Array, key: jax.Array | None, rate: float, broadcast_axes: tuple[int, ...] = ()) -> jax.Array:
     """`x` with elements zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
 
-    Args:
-      x: any array.
-      key: a JAX PRNG key; None (evaluation) returns `x`.
-      rate: probability of zeroing, 0 <= rate < 1.
-      broadcast_axes: axes along which one mask is shared.
+    key: None (evaluation) returns `x`. broadcast_axes: axes along which one mask is shared.
     """
     if key is None or rate == 0.0:
         return x

@@ -1,21 +1,24 @@
 """The decoder of GPT-1 (Radford et al., 2018, sections 3.1 and 4.1; details from the release)."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt1_jax.errors import UserError
-from gpt1_jax.model.attention import SelfAttention, attention_mask
+from gpt1_jax.model.attention import SelfAttention, Visible
 from gpt1_jax.model.dropout import dropout
+from gpt1_jax.model.flops import training_flops_per_token
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far. A row's tokens are in its first places, whatever the others hold.
+    """Keys and values of the tokens read so far, the first lengths[b] of row b.
 
-    keys, values: one array a layer, [B, H, K, D] with K places; lengths: int32 [B], tokens that each row holds.
+    Attributes:
+      keys: one array per layer, [B, H, K, D] with room for K tokens.
+      values: likewise.
+      lengths: int32 [B].
     """
 
     keys: tuple
@@ -24,10 +27,13 @@ class Cache(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a model gives: its states, and the rows that score the next token (tied softmax).
+    """The output of a model.
 
-    hidden: [B, T, width]; embedding: [rows, width] (dropped like the table that was read, in training); cache: the
-    updated key-value cache, or None.
+    Attributes:
+      hidden: [B, T, width].
+      embedding: [rows, width], the rows that score the next token (tied softmax; in training with the same dropout as
+        the table that was read).
+      cache: the updated key-value cache, or None.
     """
 
     hidden: jax.Array
@@ -45,9 +51,12 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = lambda features, name, kernel_axes, bias_axis: nn.Dense(
-            features, name=name, dtype=self.dtype,
+            features,
+            name=name,
+            dtype=self.dtype,
             kernel_init=nn.with_logical_partitioning(nn.initializers.normal(self.init_std), kernel_axes),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (bias_axis,)))
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (bias_axis,)),
+        )
         h = jax.nn.gelu(dense(self.mlp_width, 'in', ('embed', 'mlp'), 'mlp')(x), approximate=True)
         h = nn.with_logical_constraint(h, ('batch', None, 'mlp'))
         return dense(x.shape[-1], 'out', ('mlp', 'embed'), 'norm')(h)
@@ -65,34 +74,39 @@ class Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: tuple | None, mask: jax.Array):
+    def __call__(self, x: jax.Array, cache: tuple | None, visible: Visible) -> tuple[jax.Array, tuple | None]:
         norm = lambda name: nn.LayerNorm(
-            epsilon=1e-5, name=name, dtype=self.dtype, use_fast_variance=False,
+            epsilon=1e-5,
+            name=name,
+            dtype=self.dtype,
+            use_fast_variance=False,
             scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)))
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
+        )
         branch = lambda y: dropout(
-            y, self.make_rng('dropout') if self.train and self.residual_dropout else None, self.residual_dropout)
+            y, self.make_rng('dropout') if self.train and self.residual_dropout else None, self.residual_dropout
+        )
         attention = SelfAttention(self.heads, self.attention_dropout, self.init_std, self.dtype, name='attention')
-        attended, cache = attention(x, mask, self.train, cache)
+        attended, cache = attention(x, visible, self.train, cache)
         n = norm('norm_1')(x + branch(attended))
         h = norm('norm_2')(n + branch(FeedForward(self.mlp_width, self.init_std, self.dtype, name='mlp')(n)))
         return nn.with_logical_constraint(h, ('batch', None, None)), cache
 
 
 class Decoder(nn.Module):
-    """Token and position rows of one table, `layers` blocks, no final norm (the release).
+    """One table of token and position rows, `layers` blocks, no final norm (the release).
 
     The table's rows are: tokens [0, vocab_size), then `n_special` special tokens (start, delimiter, extract; added
-    for fine-tuning), then one row per position. All layers' parameters are stacked on a leading axis, whatever
-    `scan` says, so that checkpoints do not depend on it.
+    for fine-tuning), then one row per position. The parameters of all layers are stacked on a leading axis whether or
+    not `scan` is set, so that checkpoints do not depend on it.
 
     Attributes:
       scan: compile one layer and loop (short compile) or unroll the layers (XLA may overlap them).
       remat: recompute a layer's activations in the backward pass instead of keeping them.
-      embedding_dropout: 'table' drops elements of the table, once a forward pass, for look-up and softmax alike
-        (release); 'sum' drops the sum of token and position row (the Hugging Face port).
+      embedding_dropout: 'table' drops elements of the table, once per forward pass, for look-up and softmax alike
+        (release); 'sum' drops from the sum of token and position row (the Hugging Face port).
       init_std: standard deviation of initial kernels and table; 0.02 at width 768 (section 4.1). Narrower models
-        want it larger, as 1 / sqrt(width): with 0.02 they are slow to learn more than word frequencies.
+        need more, as 1 / sqrt(width): with 0.02 they are slow to learn more than word frequencies.
       softmax_rows: 'all' lets special and position rows compete in the softmax (release); 'tokens' leaves
         position rows out (the port).
     """
@@ -114,26 +128,62 @@ class Decoder(nn.Module):
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
+    SIZES = ('layers', 'width', 'heads', 'mlp_width', 'n_positions')
+    CANNOT = ()
+
+    @staticmethod
+    def check_sizes(sizes: Mapping[str, int]) -> None:
+        """Raises ValueError if the heads do not divide the width."""
+        if sizes['heads'] < 1 or sizes['width'] % sizes['heads']:
+            raise ValueError(f'width={sizes["width"]} is not a multiple of heads={sizes["heads"]}')
+
+    def flops_per_token(self) -> float:
+        """See `flops.training_flops_per_token`."""
+        per_layer = 4 * self.width**2 + 2 * self.width * self.mlp_width
+        softmax = (self.vocab_size + self.n_special + self.n_positions) * self.width
+        return training_flops_per_token(self.layers * per_layer + softmax, self.layers, self.width, self.n_positions)
+
+    def transfer(self, fresh: dict, source: dict, source_special: int, n_layers: int) -> dict:
+        """The parameters `fresh`, with those that are transferred taken from `source` (release, `n_transfer`).
+
+        These are token and position rows, special rows if both have them, and the first `n_layers` layers. The source
+        is a model of the same sizes with `source_special` special rows.
+        """
+        vocab_size, n_special = self.vocab_size, self.n_special
+        tokens, positions = source['table'][:vocab_size], source['table'][vocab_size + source_special :]
+        special = source['table'] if source_special and n_special else fresh['table']
+        table = jnp.concatenate([tokens, special[vocab_size : vocab_size + n_special], positions])
+        take = lambda new, old: jnp.concatenate([old[:n_layers], new[n_layers:]])
+        return {'table': table, 'blocks': jax.tree.map(take, fresh['blocks'], source['blocks'])}
+
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array | None = None, segment_ids: jax.Array | None = None,
-                 context_ids: jax.Array | None = None, *, train: bool = False, cache: Cache | None = None) -> Output:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        context_ids: jax.Array | None = None,
+        *,
+        train: bool = False,
+        cache: Cache | None = None,
+    ) -> Output:
         """Hidden states of every position.
 
         Args:
           tokens: int [B, T].
           positions: int [B, T], within each sequence; None counts from 0 (from the cache's lengths, if there is one).
           segment_ids: int [B, T]; tokens see only their own segment. None: each row is one sequence.
-          context_ids: int [B, T]; a segment, earlier in the row, that tokens see besides their own. None: no other.
+          context_ids: int [B, T]; an earlier segment of the row that tokens see as well. None: no other.
           train: apply dropout (needs the rng stream 'dropout').
-          cache: from `init_cache`; row b's tokens continue the lengths[b] that it holds. The layers' parameters may
-            then be a tuple of one tree a layer: slices of stacked ones are copies, one for each call.
+          cache: from `init_cache`; row b continues its lengths[b] tokens. The layers' parameters may then be a tuple
+            of one tree per layer: slices of stacked ones would be copied in each call.
         """
         batch, length = tokens.shape
         n_rows = self.vocab_size + self.n_special
         normal = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ('table_rows', 'table_embed'))
         table = self.param('table', normal, (n_rows + self.n_positions, self.width))
-        # Gathered once, before the look-up: a look-up in a sharded table is rematerialised by the partitioner. And
-        # looked up in float32: the gradients of a frequent token's thousand uses are lost when summed in bfloat16.
+        # Gathered once, before the look-up, because the partitioner rematerialises a look-up in a sharded table. Looked
+        # up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses.
         table = nn.with_logical_constraint(table, (None, None))
         order = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         if cache is not None:
@@ -148,24 +198,37 @@ class Decoder(nn.Module):
             x = dropout(x, key, self.dropout)
         x = nn.with_logical_constraint(x, ('batch', None, None))
 
-        arguments = (self.heads, self.mlp_width, self.attention_dropout, self.residual_dropout, self.init_std,
-                     self.dtype, train)
+        arguments = (
+            self.heads,
+            self.mlp_width,
+            self.attention_dropout,
+            self.residual_dropout,
+            self.init_std,
+            self.dtype,
+            train,
+        )
         if cache is None:
             block = nn.remat(Block, prevent_cse=not self.scan) if self.remat and train else Block
             stack = nn.scan(
-                block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                in_axes=(0, nn.broadcast), length=self.layers, unroll=1 if self.scan else self.layers,
-                metadata_params={nn.PARTITION_NAME: 'layers'})
-            x, _ = stack(*arguments, name='blocks')(x, None, attention_mask(order, order, segment_ids, context_ids))
+                block,
+                variable_axes={'params': 0},
+                split_rngs={'params': True, 'dropout': True},
+                in_axes=(0, nn.broadcast),
+                length=self.layers,
+                unroll=1 if self.scan else self.layers,
+                metadata_params={nn.PARTITION_NAME: 'layers'},
+            )
+            x, _ = stack(*arguments, name='blocks')(x, None, Visible(order, order, segment_ids, context_ids))
         else:
             # Layer by layer, each with arrays of its own: a scan would copy the cache at every call.
-            mask = attention_mask(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])
+            visible = Visible(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])
             blocks, block = self.get_variable('params', 'blocks'), Block(*arguments, parent=None)
             keys, values = [], []
             for i in range(self.layers):
                 layer = blocks[i] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[i], blocks)
                 x, (key, value, _) = block.apply(
-                    {'params': layer}, x, (cache.keys[i], cache.values[i], cache.lengths), mask)
+                    {'params': layer}, x, (cache.keys[i], cache.values[i], cache.lengths), visible
+                )
                 keys.append(key)
                 values.append(value)
             cache = Cache(tuple(keys), tuple(values), cache.lengths + length)
@@ -173,23 +236,8 @@ class Decoder(nn.Module):
 
 
 def init_cache(model: Decoder, batch: int, length: int) -> Cache:
-    """An empty cache of `length` places for each of `batch` rows."""
-    zeros = lambda: tuple(jnp.zeros((batch, model.heads, length, model.width // model.heads), model.dtype)
-                          for _ in range(model.layers))
+    """An empty cache for `batch` rows of at most `length` tokens."""
+    zeros = lambda: tuple(
+        jnp.zeros((batch, model.heads, length, model.width // model.heads), model.dtype) for _ in range(model.layers)
+    )
     return Cache(zeros(), zeros(), jnp.zeros((batch,), jnp.int32))
-
-
-def model_from_config(model_config, vocab_size: int, n_special: int) -> Decoder:
-    """The model that `config.model` describes; 'auto' compute dtype is bfloat16 on TPU and GPU, float32 on CPU.
-
-    Raises UserError where the heads do not divide the width.
-    """
-    if model_config['width'] % model_config['heads']:
-        raise UserError(f'model.width={model_config["width"]} is not a multiple of model.heads='
-                        f'{model_config["heads"]}: change one of them')
-    names = {field.name for field in dataclasses.fields(Decoder)}
-    values = {name: value for name, value in model_config.items() if name in names}
-    dtype = values.pop('dtype')
-    if dtype == 'auto':
-        dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    return Decoder(vocab_size=vocab_size, n_special=n_special, dtype=jnp.dtype(dtype), **values)

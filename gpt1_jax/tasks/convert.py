@@ -1,58 +1,71 @@
-"""A model from one form to another: the release's files, a Hugging Face folder, the workdir of a run."""
+"""Converts a model between the release's files, a Hugging Face folder and the workdir of a run."""
 
 import contextlib
+import os
+import time
 
 import jax
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
-from gpt1_jax import config as common
-from gpt1_jax.data.files import make_directory
+from gpt1_jax.config import open_workdir
 from gpt1_jax.errors import UserError
-from gpt1_jax.training import transfer
+from gpt1_jax.files import make_directory
+from gpt1_jax.report.results import Result, record
+from gpt1_jax.saved_models import huggingface, openai, store
 from gpt1_jax.training.checkpoint import Checkpointer
-from gpt1_jax.training.partitioning import Partitioner
-from gpt1_jax.weights import huggingface, openai
+from gpt1_jax.training.partitioning import Partitioner, is_writer
 
 
-def run(config, workdir) -> None:
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Writes the model `config.source` as `config.target`; each is `openai:DIR`, `hf:DIR` or a workdir.
 
-    Raises UserError, with nothing written: a source that cannot be read, a target that is there already or whose form
-    has no place for the model.
+    Raises UserError, before anything is written, if the source cannot be read, the target exists, or the target's form
+    cannot hold the model.
     """
-    del workdir
+    started = time.monotonic()
     for key in ('source', 'target'):
         if not config[key]:
-            raise UserError(f'{key} is empty: give --config.{key}=openai:DIR, hf:DIR or a workdir')
-    source = transfer.open_source(config.source)
-    scheme, target = transfer.split_place(config.target)
+            raise UserError(f'{key}: It is empty. Give --config.{key}=openai:DIR, hf:DIR or a workdir.')
+    saved = store.open_model(config.source)
+    scheme, target = store.split_uri(config.target)
+    if scheme:
+        saved.architecture.require('convert', config.source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f'the target {target} is there already: name a new folder')
+        raise UserError(f'target: {target} exists already. Name a new folder.')
+    if os.path.abspath(target) == os.path.abspath(workdir):  # whose config.json would be in the way
+        raise UserError(f'target: {target} is also the folder of this run. Name another --workdir.')
     if scheme == 'hf':
-        huggingface.check_expressible(source)
+        huggingface.check_expressible(saved)
+    open_workdir(config, workdir, write=is_writer())
     partitioner = Partitioner('dp', (1, 1, 1), jax.devices()[:1])
-    model, head, params = transfer.load_model(source, common.model_defaults(), partitioner)
+    classifier, params = store.load_model(saved, {}, partitioner)
     with _whole_folder(target) as folder:
         if scheme == 'openai':
-            openai.write_folder(folder, source, jax.device_get(params))
+            openai.write_folder(folder, saved, jax.device_get(params))
         elif scheme == 'hf':
-            huggingface.write_folder(folder, source, jax.device_get(params))
+            huggingface.write_folder(folder, saved, jax.device_get(params))
         else:
-            transfer.describe_run(folder, model, source.tokenizer, head)
+            store.describe_run(folder, classifier, saved.tokenizer, tokens_before=saved.tokens_seen())
             checkpointer = Checkpointer(folder / 'checkpoints')
             checkpointer.save(0, {'params': params}, {'evaluations': []})
             checkpointer.close()
-    if scheme == 'openai' and source.n_special:
-        logging.warning("the release's files have no place for the %d special rows%s: left out", source.n_special,
-                        ' and the head' if head else '')
-    logging.info('%s: %s parameters from %s', config.target,
-                 f'{sum(leaf.size for leaf in jax.tree.leaves(params)):,}', config.source)
+    if scheme == 'openai' and saved.n_special:
+        logging.warning(
+            "%s: The release's files have no place for the %d special rows%s, which are left out.",
+            config.target,
+            saved.n_special,
+            ' and the head' if saved.head else '',
+        )
+    model = store.summary(classifier.model, params, saved.tokens_seen())
+    logging.info('%s: %s parameters from %s', config.target, f'{model["parameters"]:,}', config.source)
+    return record(config, workdir, started, model=model)
 
 
 @contextlib.contextmanager
 def _whole_folder(target: epath.Path):
-    """A folder beside `target` that becomes it when all is written, and is deleted when something fails."""
+    """A temporary folder that is renamed to `target` at the end, or deleted if something fails."""
     partial = target.with_name(f'.{target.name}.converting')
     partial.rmtree(missing_ok=True)
     make_directory(partial)

@@ -6,12 +6,15 @@ Orbax does not notice changed bytes in array files, hence the checksums.
 """
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
 import math
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +38,26 @@ class Checkpointer:
     """Saves to and restores from one directory.
 
     Reading never changes the directory: a run may read the checkpoints of another that is still writing.
-    In a run of many processes every process makes the same calls.
+    In a run of many processes, every process must make the same calls.
 
     Args:
-      directory: the folder of all checkpoints, created at the first save; `gs://` works.
-      keep_latest: how many of the newest checkpoints stay; None keeps every one.
-      keep_best: how many of the best stay besides.
+      directory: the folder of all checkpoints, created by the first save; `gs://` works.
+      keep_latest: how many of the newest checkpoints to keep; None keeps all.
+      keep_best: how many of the best to keep as well.
       best_metric: the metric that ranks checkpoints, or None. A checkpoint saved without it, or with a value
         that is not finite, is never the best.
       best_mode: 'min' or 'max'.
     """
 
-    def __init__(self, directory, *, keep_latest=2, keep_best=1, best_metric=None, best_mode='min'):
-        if best_mode not in ('min', 'max'):
-            raise UserError(f"best_mode is '{best_mode}': it must be 'min' or 'max'")
-        if keep_latest is not None and keep_latest < 1:
-            raise UserError(f'keep_latest is {keep_latest}: it must be 1 or more, or None to keep all')
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_latest: int | None = 2,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        best_mode: str = 'min',
+    ):
         path = epath.Path(directory)
         self._directory = path if '://' in str(directory) else path.absolute()  # Orbax asks for it
         self._keep_latest, self._keep_best = keep_latest, keep_best
@@ -63,24 +70,24 @@ class Checkpointer:
         # Uncompressed: zstd saves 8 % of the space of random-like numbers and costs 4 times the time.
         self._arrays = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
 
-    def save(self, step, items, meta, metrics=None):
-        """Starts writing a checkpoint and returns once the arrays are copied; the writing goes on behind.
+    def save(self, step: int, items: Mapping, meta: Mapping, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts writing a checkpoint; returns once the arrays are copied, and writes in the background.
 
-        A step that is already there stays as it is: give the metrics of a step with its first save. What
-        `restore_latest` found damaged is removed here, since the run that goes on writes those steps again.
+        A step that already exists is not written again, so its metrics must come with its first save. Steps that
+        `restore_latest` found damaged are deleted here, because the resumed run writes them again.
 
         Args:
           step: number of updates done.
           items: name -> pytree of arrays, for example {'params': ..., 'opt_state': ...}.
-          meta: whatever else must come back, as JSON types.
-          metrics: name -> float of this step, or None.
+          meta: anything else to restore, as JSON types.
+          metrics: name -> value at this step.
 
-        Raises:
-          UserError: this save, or the one before, cannot be written (disk full, no permission).
+        Raises UserError if this save or the previous one failed (disk full, no permission).
         """
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         leaves = {name: _describe(tree) for name, tree in items.items()}
-        record = {'meta': meta, 'metrics': metrics, 'leaves': leaves}
+        # A copy, because Orbax writes in the background and the caller may go on to change `meta`.
+        record = {'meta': copy.deepcopy(meta), 'metrics': metrics, 'leaves': leaves}
         stored = {'sha256': _digest(record), 'record': record}
         with self._writing():
             manager = self._open()
@@ -94,15 +101,15 @@ class Checkpointer:
             saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
             manager.save(step, args=ocp.args.Composite(**saves, record=ocp.args.JsonSave(stored)), force=True)
 
-    def restore_latest(self, abstract_items):
-        """Restores the newest checkpoint that is whole; a damaged one is named in a warning and skipped.
+    def restore_latest(self, abstract_items: Mapping) -> tuple[int, dict, dict] | None:
+        """Restores the newest intact checkpoint; skips damaged ones with a warning.
 
         Args:
           abstract_items: name -> pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh; only these are
             read and verified.
 
         Returns:
-          (step, items, meta), or None where there is no checkpoint at all.
+          (step, items, meta), or None if there is no checkpoint at all.
 
         Raises:
           UserError: every checkpoint is damaged; or an item, a parameter, a shape or a dtype differs.
@@ -114,73 +121,77 @@ class Checkpointer:
                 return self._read(step, abstract_items)
             except _Damaged as error:
                 reason = str(error)
-                logging.warning('checkpoint %s is damaged (%s): skipped', self._directory / str(step), reason)
+                logging.warning('%s: The checkpoint is damaged (%s). Skipped.', self._directory / str(step), reason)
                 self._damaged.add(step)
         if steps:
-            raise UserError(f'every checkpoint in {self._directory} is damaged ({_join(steps)}; {reason}): '
-                            'put back a copy of one, or name another directory to start afresh')
+            raise UserError(
+                f'{self._directory}: Every checkpoint is damaged ({_join(steps)}; {reason}). Restore a '
+                'copy of one, or start again in another --workdir.'
+            )
         return None
 
-    def restore(self, step, abstract_items):
-        """Restores one step, as `restore_latest` does.
-
-        Raises:
-          UserError: there is no such step, or it is damaged, or it does not fit.
-        """
+    def restore(self, step: int, abstract_items: Mapping) -> tuple[int, dict, dict]:
+        """Restores one step. Raises UserError if it does not exist, is damaged, or does not fit."""
         self.wait()
-        if step not in self.steps():
-            raise UserError(f'{self._directory} has no checkpoint of step {step}: it has '
-                            f'{_join(self.steps()) or "none"}')
+        steps = self.steps()
+        if step not in steps:
+            raise UserError(
+                f'{self._directory}: There is no checkpoint of step {step}. The steps here are '
+                f'{_join(steps) or "none"}.'
+            )
         try:
             return self._read(step, abstract_items)
         except _Damaged as error:
-            raise UserError(f'checkpoint {self._directory / str(step)} is damaged ({error}): '
-                            f'choose another step of {_join(self.steps())}') from error
+            raise UserError(
+                f'{self._directory / str(step)}: The checkpoint is damaged ({error}). Choose another of '
+                f'the steps {_join(steps)}.'
+            ) from error
 
-    def steps(self):
-        """Returns the steps of the complete checkpoints, ascending."""
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending."""
         if not self._directory.exists():
             return []
         names = ocp.path.step.standard_name_format()
         return sorted(found.step for found in names.find_all(self._directory))
 
-    def best_step(self):
-        """Returns the complete step with the best metric, the earliest of equals; None where none has one."""
+    def best_step(self) -> int | None:
+        """The complete step with the best metric, the earliest of equals; None if none has the metric."""
         return next(iter(self._by_score(self.steps())), None)
 
-    def wait(self):
-        """Blocks until the last save is complete. Raises UserError if it cannot be written."""
+    def wait(self) -> None:
+        """Blocks until the last save is complete. Raises UserError if it failed."""
         if self._manager:
             with self._writing():
                 self._manager.wait_until_finished()
 
-    def close(self):
-        """Waits for the last save and frees the threads. Raises UserError if the save cannot be written."""
+    def close(self) -> None:
+        """Waits for the last save and frees the threads. Raises UserError if the save failed."""
         if self._manager:
             with self._writing():
                 self._manager.close()
 
     def _open(self):
-        """Makes the Orbax manager, at the first save only: it removes what a killed writer left."""
+        """The Orbax manager. Made by the first save, not before: it deletes what a killed writer left."""
         if not self._manager:
             registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
             registry.add(None, ocp.args.PyTreeSave, self._arrays)
             registry.add(RECORD, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=self, cleanup_tmp_directories=True, lightweight_initialize=True)
+                preservation_policy=self, cleanup_tmp_directories=True, lightweight_initialize=True
+            )
             self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
         return self._manager
 
-    def should_preserve(self, checkpoints, *, context):
-        """Orbax's preservation policy: the newest and the best. Its own reads files that may be damaged."""
+    def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
+        """The preservation policy: the newest and the best. Orbax's own policy reads files that may be damaged."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = steps[-self._keep_latest:] if self._keep_latest else steps
-        kept = kept + self._by_score(steps)[:self._keep_best]
+        kept = steps[-self._keep_latest :] if self._keep_latest else steps
+        kept = kept + self._by_score(steps)[: self._keep_best]
         return [step in kept for step in steps]
 
     def _by_score(self, steps):
-        """Returns those of `steps` that have a score, best first."""
+        """Those of `steps` that have a score, best first."""
         for step in set(steps) - set(self._scores):
             try:
                 self._scores[step] = self._score_of(self._read_record(step)['metrics'])
@@ -190,19 +201,19 @@ class Checkpointer:
         return sorted(scored, key=lambda step: (self._scores[step], step))
 
     def _score_of(self, metrics):
-        """Returns the value of the ranking metric, smaller is better, or None."""
+        """The value of the ranking metric, negated if larger is better; None if it is missing or not finite."""
         value = metrics.get(self._best_metric, math.nan)
         return (value if self._best_mode == 'min' else -value) if math.isfinite(value) else None
 
     def _read_record(self, step):
-        """Returns the record of a step. Raises _Damaged or whatever reading a broken file raises."""
+        """The record of a step. Raises _Damaged, or anything that reading a broken file may raise."""
         stored = json.loads((self._directory / str(step) / RECORD / 'metadata').read_text())
         if _digest(stored['record']) != stored['sha256']:
-            raise _Damaged('its record has changed')
+            raise _Damaged('the record has changed')
         return stored['record']
 
     def _read(self, step, abstract_items):
-        """Returns (step, items, meta) of one checkpoint. Raises _Damaged or UserError."""
+        """(step, items, meta) of one checkpoint. Raises _Damaged or UserError."""
         folder, reason, items = self._directory / str(step), '', {}
         try:
             record = self._read_record(step)
@@ -210,12 +221,13 @@ class Checkpointer:
                 _check_fit(folder, name, record['leaves'], tree)
                 arguments = ocp.checkpoint_utils.construct_restore_args(tree)
                 items[name] = self._arrays.restore(
-                    folder / name, args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments))
+                    folder / name, args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments)
+                )
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not the fault of the files
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for one cause
             reason = _cause(error)
-        # The processes must agree, or some would go on with this checkpoint and others with the one before.
+        # The processes must agree, or some would resume from this checkpoint and others from an older one.
         if not _on_every_process(not reason):
             raise _Damaged(reason or 'another process cannot read it')
         for name, tree in items.items():
@@ -232,16 +244,18 @@ class Checkpointer:
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # see _read
-            raise UserError(f'cannot write checkpoints to {self._directory} ({_cause(error)}): free some '
-                            'space or name a writable folder, then start again: the run resumes') from error
+            raise UserError(
+                f'{self._directory}: Checkpoints cannot be written ({_cause(error)}). Make room or give '
+                'write permission, then run the same command again to resume.'
+            ) from error
 
 
-def checksums(tree):
-    """Returns one 32-bit checksum per array leaf, in tree order; the same for any sharding.
+def checksums(tree: Any) -> list[int]:
+    """One 32-bit checksum per array leaf, in tree order; the same for any sharding.
 
     Computed where the arrays are: every word is mixed with its flat index by the finaliser of MurmurHash3, a
-    bijection, and the results are added modulo 2^32. So the order of the additions does not matter, a change
-    inside one word is always noticed, and any other with probability 1 - 2^-32.
+    bijection, and the results are added modulo 2^32. The order of the additions does not matter. A change
+    inside one word is always noticed, any other with probability 1 - 2^-32.
     """
     leaves = jax.tree.leaves(tree)
     if not leaves:
@@ -250,7 +264,7 @@ def checksums(tree):
     return np.asarray(_checksums(mesh and NamedSharding(mesh, PartitionSpec()))(leaves)).tolist()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _checksums(sharding):
     return jax.jit(lambda leaves: jnp.stack([_checksum(leaf) for leaf in leaves]), out_shardings=sharding)
 
@@ -271,9 +285,11 @@ def _checksum(array):
 
 
 def _describe(tree):
-    """Returns name -> {'shape', 'dtype', 'checksum'} of the leaves, in tree order."""
-    return {name: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'checksum': checksum}
-            for (name, leaf), checksum in zip(_named(tree), checksums(tree))}
+    """name -> {'shape', 'dtype', 'checksum'} of the leaves, in tree order."""
+    return {
+        name: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'checksum': checksum}
+        for (name, leaf), checksum in zip(_named(tree), checksums(tree))
+    }
 
 
 def _digest(record):
@@ -281,22 +297,26 @@ def _digest(record):
 
 
 def _named(tree):
-    return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def _check_fit(folder, item, saved_items, tree):
     """Raises UserError unless the saved item has exactly the names, shapes and dtypes of `tree`."""
     if item not in saved_items:
-        raise UserError(f"checkpoint {folder} has no '{item}': it has {_join(saved_items)}")
+        raise UserError(f'{folder}: The checkpoint has no {item!r}, only {_join(saved_items)}. Name another --workdir.')
     saved = {name: (tuple(leaf['shape']), leaf['dtype']) for name, leaf in saved_items[item].items()}
     wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named(tree)}
     for name in list(wanted) + [name for name in saved if name not in wanted]:
         there, here = saved.get(name), wanted.get(name)
         if there != here:
             there, here = (f'{pair[1]}{list(pair[0])}' if pair else 'absent' for pair in (there, here))
-            raise UserError(f'checkpoint {folder} does not fit: {item}/{name} is {there} in it, {here} in '
-                            'this run: use the settings that it was written with, or name another directory')
+            raise UserError(
+                f'{folder}: The checkpoint does not fit this run: {item}/{name} is {there} there, {here} '
+                'here. Use the config that it was written with, or another --workdir.'
+            )
 
 
 def _on_every_process(true):
@@ -304,19 +324,19 @@ def _on_every_process(true):
 
 
 def _unraisablehook(unraisable, *, former=sys.unraisablehook):
-    """When one array cannot be read, TensorStore's threads find no event loop to tell of the others, and would print a
-    traceback for each."""
+    """Hides tracebacks of TensorStore. When one array cannot be read, its threads find no event loop to report the
+    others to, and would print a traceback for each."""
     if str(unraisable.exc_value) != 'Event loop is closed':
         former(unraisable)
 
 
 def _without_orbax(record):
-    """Log filter. Orbax writes dozens of lines for each save, and its errors reach the user as UserError."""
+    """Log filter. Orbax writes dozens of lines for each save; its errors reach the user as UserError anyway."""
     return '/orbax/checkpoint/' not in record.pathname
 
 
 def _cause(error):
-    """Returns one line of an error; of TensorStore's long ones the end, where the system's own error is."""
+    """One line of an error; of TensorStore's long ones the end, which has the system's own error."""
     line = (str(error).strip().splitlines() or [''])[0]
     line = re.split(r' See full TensorStore details| \[tensorstore_spec', line)[0]
     return (line if len(line) < 160 else '...' + line[-160:]) or type(error).__name__

@@ -5,66 +5,70 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 _ROW_MULTIPLE = 128  # the softmax's rows are padded to this: whole matrix tiles, and divisible by any tensor axis
 
 
-def lm_loss(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array, *, groups: int = 1,
-            chunk_tokens: int = 1024) -> jax.Array:
+def lm_loss(
+    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk_tokens: int = 1024
+) -> jax.Array:
     """Weighted sum of next-token negative log-likelihoods, in nats; float32 scalar.
 
     Logits exist for one chunk of tokens at a time. The gradient is taken in the forward pass, chunk by chunk, so
-    that no logits are kept or computed twice.
+    that no logits are kept or computed twice. Each shard sums its own gradient of `embedding`; these are added once,
+    after the loop, because otherwise every chunk would need an all-reduce of the table.
 
     Args:
-      hidden: [N, T, width]; embedding: [rows, width], the softmax's rows; targets: int [N, T];
-      weights: float32 [N, T].
-      groups: data-parallel groups; N is a multiple. Each sums its own gradient of `embedding`, and the groups are
-        added once, after the loop: otherwise every chunk would cost an all-reduce of the table.
-      chunk_tokens: most tokens of a group in one chunk (at least one position of every row).
+      hidden: [shards, N, T, width].
+      embedding: [rows, width], the softmax's rows.
+      targets: int [shards, N, T].
+      weights: float32 [shards, N, T].
+      chunk_tokens: most tokens of a shard in one chunk (but at least one position of every row).
     """
-    return _lm_loss(hidden, embedding, targets, weights, groups, chunk_tokens)
+    return _lm_loss(hidden, embedding, targets, weights, chunk_tokens)
 
 
-def token_nll(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, groups: int = 1,
-              chunk_tokens: int = 1024) -> jax.Array:
-    """Negative log-likelihood of each target, float32 [N, T]; for scores, not for training. See `lm_loss`."""
+def token_nll(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, chunk_tokens: int = 1024) -> jax.Array:
+    """Negative log-likelihood of each target in nats, float32 [shards, N, T]; for evaluation. See `lm_loss`."""
     table, rows = _pad_rows(embedding)
     _, nll = jax.lax.scan(
-        lambda _, chunk: (None, _logits_and_nll(chunk[0], table, chunk[1], rows)[2]), None,
-        _split(groups, chunk_tokens, hidden, targets))
+        lambda _, chunk: (None, _logits_and_nll(chunk[0], table, chunk[1], rows)[2]),
+        None,
+        _split(chunk_tokens, hidden, targets),
+    )
     return _join(nll, targets.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _lm_loss(hidden, embedding, targets, weights, groups, chunk_tokens):
-    nll = token_nll(hidden, embedding, targets, groups=groups, chunk_tokens=chunk_tokens)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _lm_loss(hidden, embedding, targets, weights, chunk_tokens):
+    nll = token_nll(hidden, embedding, targets, chunk_tokens=chunk_tokens)
     return jnp.sum(nll * weights)
 
 
-def _lm_loss_forward(hidden, embedding, targets, weights, groups, chunk_tokens):
+def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
     table, rows = _pad_rows(embedding)
 
     def one_chunk(table_gradient, chunk):
         h, target, weight = chunk
         logits, log_normaliser, nll = _logits_and_nll(h, table, target, rows)
-        one_hot = target[..., None] == jnp.arange(table.shape[0])
+        one_hot = target[..., None] == jnp.arange(table.shape[0])[None, None, None]
         d_logits = (weight[..., None] * (jnp.exp(logits - log_normaliser[..., None]) - one_hot)).astype(h.dtype)
         d_hidden = jnp.einsum('gntv,vw->gntw', d_logits, table)
         table_gradient += jnp.einsum('gntv,gntw->gvw', d_logits, h, preferred_element_type=jnp.float32)
         return nn.with_logical_constraint(table_gradient, ('batch', 'vocab', None)), (nll, d_hidden)
 
     zeros = nn.with_logical_constraint(
-        jnp.zeros((groups, *table.shape), jnp.float32), ('batch', 'vocab', None))
-    table_gradient, (nll, d_hidden) = jax.lax.scan(
-        one_chunk, zeros, _split(groups, chunk_tokens, hidden, targets, weights))
+        jnp.zeros((hidden.shape[0], *table.shape), jnp.float32), ('batch', 'vocab', None)
+    )
+    table_gradient, (nll, d_hidden) = jax.lax.scan(one_chunk, zeros, _split(chunk_tokens, hidden, targets, weights))
     nll = _join(nll, targets.shape)
     table_gradient = table_gradient.sum(axis=0)[:rows].astype(embedding.dtype)
     return jnp.sum(nll * weights), (_join(d_hidden, hidden.shape), table_gradient, nll)
 
 
-def _lm_loss_backward(groups, chunk_tokens, residuals, cotangent):
-    del groups, chunk_tokens
+def _lm_loss_backward(chunk_tokens, residuals, cotangent):
+    del chunk_tokens
     d_hidden, d_embedding, nll = residuals
     scale = lambda x: (cotangent * x).astype(x.dtype)
     return scale(d_hidden), scale(d_embedding), None, scale(nll)
@@ -82,7 +86,7 @@ def _pad_rows(embedding):
 def _logits_and_nll(hidden, table, targets, rows):
     """hidden [g, n, t, width] -> float32 logits [g, n, t, padded rows], log-normaliser and nll [g, n, t]."""
     logits = jnp.einsum('gntw,vw->gntv', hidden, table, preferred_element_type=jnp.float32)
-    columns = jnp.arange(table.shape[0])
+    columns = jnp.arange(table.shape[0])[None, None, None]
     logits = jnp.where(columns < rows, logits, -jnp.inf)
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     # A masked sum, not a gather: the vocabulary may be sharded.
@@ -90,14 +94,13 @@ def _logits_and_nll(hidden, table, targets, rows):
     return logits, log_normaliser, log_normaliser - target_logits
 
 
-def _split(groups, chunk_tokens, *arrays):
-    """[N, T, ...] -> [chunks, groups, N / groups, T / chunks, ...]: cut along T, so that each chunk has every shard."""
-    n, length = arrays[0].shape[:2]
-    positions = min(length, max(1, chunk_tokens * groups // n))
+def _split(chunk_tokens, *arrays):
+    """[shards, N, T, ...] -> [chunks, shards, N, T / chunks, ...]; cut along T, so that each chunk has every shard."""
+    _, n, length = arrays[0].shape[:3]
+    positions = min(length, max(1, chunk_tokens // n))
     while length % positions:
         positions -= 1
-    split = lambda x: jnp.moveaxis(
-        x.reshape(groups, n // groups, length // positions, positions, *x.shape[2:]), 2, 0)
+    split = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], length // positions, positions, *x.shape[3:]), 2, 0)
     return tuple(split(x) for x in arrays)
 
 
@@ -108,35 +111,35 @@ def _join(x, shape):
 def classification_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted sum of cross-entropies. logits [N, classes]; labels int [N]; weights [N]; float32 scalar.
 
-    With weights 1 / batch this is the mean. Multiple choice is the same with the choices as classes: `logits` are
-    then the scores [N, choices].
+    In multiple choice the choices are the classes: `logits` are the scores [N, choices].
     """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.sum(weights * jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0])
-
-
-multiple_choice_loss = classification_loss
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    return jnp.sum(weights * optax.softmax_cross_entropy(logits.astype(jnp.float32), one_hot))
 
 
 def ordinal_targets(scores: jax.Array, classes: int) -> jax.Array:
-    """Scores [N] in [0, classes - 1] as distributions [N, classes]: the two integers beside a score share its mass
+    """Scores [N] in [0, classes - 1] as distributions [N, classes]: the two integers next to a score share its mass
     linearly (release, STS-B)."""
-    return jnp.maximum(0.0, 1.0 - jnp.abs(scores[:, None] - jnp.arange(classes, dtype=jnp.float32)))
+    return jnp.maximum(0.0, 1.0 - jnp.abs(scores[:, None] - jnp.arange(classes, dtype=jnp.float32)[None]))
 
 
 def ordinal_loss(logits: jax.Array, scores: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted sum of cross-entropies with `ordinal_targets`. logits [N, classes]; scores, weights [N]."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.sum(weights[:, None] * ordinal_targets(scores, logits.shape[-1]) * log_probabilities)
+    targets = ordinal_targets(scores, logits.shape[-1])
+    return jnp.sum(weights * optax.softmax_cross_entropy(logits.astype(jnp.float32), targets))
 
 
 def squared_loss(predicted: jax.Array, scores: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted sum of squared errors, the other choice for STS-B. predicted [N, 1]; scores, weights [N]."""
+    """Weighted sum of squared errors, an alternative for STS-B. predicted [N, 1]; scores, weights [N]."""
     return jnp.sum(weights * jnp.square(predicted[:, 0].astype(jnp.float32) - scores))
 
 
-TASK_LOSSES = {'classification': classification_loss, 'multiple_choice': multiple_choice_loss, 'ordinal': ordinal_loss,
-               'mse': squared_loss}
+TASK_LOSSES = {
+    'classification': classification_loss,
+    'multiple_choice': classification_loss,
+    'ordinal': ordinal_loss,
+    'mse': squared_loss,
+}
 
 
 def finetune_loss(task_loss: jax.Array, lm: jax.Array, lm_coefficient: float) -> jax.Array:

@@ -1,22 +1,25 @@
 """The release's Adam in optax (Radford et al., 2018, section 4.1; `opt.py` of the release for the details)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
 
 
-def linear_schedule(progress, warmup):
-    """Factor of the peak rate: up from 0 over the fraction `warmup`, times a line down to 0; `progress` in [0, 1]."""
+def linear_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
+    """Factor of the peak rate: a ramp from 0 to 1 over the fraction `warmup`, times 1 - progress (0 to 1)."""
     ramp = jnp.minimum(progress / warmup, 1.0) if warmup > 0 else 1.0
     return ramp * (1.0 - progress)
 
 
-def cosine_schedule(progress, warmup):
-    """Factor of the peak rate: a line up to 1 at `warmup`, after that 0.5 * (1 + cos(pi * progress))."""
+def cosine_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
+    """Factor of the peak rate: a line up to 1 at `warmup`, then 0.5 * (1 + cos(pi * progress))."""
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
     return jnp.where(progress <= warmup, progress / warmup, cosine) if warmup > 0 else cosine
 
@@ -32,7 +35,7 @@ class MomentsState(NamedTuple):
 
 
 def scale_by_moments(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """mu / (sqrt(nu) + eps), without bias correction: the release puts that into the rate, epsilon outside it."""
+    """mu / (sqrt(nu) + eps), without bias correction: the release applies that to the rate, not to epsilon."""
 
     def init(params):
         return MomentsState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
@@ -46,9 +49,12 @@ def scale_by_moments(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_rate(rate) -> optax.GradientTransformationExtraArgs:
-    """Scales by -rate(step, count). `step`, int32 [], is an argument of `update`, the number of steps taken before;
-    without it the count of updates stands for it. The state is that of `optax.scale_by_schedule`."""
+def scale_by_rate(rate: Callable) -> optax.GradientTransformationExtraArgs:
+    """Scales by -rate(step, count), where count is the number of earlier updates.
+
+    `step`, int32 [], is an argument of `update`: the number of earlier steps; by default the count. The state is that
+    of `optax.scale_by_schedule`.
+    """
 
     def init(params):
         del params
@@ -63,39 +69,40 @@ def scale_by_rate(rate) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def decayed(params) -> dict:
+def decayed(params: dict) -> dict:
     """True for the parameters that decay: the table and every kernel, not biases and gains (section 4.1).
 
-    By name, not by number of axes: biases are stacked over layers here.
+    Chosen by name, not by number of axes, because biases are stacked over layers.
     """
     # The last dictionary key: while parameters are created they are boxed with their logical axes.
     name = lambda path: [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1]
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: name(path) == 'table' or name(path).endswith('kernel'), params)
+        lambda path, _: name(path) == 'table' or name(path).endswith('kernel'), params
+    )
 
 
-def make_optimizer(config, total_steps: int) -> tuple[optax.GradientTransformationExtraArgs, callable]:
-    """The optimizer of `config.optimizer`, and its rate as a function of the number of steps taken before.
+def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformationExtraArgs, Callable]:
+    """The optimizer of `config.optimizer`, and its rate as a function of the number of earlier steps.
 
-    An update is scaled by peak * schedule(steps / total) * bias correction(updates); the first has rate 0 when there
-    is a warm-up, because the schedule sees the number before this step (release). A step that is skipped, because it
-    is not finite, counts as a step and not as an update: the schedule follows the position in the data,
-    `optimizer.update(..., step=state.step)`, so that every run comes down to rate 0 at its end; the bias correction
-    follows the updates that the moments hold. Without `step` every step is an update.
+    An update is scaled by peak * schedule(steps / total) * bias correction(updates). With a warm-up the first has
+    rate 0, because the schedule sees the number of steps before it (release). A step that is skipped because it is not
+    finite counts as a step, not as an update. The schedule follows the position in the data,
+    `optimizer.update(..., step=state.step)`, so that every run ends with rate 0; the bias correction follows the
+    updates in the moments.
 
-    Args:
-      config: `schedule`, `learning_rate`, `warmup_steps` or `warmup_fraction`, `b1`, `b2`, `eps`, `weight_decay`,
-        `max_grad_norm` (0: no clipping).
-      total_steps: steps in the whole run.
+    Raises UserError for an unknown schedule, or a warm-up that is too long or given twice.
     """
-    if config.schedule not in SCHEDULES:
-        raise UserError(f'optimizer.schedule={config.schedule!r} is unknown; choose one of {", ".join(SCHEDULES)}')
+    check_choice('optimizer.schedule', config.schedule, SCHEDULES)
     if config.warmup_steps >= total_steps:
-        raise UserError(f'optimizer.warmup_steps={config.warmup_steps} is not less than the {total_steps} steps of '
-                        'the run; lower it or train for longer')
+        raise UserError(
+            f'optimizer.warmup_steps: {config.warmup_steps} is too many for a run of {total_steps} steps. '
+            'Lower it or train for longer.'
+        )
     if config.warmup_steps and config.warmup_fraction:
-        raise UserError(f'optimizer.warmup_steps={config.warmup_steps} and optimizer.warmup_fraction='
-                        f'{config.warmup_fraction} say the same: set one of them to 0')
+        raise UserError(
+            f'optimizer.warmup_steps: It is {config.warmup_steps}, but optimizer.warmup_fraction is '
+            f'{config.warmup_fraction}. Set one of them to 0.'
+        )
     warmup = config.warmup_steps / total_steps if config.warmup_steps else config.warmup_fraction
     schedule = SCHEDULES[config.schedule]
 

@@ -1,11 +1,14 @@
 """Where computations run: the mesh, and one table per strategy from logical axes to mesh axes.
 
-The only file that knows the mesh's axis names. A logical axis is a role ('embed', 'heads'); a dimension is sharded
-over the mesh axes that its role maps to in the strategy's table.
+Only this file knows the names of the mesh axes. A logical axis is a role ('embed', 'heads'); a dimension is sharded
+over the mesh axes that the strategy's table gives for its role.
 """
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,13 +17,14 @@ from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gpt1_jax.config import check_choice
+from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')  # the batch is sharded over every axis along which parameters are not split in use
+BATCH_AXES = ('data', 'fsdp')  # all axes along which parameters are whole when they are used
 
-# 'table_rows' are never sharded: with the special rows their number is odd. 'vocab' are the same rows, padded for the
-# softmax.
+# 'table_rows' are never sharded: with the special rows their number is odd. 'vocab': the same, padded for the softmax.
 _REPLICATED = dict.fromkeys(('table_rows', 'table_embed', 'vocab', 'embed', 'heads', 'mlp', 'norm', 'layers'))
 _FSDP = {'embed': 'fsdp', 'table_embed': 'fsdp'}
 _TENSOR = {'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}
@@ -36,84 +40,126 @@ class Partitioner:
     """A mesh with the rules of one strategy.
 
     Attributes:
-      mesh: the device mesh, axes `AXES`.
+      mesh: of devices, with the axes AXES.
       rules: (logical axis, mesh axes) pairs.
-      groups: number of data-parallel groups, the shards of a batch.
-      local_groups: which of them have a device in this process. Neither the order of devices in the mesh nor the size
-        of a group follows that of the processes, so these may be any, and another process may have one of them too.
+      placement: the shards of a batch, and which of them have a device in this process. These may be any of them, and
+        other processes may hold them too: the mesh orders and groups devices regardless of processes.
+      platform: of the devices: 'cpu', 'gpu' or 'tpu'.
     """
 
-    def __init__(self, strategy: str, shape: tuple[int, ...] = (), devices=None):
-        """Args: `strategy`, a key of STRATEGIES; `shape`, (data, fsdp, tensor) with at most one -1, () for the
-        strategy's own; `devices`, all of them by default. Raises UserError when they do not fit."""
-        if strategy not in STRATEGIES:
-            raise UserError(f'mesh.strategy={strategy!r} is unknown; choose one of {", ".join(STRATEGIES)}')
+    def __init__(self, strategy: str, shape: tuple[int, ...] = (), devices: Sequence[jax.Device] | None = None):
+        """Makes the mesh of all devices, or of `devices`.
+
+        strategy: key of STRATEGIES. shape: (data, fsdp, tensor) with at most one -1; () for the strategy's own. Raises
+        UserError for an unknown strategy, or a shape that does not fit the devices.
+        """
+        check_choice('mesh.strategy', strategy, STRATEGIES)
         table, default = STRATEGIES[strategy]
         devices = jax.devices() if devices is None else devices
         self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), devices)
         self.rules = tuple((_REPLICATED | table | {'batch': BATCH_AXES}).items())
-        self.groups = self.mesh.shape['data'] * self.mesh.shape['fsdp']
-        self.local_groups = [
-            group for group, devices_of_one in enumerate(self.mesh.devices.reshape(self.groups, -1))
-            if any(device.process_index == jax.process_index() for device in devices_of_one)]
+        shards = self.mesh.devices.reshape(self.mesh.shape['data'] * self.mesh.shape['fsdp'], -1)
+        self.placement = Placement(
+            len(shards),
+            [
+                shard
+                for shard, devices_of_one in enumerate(shards)
+                if any(device.process_index == jax.process_index() for device in devices_of_one)
+            ],
+        )
+        self.platform = devices[0].platform
+
+    def jit(self, function: Callable, **options) -> Callable:
+        """`jax.jit(function, **options)`, traced and run with this mesh and these rules; has a method `lower` too."""
+        jitted = jax.jit(function, **options)
+
+        def in_mesh(call):
+            @functools.wraps(function)
+            def wrapped(*args, **kwargs):
+                with self._active():
+                    return call(*args, **kwargs)
+
+            return wrapped
+
+        run = in_mesh(jitted)
+        run.lower = in_mesh(jitted.lower)
+        return run
 
     @contextlib.contextmanager
-    def activate(self):
-        """Context in which functions must be traced and run: logical constraints act only inside it."""
+    def _active(self):
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
             yield
 
-    def replicated(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec())
+    def sharding(self, *roles: str | None) -> NamedSharding:
+        """The sharding of an array by the roles of its first axes; without any, replicated."""
+        return nn.logical_to_mesh_sharding(PartitionSpec(*roles), self.mesh, self.rules)
 
-    def batch_sharding(self, axis: int = 0) -> NamedSharding:
-        """Sharding of a batch array whose dimension `axis` is that of the data-parallel groups."""
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+    def batch_sharding(self) -> NamedSharding:
+        """The sharding of a batch's arrays [micro-batches, shards, ...]."""
+        return self.sharding(None, 'batch')
 
-    def tree_shardings(self, boxed):
-        """NamedShardings for a tree of ShapeDtypeStructs boxed with logical axes. Raises UserError where a mesh axis
-        does not divide a dimension. Call it outside `activate`: in there flax would constrain what it unboxes."""
-        specs = nn.get_partition_spec(boxed)
-        return jax.tree.map(self._leaf_sharding, specs, nn.unbox(boxed),
-                            is_leaf=lambda x: isinstance(x, PartitionSpec))
+    def tree_shardings(self, boxed: Any) -> Any:
+        """NamedShardings for a tree of ShapeDtypeStructs boxed with logical axes.
+
+        Raises UserError if a mesh axis does not divide a dimension.
+        """
+        return jax.tree.map(
+            self._leaf_sharding,
+            nn.get_partition_spec(boxed),
+            unbox(boxed),
+            is_leaf=lambda x: isinstance(x, PartitionSpec),
+        )
 
     def _leaf_sharding(self, logical, leaf):
         spec = nn.logical_to_mesh_axes(logical, self.rules) or PartitionSpec()
         for role, axis, size in zip(logical, spec, leaf.shape):
             if axis is not None and size % self.mesh.shape[axis]:
-                raise UserError(f'mesh axis {axis!r} of size {self.mesh.shape[axis]} does not divide the model\'s '
-                                f'{role!r} dimension of size {size}; choose another mesh.shape or mesh.strategy')
+                raise UserError(
+                    f'mesh.shape: The axis {axis!r} of size {self.mesh.shape[axis]} does not divide the '
+                    f"model's {role!r} dimension of size {size}. Change mesh.shape or mesh.strategy."
+                )
         return NamedSharding(self.mesh, spec)
 
-    def put_batch(self, batch: dict[str, np.ndarray], axis: int = 0) -> dict[str, jax.Array]:
-        """The rows of `local_groups`, along `axis`, put on this process's devices as the shards of one global array."""
-        sharding = self.batch_sharding(axis)
+    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Global arrays [micro-batches, shards, ...] from this process's part [micro-batches, local shards, ...]."""
+        sharding = self.batch_sharding()
 
         def put(value):
-            rows = value.shape[axis] // len(self.local_groups)  # of a group
-            shape = (*value.shape[:axis], rows * self.groups, *value.shape[axis + 1:])
-
             def shard(index):
-                place = self.local_groups.index((index[axis].start or 0) // rows)
-                return value[(*index[:axis], slice(place * rows, (place + 1) * rows))]
+                place = self.placement.local.index(index[1].start or 0)
+                return value[:, place : place + 1]
 
-            return jax.make_array_from_callback(shape, sharding, shard)
+            return jax.make_array_from_callback(
+                (value.shape[0], self.placement.shards, *value.shape[2:]), sharding, shard
+            )
 
         return {name: put(value) for name, value in batch.items()}
 
-    def local_rows(self, array: np.ndarray) -> np.ndarray:
-        """The rows of `local_groups` of a whole batch [rows, ...]."""
-        return array.reshape(self.groups, -1, *array.shape[1:])[self.local_groups].reshape(-1, *array.shape[1:])
+
+def unbox(tree: Any) -> Any:
+    """`tree` without its boxes of logical axes. Unlike `flax.linen.unbox` it adds no sharding constraints, so it needs
+    no mesh."""
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+    return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, tree, is_leaf=is_box)
+
+
+def is_writer() -> bool:
+    """Whether this process writes the files of the run."""
+    return jax.process_index() == 0
 
 
 def _mesh_shape(shape, n_devices):
     if len(shape) != len(AXES) or shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
-        raise UserError(f'mesh.shape={shape} must give the sizes of {AXES}, at most one of them -1 (the rest of the '
-                        'devices)')
+        raise UserError(
+            f'mesh.shape: {shape} is not possible. Give the sizes of {AXES}, at most one of them -1 (all '
+            'other devices).'
+        )
     known = math.prod(n for n in shape if n != -1)
     if n_devices % known or (-1 not in shape and known != n_devices):
-        raise UserError(f'mesh.shape={shape} does not fit {n_devices} device{"s" * (n_devices != 1)}: the product of '
-                        f'its sizes must be {n_devices}; change mesh.shape or mesh.strategy')
+        raise UserError(
+            f'mesh.shape: {shape} does not fit {n_devices} device{"s" * (n_devices != 1)}. Change it so '
+            f'that the product of its sizes is {n_devices}, or change mesh.strategy.'
+        )
     return tuple(n_devices // known if n == -1 else n for n in shape)
 
 
@@ -121,10 +167,12 @@ def _make_mesh(shape, devices):
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if slices > 1:  # slices are joined by a slow network: only data parallelism crosses it
         if shape[0] % slices:
-            raise UserError(f'mesh.shape={shape} does not fit {slices} slices: its first size (data) must be a '
-                            f'multiple of {slices}')
+            raise UserError(
+                f'mesh.shape: {shape} does not fit {slices} slices. Make its first size (data) a multiple of {slices}.'
+            )
         array = mesh_utils.create_hybrid_device_mesh(
-            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True)
+            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     logging.info('mesh: %s on %d %s device(s)', dict(zip(AXES, shape)), len(devices), devices[0].platform)

@@ -1,4 +1,4 @@
-"""When a run is told to stop."""
+"""Requests to stop a run."""
 
 import signal
 
@@ -7,11 +7,10 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionGuard:
-    """Says when the run should save and exit with STOPPED_EXIT_STATUS.
+    """Tells when the run should save and exit with STOPPED_EXIT_STATUS.
 
-    One process: from its first SIGTERM or Ctrl-C on (make the guard in the main thread); a second Ctrl-C ends it at
-    once. Many processes: at the step that JAX's preemption service chooses once any of them got SIGTERM, the same in
-    every process.
+    One process: after the first SIGTERM or Ctrl-C; a second Ctrl-C ends it at once. Make the guard in the main thread.
+    Many processes: once any of them got SIGTERM, at the step that JAX's preemption service chooses, the same in all.
     """
 
     def __init__(self):
@@ -20,12 +19,12 @@ class PreemptionGuard:
         if self._alone:
             self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def should_stop(self, step):
-        """Returns whether to stop after `step`. Every process must ask at every step."""
+    def should_stop(self, step: int) -> bool:
+        """Whether to stop after `step`. Every process must ask at every step."""
         return self._received if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
-    def close(self):
-        """Puts back the former signal handlers."""
+    def close(self) -> None:
+        """Restores the former signal handlers."""
         if self._alone:
             for number, handler in self._former.items():
                 signal.signal(number, handler)

@@ -1,19 +1,23 @@
 """The state of a training run, created sharded."""
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.model.classifier import Classifier
+from gpt1_jax.training.partitioning import Partitioner, unbox
 
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that an update reads and writes.
 
-    step: int32 [], steps taken (the position in the data); skipped: int32 [], non-finite steps in a row;
-    params, opt_state: trees; key: uint32 key data of the run's dropout, constant (each step folds its number in).
+    Attributes:
+      step: int32 [], steps taken, which is the position in the data.
+      skipped: int32 [], non-finite steps in a row.
+      params: tree of float32 arrays.
+      opt_state: of the optimizer.
+      key: uint32 key data for dropout, constant (each step folds its number in).
     """
 
     step: jax.Array
@@ -23,48 +27,54 @@ class TrainState(flax.struct.PyTreeNode):
     key: jax.Array
 
     def items(self) -> dict:
-        """The state as the separate items of a checkpoint, so that parameters can be restored alone."""
-        return {'params': self.params, 'opt_state': self.opt_state,
-                'run': {'step': self.step, 'skipped': self.skipped, 'key': self.key}}
+        """The state as separate items of a checkpoint, so that parameters can be restored alone."""
+        return {
+            'params': self.params,
+            'opt_state': self.opt_state,
+            'run': {'step': self.step, 'skipped': self.skipped, 'key': self.key},
+        }
 
     @classmethod
     def from_items(cls, items: dict) -> 'TrainState':
+        """The inverse of `items`."""
         return cls(params=items['params'], opt_state=items['opt_state'], **items['run'])
 
 
-def params_initialiser(model, head=None):
-    """key -> boxed parameters {'decoder': ..., 'head': ...}, the latter where there is a head."""
-
-    def init_params(key):
-        decoder_key, head_key = jax.random.split(key)
-        params = {'decoder': model.init(decoder_key, jnp.zeros((1, 1), jnp.int32))['params']}
-        if head is not None:
-            params['head'] = head.init(head_key, jnp.zeros((1, 1, model.width)))['params']
-        return params
-
-    return init_params
+def abstract_params(classifier: Classifier, partitioner: Partitioner) -> dict:
+    """Shapes, types and shardings of a model's parameters (ShapeDtypeStructs)."""
+    return _abstract(jax.eval_shape(classifier.init, jax.random.key(0)), partitioner)
 
 
-def abstract_tree(boxed, partitioner: Partitioner):
-    """Boxed ShapeDtypeStructs -> plain ones with shardings. Call it outside `Partitioner.activate`."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                        nn.unbox(boxed), partitioner.tree_shardings(boxed))
+def abstract_state(
+    classifier: Classifier, optimizer: optax.GradientTransformation, partitioner: Partitioner
+) -> TrainState:
+    """Shapes, types and shardings of a training state (ShapeDtypeStructs)."""
+    return _abstract(jax.eval_shape(lambda: _create(classifier, optimizer, 0)), partitioner)
 
 
-def abstract_state(init_params, optimizer: optax.GradientTransformation, partitioner: Partitioner) -> TrainState:
-    """The state's shapes, types and shardings (ShapeDtypeStructs); `init_params(key)` gives boxed parameters.
-    Call it outside `Partitioner.activate`."""
-    return abstract_tree(jax.eval_shape(lambda: _create(init_params, optimizer, 0)), partitioner)
+def _abstract(boxed, partitioner):
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        unbox(boxed),
+        partitioner.tree_shardings(boxed),
+    )
 
 
-def create_state(init_params, optimizer: optax.GradientTransformation, abstract: TrainState, seed: int) -> TrainState:
-    """A new state on the devices of `abstract`, a function of the seed whatever the mesh."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: nn.unbox(_create(init_params, optimizer, seed)), out_shardings=shardings)()
+def create_state(
+    classifier: Classifier, optimizer: optax.GradientTransformation, partitioner: Partitioner, seed: int
+) -> TrainState:
+    """A new state, sharded; it depends on the seed, not on the mesh."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(classifier, optimizer, partitioner))
+    return partitioner.jit(lambda: unbox(_create(classifier, optimizer, seed)), out_shardings=shardings)()
 
 
-def _create(init_params, optimizer, seed):
+def _create(classifier, optimizer, seed):
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
-    params = init_params(init_key)
-    return TrainState(step=jnp.zeros((), jnp.int32), skipped=jnp.zeros((), jnp.int32), params=params,
-                      opt_state=optimizer.init(params), key=jax.random.key_data(dropout_key))
+    params = classifier.init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(dropout_key),
+    )

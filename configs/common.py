@@ -1,0 +1,109 @@
+"""The keys that configs share, with their defaults."""
+
+import ml_collections
+from ml_collections import config_dict
+
+from gpt1_jax.config import check_choice
+from gpt1_jax.model.sizes import SIZES
+
+
+def model_defaults() -> ml_collections.ConfigDict:
+    """Settings of training and computation, for models of any kind and size."""
+    return ml_collections.ConfigDict(
+        dict(
+            dropout=0.1,  # of embeddings (section 4.1)
+            attention_dropout=0.1,  # of attention probabilities
+            residual_dropout=0.1,  # of the output of each sub-layer
+            embedding_dropout='table',  # what `dropout` drops from: table (the release) or sum (the Hugging Face port)
+            softmax_rows='all',  # rows that compete in training: all (the release) or tokens (without positions)
+            init_std=0.02,  # standard deviation of initial values
+            scan=True,  # compile one layer and loop (compiles fast), or every layer (runs fast)
+            remat=False,  # recompute activations in the backward pass to save memory
+            dtype='auto',  # of computation: float32, bfloat16, or auto (float32 on a CPU, bfloat16 elsewhere)
+        )
+    )
+
+
+def model_size(size: str) -> ml_collections.ConfigDict:
+    """`model_defaults` with the architecture of SIZES[size]."""
+    check_choice('size', size, SIZES)
+    named = SIZES[size]
+    model = model_defaults()
+    model.update(
+        kind=named.kind,  # of model, see gpt1_jax/model/architecture.py
+        **named.sizes,
+        init_std=round(0.02 * (768 / named.sizes['width']) ** 0.5, 3),
+        scan=size == 'gpt1',  # unrolled layers run a fifth faster on a CPU, and a few of them compile fast
+    )
+    return model
+
+
+def optimizer_defaults(**values) -> ml_collections.ConfigDict:
+    """Adam of the release. values: `schedule`, `learning_rate` and any keys with other values."""
+    return ml_collections.ConfigDict(
+        dict(
+            warmup_steps=0,  # steps in which the rate grows from 0, or
+            warmup_fraction=0.0,  # the same as a fraction of all steps
+            b1=0.9,  # decay of the first moment
+            b2=0.999,  # decay of the second
+            eps=1e-8,  # added to the root of the second
+            weight_decay=0.01,  # of tables and kernels
+            max_grad_norm=1.0,  # gradients are clipped to this norm; 0: no clipping
+            accumulation=1,  # micro-batches per batch
+            max_skipped=5,  # non-finite steps in a row that end the run
+        )
+        | values
+    )
+
+
+def data_defaults(**values) -> ml_collections.ConfigDict:
+    """How a corpus becomes shards. values: any keys with other values."""
+    return ml_collections.ConfigDict(
+        dict(
+            source='',  # URI of the text
+            output='',  # folder of the shards; empty: WORKDIR/shards
+            vocab_size=40000,  # pieces of the vocabulary to train
+            tokenizer='',  # folder of a vocabulary to use instead
+            tokenizer_sample_mb=64,  # megabytes of text to train the vocabulary on
+            held_out=0.01,  # fraction of the documents
+            tokens_per_shard=2**26,  # in one file
+            workers=0,  # processes; 0: one per core
+        )
+        | values
+    )
+
+
+def run_defaults(**log) -> dict:
+    """The sub-dicts `mesh`, `checkpoint` and `log` of a training run. log: more keys of `log`."""
+    return dict(
+        mesh=mesh_defaults(),
+        checkpoint=ml_collections.ConfigDict(
+            dict(
+                every=2000,  # steps between saves, in addition to one at every evaluation; 0: only those
+                keep_latest=2,  # newest checkpoints to keep
+                keep_best=1,  # best checkpoints to keep
+            )
+        ),
+        log=ml_collections.ConfigDict(
+            dict(
+                every=50,  # steps between lines of metrics
+                wandb=False,  # log to Weights & Biases too
+            )
+            | log
+        ),
+    )
+
+
+def mesh_defaults() -> ml_collections.ConfigDict:
+    """How the devices share the work."""
+    return ml_collections.ConfigDict(
+        dict(
+            strategy='dp',  # dp, fsdp, tp or fsdp+tp
+            shape=(),  # (data, fsdp, tensor), one may be -1; empty: the strategy's default
+        )
+    )
+
+
+def optional_int() -> config_dict.FieldReference:
+    """A key that is None until it is set to an integer."""
+    return config_dict.placeholder(int)

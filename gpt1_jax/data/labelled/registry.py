@@ -1,0 +1,239 @@
+"""The labelled data sets: REGISTRY has one entry a set, SUITES groups them, `custom_dataset` makes one from a config.
+
+To add a set, add an entry to REGISTRY; where its files have another form than `fields`, add a function to adapters.py.
+"Paper" is Radford et al. (2018), "the release" the code published with it. Label orders and field names are those of
+TensorFlow Datasets; `aliases` and `columns` are those of the files that GLUE and the authors of the sets publish.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from gpt1_jax.config import check_choice
+from gpt1_jax.data.labelled import adapters
+from gpt1_jax.errors import UserError
+
+CLASS_METRICS = ('accuracy', 'matthews', 'f1')
+SCORE_METRICS = ('pearson', 'spearman')
+RULES = ('longest', 'release')
+_FIELDS_OF_KIND = {'classification': (1, 1), 'entailment': (2, 2), 'similarity': (2, 2), 'multiple_choice': (2, 3)}
+
+
+def _splits(train: str = 'train', dev: str = 'dev', test: str = 'test', **more: str) -> dict[str, str]:
+    return {'train': train, 'dev': dev, 'test': test, **more}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One labelled data set.
+
+    Attributes:
+      name: key in REGISTRY.
+      kind: 'classification', 'entailment', 'similarity' or 'multiple_choice' (paper, section 3.3).
+      fields: column names in the order of the sequence; for multiple choice: context, [question], choices.
+      labels: label names in the order of their ids (multiple choice: one a choice); None for a float target.
+      metrics: names in evaluation.metrics; the first one picks the best epoch.
+      label_field: column of the label.
+      uri: where the data come from by default.
+      splits: the source's names of 'train', 'dev', 'test', and of more splits, with keys that begin with dev_ or test_.
+        Where train and dev have the same name, 374 examples of it are held out as dev, as in the release.
+      score_range: (0., highest) for a float target; highest is a whole number.
+      rule: how long texts are cut, see encoding.encode.
+      subset_field: column that names the subset of an example, such as RACE's level, for metrics by subset; or None.
+      adapt: (where, entry) -> (where, entry)..., makes entries with the fields above of the source's; see adapters.
+      aliases: other names of columns -> the names above.
+      columns: of .tsv and .csv files that have no header line.
+      drop_unlabelled: leave out entries without a label (SNLI: the annotators did not agree) instead of refusing them.
+      drop_broken: leave out lines of a .tsv that have too few or too many cells (GLUE's QQP has some), likewise.
+      spellings: other names of the data set's folder, see loading.folder_of.
+      suites: keys of SUITES that the set is part of.
+      paper: metric -> (GPT's score, the best before it), on test sets in per cent (paper, tables 2 to 5), None if there
+        is no number; with `_SUBSET` appended for a subset, and 'mismatched_' in front for MNLI's second test set.
+      submission_names: split -> file name of predictions, without suffix; NAME_SPLIT for other splits.
+      submission_labels: the labels' words in these files, in the order of their ids; the labels themselves by default.
+      submission_suffix: 'tsv' or 'csv'.
+    """
+
+    name: str
+    kind: str
+    fields: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    label_field: str = 'label'
+    uri: str = ''
+    splits: dict[str, str] = dataclasses.field(default_factory=_splits)
+    score_range: tuple[float, float] | None = None
+    rule: str = 'longest'
+    subset_field: str | None = None
+    adapt: Callable[[str, dict], Iterator[tuple[str, dict]]] | None = None
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    drop_unlabelled: bool = False
+    drop_broken: bool = False
+    spellings: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()
+    paper: dict[str, tuple[float, float | None]] = dataclasses.field(default_factory=dict)
+    submission_names: dict[str, str] = dataclasses.field(default_factory=dict)
+    submission_labels: tuple[str, ...] | None = None
+    submission_suffix: str = 'tsv'
+
+    @property
+    def loss(self) -> str:
+        """'classification', 'multiple_choice' or 'ordinal' (soft targets over whole scores, the release)."""
+        if self.labels is None:
+            return 'ordinal'
+        return 'multiple_choice' if self.kind == 'multiple_choice' else 'classification'
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the linear layer for one sequence: 1 for multiple choice."""
+        if self.labels is None:
+            return int(self.score_range[1]) + 1
+        return 1 if self.kind == 'multiple_choice' else len(self.labels)
+
+
+_TFDS_SPLITS = _splits(dev='validation')
+_GLUE = dict(suites=('glue', 'all'), splits=_TFDS_SPLITS)
+_NUMBERS = dict(submission_labels=('0', '1'))  # GLUE wants these sets' label ids, and the other sets' label names
+_NLI_FIELDS = ('premise', 'hypothesis')
+_NLI_LABELS = ('entailment', 'neutral', 'contradiction')
+_NLI_ALIASES = {'sentence1': 'premise', 'sentence2': 'hypothesis', 'gold_label': 'label'}
+_SENTENCES = ('sentence1', 'sentence2')
+# One paragraph a set, not one line a value. A suite has its sets in this order.
+# fmt: off
+REGISTRY = {dataset.name: dataset for dataset in (
+    Dataset('cola', 'classification', ('sentence',), ('unacceptable', 'acceptable'), ('matthews', 'accuracy'),
+            uri='tfds:glue/cola', columns=('source', 'label', 'star', 'sentence'), paper={'matthews': (45.4, 35.0)},
+            submission_names={'test': 'CoLA'}, **_NUMBERS, **_GLUE),
+    Dataset('sst2', 'classification', ('sentence',), ('negative', 'positive'), ('accuracy',), uri='tfds:glue/sst2',
+            paper={'accuracy': (91.3, 93.2)}, submission_names={'test': 'SST-2'}, **_NUMBERS, **_GLUE),
+    Dataset('mrpc', 'similarity', _SENTENCES, ('not_equivalent', 'equivalent'), ('f1', 'accuracy'),
+            uri='tfds:glue/mrpc', aliases={'#1 String': 'sentence1', '#2 String': 'sentence2', 'Quality': 'label'},
+            paper={'f1': (82.3, 86.0)}, submission_names={'test': 'MRPC'}, **_NUMBERS, **_GLUE),
+    Dataset('stsb', 'similarity', _SENTENCES, None, ('pearson', 'spearman'), uri='tfds:glue/stsb',
+            score_range=(0.0, 5.0), aliases={'score': 'label'}, spellings=('stsbenchmark',),
+            paper={'pearson': (82.0, 81.0)}, submission_names={'test': 'STS-B'}, **_GLUE),
+    Dataset('qqp', 'similarity', ('question1', 'question2'), ('not_duplicate', 'duplicate'), ('f1', 'accuracy'),
+            uri='tfds:glue/qqp', aliases={'is_duplicate': 'label'}, drop_broken=True, paper={'f1': (70.3, 66.1)},
+            submission_names={'test': 'QQP'}, **_NUMBERS, **_GLUE),
+    Dataset('mnli', 'entailment', _NLI_FIELDS, _NLI_LABELS, ('accuracy',), uri='tfds:glue/mnli',
+            splits=_splits(dev='validation_matched', dev_mismatched='validation_mismatched',
+                           test='test_matched', test_mismatched='test_mismatched'),
+            aliases=_NLI_ALIASES, spellings=('multinli', 'multi_nli', 'multinli_1.0'), suites=('glue', 'all'),
+            paper={'accuracy': (82.1, 80.6), 'mismatched_accuracy': (81.4, 80.1)},
+            submission_names={'test': 'MNLI-m', 'test_mismatched': 'MNLI-mm'}),
+    Dataset('qnli', 'entailment', ('question', 'sentence'), ('entailment', 'not_entailment'), ('accuracy',),
+            uri='tfds:glue/qnli', paper={'accuracy': (88.1, 82.3)}, submission_names={'test': 'QNLI'}, **_GLUE),
+    Dataset('rte', 'entailment', _SENTENCES, ('entailment', 'not_entailment'), ('accuracy',), uri='tfds:glue/rte',
+            paper={'accuracy': (56.0, 61.7)}, submission_names={'test': 'RTE'}, **_GLUE),
+    Dataset('wnli', 'entailment', _SENTENCES, ('not_entailment', 'entailment'), ('accuracy',), uri='tfds:glue/wnli',
+            paper={'accuracy': (53.4, None)}, submission_names={'test': 'WNLI'}, **_NUMBERS, **_GLUE),
+    Dataset('snli', 'entailment', _NLI_FIELDS, _NLI_LABELS, ('accuracy',), uri='tfds:snli', splits=_TFDS_SPLITS,
+            aliases=_NLI_ALIASES, drop_unlabelled=True, spellings=('snli_1.0',), suites=('all',),
+            paper={'accuracy': (89.9, 89.3)}),
+    Dataset('scitail', 'entailment', _NLI_FIELDS, ('entails', 'neutral'), ('accuracy',), uri='tfds:sci_tail',
+            splits=_TFDS_SPLITS, aliases=_NLI_ALIASES, columns=(*_NLI_FIELDS, 'label'), spellings=('scitail_v1.1',),
+            suites=('all',), paper={'accuracy': (88.3, 83.3)}),
+    Dataset('race', 'multiple_choice', ('article', 'question', 'options'), ('A', 'B', 'C', 'D'), ('accuracy',),
+            label_field='answer', uri='tfds:race/middle,race/high', subset_field='level', adapt=adapters.race,
+            suites=('all',), submission_suffix='csv',
+            paper={'accuracy': (59.0, 53.3), 'accuracy_middle': (62.9, 60.2), 'accuracy_high': (57.4, 50.3)}),
+    Dataset('story_cloze', 'multiple_choice', ('context', 'endings'), ('1', '2'), ('accuracy',),
+            uri='tfds:story_cloze/2016', splits=_splits('validation', 'validation'), rule='release',
+            adapt=adapters.story_cloze, spellings=('story_cloze_2016', 'rocstories'), suites=('all',),
+            paper={'accuracy': (86.5, 77.6)}, submission_suffix='csv'),
+    Dataset('copa', 'multiple_choice', ('premise', 'question', 'choices'), ('choice1', 'choice2'), ('accuracy',),
+            uri='tfds:super_glue/copa', splits=_TFDS_SPLITS, adapt=adapters.copa, suites=('all',)),
+    Dataset('dpr', 'multiple_choice', ('context', 'endings'), ('0', '1'), ('accuracy',),
+            uri='tfds:definite_pronoun_resolution', splits=_splits(dev='train'), adapt=adapters.dpr,
+            spellings=('dprd', 'definite_pronoun_resolution'), suites=('all',)),
+    Dataset('docs_package', 'classification', ('passage',), ('0', '1', '2', '3'), ('accuracy',), uri='docs:'),
+    Dataset('docs_follows', 'entailment', ('first', 'second'), ('follows', 'does_not_follow'), ('accuracy',),
+            uri='docs:'),
+    Dataset('docs_same', 'similarity', ('first', 'second'), ('different', 'same'), ('accuracy', 'f1'), uri='docs:'),
+    Dataset('docs_continuation', 'multiple_choice', ('context', 'endings'), ('0', '1', '2', '3'), ('accuracy',),
+            uri='docs:'),
+)}
+# fmt: on
+# 'glue': its nine tasks. 'all': the paper's twelve sets, wnli, copa and dpr.
+SUITES = {
+    suite: tuple(name for name, dataset in REGISTRY.items() if suite in dataset.suites) for suite in ('glue', 'all')
+}
+
+
+def custom_dataset(
+    *,
+    kind: str,
+    fields: Sequence[str],
+    labels: Sequence[str] | None = None,
+    metrics: Sequence[str] = (),
+    label_field: str = 'label',
+    uri: str = '',
+    max_score: float = 0,
+) -> Dataset:
+    """The data set 'custom' of a config's values `data.*`; for labels or a score from 0 to `max_score`.
+
+    Raises:
+      UserError: a value that does not fit.
+    """
+    if kind not in _FIELDS_OF_KIND:
+        raise UserError(f'data.kind: The kind {kind!r} is unknown. Use one of {", ".join(_FIELDS_OF_KIND)}.')
+    least, most = _FIELDS_OF_KIND[kind]
+    if not least <= len(fields) <= most or len(set(fields)) < len(fields):
+        count = str(least) if least == most else f'{least} or {most}'
+        raise UserError(
+            f'data.fields: There must be {count} different fields for {kind}, not {", ".join(fields)!r}. '
+            'Name the columns of the text.'
+        )
+    if label_field in fields:
+        raise UserError(f'data.fields: The column {label_field!r} is that of the label. Leave it out.')
+    if labels is None:
+        if kind == 'multiple_choice':
+            raise UserError(
+                'data.labels: Multiple choice needs the names of the choices. Set, for example, data.labels=A,B,C,D.'
+            )
+        if max_score < 1 or max_score != int(max_score):
+            raise UserError(
+                'data.labels: There are neither labels nor a highest score. Set data.labels=first,second,'
+                '... or data.max_score, a whole number.'
+            )
+    elif max_score:
+        raise UserError('data.labels: There are labels and a max_score. Set one of them.')
+    elif len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UserError(
+            f'data.labels: There must be two or more different names, not {", ".join(labels)!r}. Name each label once.'
+        )
+    known = SCORE_METRICS if labels is None else CLASS_METRICS
+    metrics = tuple(metrics or known[:1])
+    for metric in metrics:
+        if metric not in known or (metric == 'f1' and len(labels) != 2):
+            raise UserError(
+                f'data.metrics: The metric {metric!r} does not fit the labels. Use {", ".join(known)} '
+                '(f1 only with two labels).'
+            )
+    return Dataset(
+        'custom',
+        kind,
+        tuple(fields),
+        None if labels is None else tuple(labels),
+        metrics,
+        label_field,
+        uri,
+        score_range=None if labels else (0.0, float(max_score)),
+    )
+
+
+def dataset_of(data) -> Dataset:
+    """The data set that `config.data` names: of the registry, or a custom one. Raises UserError."""
+    if data.dataset == 'custom':
+        names = lambda text: tuple(name.strip() for name in text.split(',') if name.strip())
+        return custom_dataset(
+            kind=data.kind,
+            fields=names(data.fields),
+            labels=names(data.labels) or None,
+            metrics=names(data.metrics),
+            label_field=data.label_field,
+            uri=data.source,
+            max_score=data.max_score,
+        )
+    check_choice('data.dataset', data.dataset, (*REGISTRY, 'custom'))
+    return REGISTRY[data.dataset]

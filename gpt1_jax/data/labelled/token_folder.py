@@ -1,0 +1,143 @@
+"""A labelled data set as token sequences in a folder, `tokens:/dir`: for a machine that lacks its text, or a package
+to encode it.
+
+`SPLIT.npz` holds the arrays of an `Encoded` (subsets as 'groups', their name when this form was made); `index.json`,
+written last, names the data set and the tokenizer.
+"""
+
+import hashlib
+import io
+import json
+import os
+
+import numpy as np
+from etils import epath
+
+from gpt1_jax.data.labelled.sequences import Encoded, Sequences
+from gpt1_jax.errors import UserError
+from gpt1_jax.files import make_directory, write_atomically, write_json
+
+FORMAT_VERSION = 1
+
+
+def write_tokens(
+    directory: os.PathLike | str,
+    dataset: str,
+    splits: dict[str, Encoded],
+    *,
+    fingerprint: str,
+    max_length: int,
+    rule: str,
+) -> None:
+    """Writes the splits of one data set.
+
+    Args:
+      dataset: its name in the registry.
+      fingerprint: of the tokenizer.
+      max_length, rule: what `encoding.encode` was given.
+    """
+    directory = epath.Path(directory)
+    make_directory(directory)
+    index = {
+        'format_version': FORMAT_VERSION,
+        'dataset': dataset,
+        'tokenizer_fingerprint': fingerprint,
+        'max_length': max_length,
+        'rule': rule,
+        'splits': {},
+    }
+    for split, encoded in splits.items():
+        arrays = {
+            'tokens': encoded.sequences.tokens,
+            'lengths': encoded.sequences.lengths,
+            'ids': np.array(encoded.ids),
+        }
+        arrays |= {} if encoded.labels is None else {'labels': encoded.labels}
+        arrays |= {} if encoded.subsets is None else {'groups': np.array(encoded.subsets)}
+        data = io.BytesIO()
+        np.savez_compressed(data, allow_pickle=False, **arrays)
+        write_atomically(directory / f'{split}.npz', [data.getvalue()])
+        index['splits'][split] = {
+            'sha256': hashlib.sha256(data.getvalue()).hexdigest(),
+            'examples': len(encoded.ids),
+            'cut_sequences': encoded.cut_sequences,
+            'cut_tokens': encoded.cut_tokens,
+        }
+    write_json(directory / 'index.json', index)
+
+
+def tokens_splits(directory: os.PathLike | str) -> list[str]:
+    """The names of the splits of a folder. Raises UserError as `read_tokens` does."""
+    return list(_read_index(epath.Path(directory).expanduser())['splits'])
+
+
+def read_tokens(
+    directory: os.PathLike | str, dataset: str, split: str, *, fingerprint: str, max_length: int, rule: str
+) -> Encoded:
+    """Reads one split that `write_tokens` wrote. Arguments as there; the rule may be '' for any.
+
+    Raises:
+      UserError: the split is missing or damaged, is of another data set, tokenizer or rule, or has a sequence longer
+        than max_length.
+    """
+    directory = epath.Path(directory).expanduser()
+    index = _read_index(directory)
+    again = 'make the folder again from the text.'
+    for name, wanted, given in (
+        ('data set', dataset, index['dataset']),
+        ('rule', rule, index['rule']),
+        ('tokenizer', fingerprint, index['tokenizer_fingerprint']),
+    ):
+        if wanted and wanted != given:
+            raise UserError(
+                f'{directory}: These tokens are of the {name} {given!r}, but this run needs {wanted!r}. '
+                f'Name another folder, or {again}'
+            )
+    if split not in index['splits']:
+        raise UserError(
+            f'{directory}: There is no split {split!r}, only {", ".join(index["splits"])}. Name another '
+            f'folder, or {again}'
+        )
+    entry, path = index['splits'][split], directory / f'{split}.npz'
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry['sha256']:
+            raise ValueError('its SHA-256 is not the one in index.json')
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: The file cannot be read ({error}). Copy it again.') from error
+    longest = int(arrays['lengths'].max())
+    if longest > max_length:
+        raise UserError(
+            f'{path}: The longest sequence has {longest} tokens, but this run takes {max_length}. Make the '
+            f'folder again from the text, with max_length {max_length}.'
+        )
+    ids, subsets = arrays['ids'].tolist(), arrays.get('groups')
+    return Encoded(
+        Sequences.end_to_end(arrays['tokens'], arrays['lengths']),
+        arrays.get('labels'),
+        ids,
+        entry['cut_sequences'],
+        entry['cut_tokens'],
+        None if subsets is None else subsets.tolist(),
+    )
+
+
+def _read_index(directory: epath.Path) -> dict:
+    path = directory / 'index.json'
+    try:
+        index = json.loads(path.read_text())
+        if index['format_version'] != FORMAT_VERSION:
+            raise UserError(
+                f'{path}: The format version is {index["format_version"]!r}, but this program reads '
+                f'{FORMAT_VERSION}. Make the folder again from the text.'
+            )
+        return index
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f'{directory}: There is no index.json, so this folder holds no tokens. Name the folder of one '
+            'data set that python -m benchmarks.accelerator --unpack made.'
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: The file is damaged ({error}). Copy the folder again.') from error

@@ -1,0 +1,43 @@
+"""A tokenizer from the folder that holds it."""
+
+import json
+
+from etils import epath
+
+from gpt1_jax.data.tokenizers.openai_bpe import OpenAITokenizer, load_openai
+from gpt1_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer, load_sentencepiece
+from gpt1_jax.errors import UserError
+
+Tokenizer = SentencePieceTokenizer | OpenAITokenizer
+
+
+def load_tokenizer(directory: epath.PathLike, threads: int = -1) -> Tokenizer:
+    """Loads what `save` wrote, or the release's vocabulary: its two files, or the two that Hugging Face makes of them.
+
+    Args:
+      threads: of SentencePiece, -1 for all cores.
+    Raises:
+      UserError: a file that is missing, damaged or of an unknown kind; a package that is not installed.
+    """
+    directory = epath.Path(directory).expanduser()
+    kind, fingerprint = _read_description(directory / 'tokenizer.json')
+    if kind == 'sentencepiece':
+        return load_sentencepiece(directory, fingerprint, threads)
+    if kind == 'openai':
+        return load_openai(directory, fingerprint)
+    raise UserError(
+        f'{directory}/tokenizer.json: The tokenizer is of an unknown kind, {kind!r}. Use sentencepiece or openai.'
+    )
+
+
+def _read_description(path: epath.Path) -> tuple[str, str | None]:
+    """Kind and fingerprint of a tokenizer; a folder that `save` did not write can only be the release's kind."""
+    try:
+        description = json.loads(path.read_bytes())
+        if 'model' in description:  # Hugging Face's file of the same name
+            return 'openai', None
+        return description['kind'], description['fingerprint']
+    except (FileNotFoundError, NotADirectoryError):
+        return 'openai', None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: The file is damaged. Prepare the tokenizer again.') from error

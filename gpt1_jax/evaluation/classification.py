@@ -1,0 +1,83 @@
+"""What a classifier says of every example of a split, on any mesh."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from gpt1_jax.data.labelled.packing import EvaluationBatches
+from gpt1_jax.data.labelled.registry import Dataset
+from gpt1_jax.data.labelled.sequences import Encoded
+from gpt1_jax.data.prefetch import prefetch
+from gpt1_jax.evaluation import metrics
+from gpt1_jax.model.classifier import Classifier
+from gpt1_jax.report.results import Score
+from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.program import prediction
+
+
+def make_predictor(
+    classifier: Classifier, abstract_params: dict, partitioner: Partitioner, batch_size: int
+) -> Callable:
+    """A function (params, encoded) -> logits float32 [n, classes], or scores [n, choices], in the examples' order.
+
+    Every example counts once whatever the batch and the number of devices.
+
+    Args:
+      abstract_params: shapes and shardings of the parameters, or these themselves.
+      batch_size: examples.
+    """
+    step = prediction(classifier, abstract_params, partitioner)
+    can_share = 'share_context' not in classifier.model.CANNOT
+
+    def predict(params, encoded: Encoded) -> np.ndarray:
+        batches = EvaluationBatches(
+            encoded,
+            batch_size=batch_size,
+            placement=partitioner.placement,
+            share_context=classifier.head.kind == 'multiple_choice' and can_share,
+        )
+        outputs = jax.device_get(
+            [step(params, partitioner.put_batch(batch)) for batch in prefetch(batches, 0, batches.steps)]
+        )
+        ids = np.concatenate([output['ids'].reshape(-1) for output in outputs])
+        logits = np.concatenate([output['logits'].reshape(len(output['ids'][0]), -1) for output in outputs])
+        in_order = np.empty((len(encoded.ids), logits.shape[1]), np.float32)
+        in_order[ids[ids >= 0]] = logits[ids >= 0]
+        return in_order
+
+    return predict
+
+
+def score_split(dataset: Dataset, loss_kind: str, split: str, encoded: Encoded, logits: np.ndarray) -> list[Score]:
+    """The metrics of the data set on a labelled split: first those of all examples, in the data set's order, then those
+    of each subset.
+
+    Args:
+      loss_kind: see metrics.predictions.
+      encoded: has labels.
+      logits: [n, classes], of a predictor.
+    """
+    scores = metrics.score(dataset.metrics, loss_kind, encoded.labels, logits, encoded.subsets)
+    return [Score(dataset.name, split, metric, value, examples, subset) for metric, subset, value, examples in scores]
+
+
+def flat_metrics(scores: list[Score]) -> dict[str, float]:
+    """Flat names of the scores of one split: {'dev_score': the first, 'dev_accuracy', 'dev_accuracy_middle', ...}."""
+    return {f'{scores[0].split}_score': scores[0].value} | {_flat_name(score): score.value for score in scores}
+
+
+def named_scores(dataset: Dataset, split: str, encoded: Encoded, values: dict[str, float]) -> list[Score]:
+    """The scores of a split from their values under flat names, the inverse of `flat_metrics`."""
+    scores = []
+    for subset in ('', *sorted({*(encoded.subsets or ())} - {''})):
+        examples = encoded.subsets.count(subset) if subset else len(encoded.ids)
+        for metric in dataset.metrics:
+            score = Score(dataset.name, split, metric, 0.0, examples, subset)
+            scores.append(dataclasses.replace(score, value=values[_flat_name(score)]))
+    return scores
+
+
+def _flat_name(score):
+    return '_'.join(filter(None, (score.split, score.metric, score.subset)))

@@ -1,0 +1,76 @@
+"""The kinds of models, and how one is built from a config. Sizes by name are in sizes.py.
+
+A kind is a linen module with the attributes `vocab_size`, `n_special`, `n_positions`, `width`, `layers` and `dtype`. It
+is called like `Decoder.__call__` (without `cache` if it cannot generate), and its class has
+
+  SIZES: names of the attributes that fix its parameters' shapes, including `n_positions`, `width` and `layers`.
+  CANNOT: those of ABILITIES that it lacks.
+  check_sizes(sizes): raises ValueError for sizes that do not fit together.
+  flops_per_token(): of training, forward and backward pass.
+  transfer(fresh, source, source_special, n_layers): see `Decoder.transfer`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gpt1_jax.config import check_choice
+from gpt1_jax.errors import UserError
+from gpt1_jax.model.transformer import Decoder
+
+DEFAULT_KIND = 'transformer'
+KINDS = {DEFAULT_KIND: Decoder}
+ABILITIES = {
+    'share_context': 'read the shared context of several choices once',
+    'generate': 'generate text',
+    'convert': 'be written in the form of another program',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Kind (key of KINDS) and sizes (one for each of its SIZES) of a model; with its vocabulary they fix the shapes of
+    its parameters."""
+
+    kind: str
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> 'Architecture':
+        kind = next(kind for kind, made in KINDS.items() if type(model) is made)
+        return cls(kind, {name: getattr(model, name) for name in model.SIZES})
+
+    def require(self, ability: str, init_from: str) -> None:
+        """Raises UserError if models of this kind lack one of ABILITIES."""
+        if ability in KINDS[self.kind].CANNOT:
+            able = ', '.join(kind for kind, made in KINDS.items() if ability not in made.CANNOT)
+            raise UserError(
+                f'{init_from}: A model of kind {self.kind!r} cannot {ABILITIES[ability]}. Use a model of kind {able}.'
+            )
+
+
+def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str) -> nn.Module:
+    """The model that `config.model` describes.
+
+    Args:
+      model_config: `kind`, its sizes, and settings of the computation; keys that the kind does not know are ignored.
+      n_special: special rows in its table.
+      platform: of the devices that it runs on; a `dtype` of 'auto' is float32 on 'cpu' and bfloat16 elsewhere.
+
+    Raises UserError for an unknown kind, or sizes that do not fit together.
+    """
+    kind = model_config.get('kind', DEFAULT_KIND)
+    check_choice('model.kind', kind, KINDS)
+    made = KINDS[kind]
+    names = {field.name for field in dataclasses.fields(made)}
+    values = {name: value for name, value in model_config.items() if name in names}
+    try:
+        made.check_sizes(values)
+    except ValueError as error:
+        raise UserError(f'model: The sizes do not fit together ({error}). Change one of them.') from error
+    dtype = values.pop('dtype', 'auto')
+    if dtype == 'auto':
+        dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+    return made(vocab_size=vocab_size, n_special=n_special, dtype=jnp.dtype(dtype), **values)

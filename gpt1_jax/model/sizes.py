@@ -1,0 +1,27 @@
+"""Model sizes by name. Imports no JAX, because configs are also read where JAX is not needed."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """An architecture, see architecture.py, and the size of the vocabulary to train for it."""
+
+    kind: str
+    sizes: dict[str, int]
+    vocab_size: int
+
+
+def _transformer(layers: int, width: int, heads: int, mlp_width: int, n_positions: int, vocab_size: int) -> Size:
+    return Size(
+        'transformer',
+        dict(layers=layers, width=width, heads=heads, mlp_width=mlp_width, n_positions=n_positions),
+        vocab_size,
+    )
+
+
+SIZES = {
+    'tiny': _transformer(4, 128, 4, 512, 128, 4000),
+    'small': _transformer(6, 256, 4, 1024, 256, 8000),
+    'gpt1': _transformer(12, 768, 12, 3072, 512, 40000),  # Radford et al. 2018, section 4.1
+}

@@ -1,0 +1,63 @@
+"""Worker processes that start quickly, stay small, and end with their parent."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing.context
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator
+
+from gpt1_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def process_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A pool of processes that import only what their functions need; 0 workers: all cores.
+
+    Raises UserError if a worker is killed.
+    """
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers or cores(), mp_context=_LightContext(), initializer=_start_worker
+    )
+    try:
+        yield pool
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            'data.workers: A worker process was killed, probably for lack of memory. Use fewer workers.'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+class _LightProcess(multiprocessing.context.SpawnProcess):
+    """A spawned process that does not import the parent's main module, nor what that imports."""
+
+    def start(self) -> None:
+        main = sys.modules['__main__']
+        sys.modules['__main__'] = types.ModuleType('__main__')
+        try:
+            super().start()
+        finally:
+            sys.modules['__main__'] = main
+
+
+class _LightContext(multiprocessing.context.SpawnContext):
+    Process = _LightProcess
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,0 +1,137 @@
+"""The one record of a result: every task writes it to WORKDIR/results.json, and the report reads nothing else."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import gpt1_jax
+from gpt1_jax.config import as_json
+from gpt1_jax.files import make_directory, read_json, write_json
+from gpt1_jax.training.partitioning import is_writer
+
+FORMAT_VERSION = 1
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One number: a metric of a model on a split.
+
+    Attributes:
+      dataset: a labelled set's name, or the URI of a text.
+      split: 'train', 'dev', 'test', ...; 'valid' for the held-out part of a corpus, 'text' for all of one.
+      metric: its name; value: in its own unit (0 to 1 for an accuracy, nats a token for 'loss').
+      examples: how many it is over: labelled examples, or tokens.
+      subset: the part of the split, such as RACE's 'middle'; '' for all of it.
+      checkpoint: 'best' or 'last' of a run that trains, '' otherwise. step: of that checkpoint.
+      variant, seed: which run of a sweep it is from.
+    """
+
+    dataset: str
+    split: str
+    metric: str
+    value: float
+    examples: int
+    subset: str = ''
+    checkpoint: str = ''
+    step: int | None = None
+    variant: str = ''
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Result:
+    """What a task found.
+
+    Attributes:
+      task: its name.
+      scores: see Score.
+      facts: name -> any other number or text that the task tells, as JSON types.
+      model: {'kind', 'sizes', 'parameters', 'tokens_seen'}; None for a task without a model. tokens_seen: of
+        pre-training; None where unknown.
+      config: of the run, as JSON types.
+      seconds: that the process which ended the run spent on it.
+    """
+
+    task: str
+    scores: list[Score]
+    facts: dict
+    model: dict | None
+    config: dict
+    seconds: float
+
+    def select(self, **wanted) -> Iterator[Score]:
+        """The scores whose attributes have these values."""
+        return (score for score in self.scores if all(getattr(score, name) == v for name, v in wanted.items()))
+
+    def value(self, **wanted) -> float:
+        """The value of the only score that `select` gives. Raises ValueError if there is not exactly one."""
+        (score,) = self.select(**wanted)
+        return score.value
+
+    def write(self, workdir: epath.Path) -> None:
+        """Writes WORKDIR/results.json, in one process. Raises UserError where that is impossible."""
+        device = None
+        if self.model is not None:  # a task without one leaves the devices alone: another program may hold them
+            if not is_writer():
+                return
+            first = jax.devices()[0]
+            device = {
+                'kind': first.device_kind,
+                'platform': first.platform,
+                'count': jax.device_count(),
+                'processes': jax.process_count(),
+            }
+        make_directory(workdir)
+        write_json(
+            workdir / 'results.json',
+            {
+                'format_version': FORMAT_VERSION,
+                **dataclasses.asdict(self),
+                'config_fingerprint': fingerprint(self.config),
+                'versions': {'gpt1_jax': gpt1_jax.__version__} | {name: metadata.version(name) for name in _PACKAGES},
+                'device': device,
+            },
+        )
+
+
+def record(
+    config: ConfigDict,
+    workdir: epath.Path,
+    started: float,
+    *,
+    scores: Sequence[Score] = (),
+    facts: dict | None = None,
+    model: dict | None = None,
+) -> Result:
+    """Makes the result of a task that began at `started` (time.monotonic()), writes it and returns it."""
+    result = Result(config.task, list(scores), facts or {}, model, as_json(config), time.monotonic() - started)
+    result.write(workdir)
+    return result
+
+
+def read(workdir: epath.Path) -> Result | None:
+    """The record of a finished run; None where there is none, or one of a version before 0.2.
+
+    Raises UserError where results.json is no JSON.
+    """
+    path = workdir / 'results.json'
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    if stored.get('format_version') != FORMAT_VERSION:
+        return None
+    fields = {field.name: stored[field.name] for field in dataclasses.fields(Result)}
+    return Result(**fields | {'scores': [Score(**score) for score in stored['scores']]})
+
+
+def fingerprint(config: dict) -> str:
+    """16 hex characters of a config as JSON types."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]

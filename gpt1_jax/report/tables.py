@@ -1,0 +1,27 @@
+"""Tables for a terminal: the one printer of all tasks."""
+
+from collections.abc import Iterable, Sequence
+
+
+def format_table(columns: Sequence[tuple[str, int, str]], entries: Iterable[Sequence]) -> str:
+    """A header line, then one line an entry.
+
+    Args:
+      columns: (heading, width, format) each. The format is that of a number, as '.3f', which stands on the right; ''
+        for text, on the left. A column with a longer cell is as wide as that cell and one space.
+      entries: one value a column each; None leaves the cell empty.
+    """
+    headings, least, formats = zip(*columns, strict=True)
+    cells = [
+        headings,
+        *(
+            ['' if value is None else format(value, spec) for value, spec in zip(entry, formats, strict=True)]
+            for entry in entries
+        ),
+    ]
+    longest = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [
+        f'{">" if spec else "<"}{max(width, length + 1)}'
+        for spec, width, length in zip(formats, least, longest, strict=True)
+    ]
+    return '\n'.join(''.join(map(format, line, aligned)) for line in cells)

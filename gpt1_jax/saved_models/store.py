@@ -1,0 +1,177 @@
+"""Models on disk: the workdir of a run, the release's files, a Hugging Face folder."""
+
+import functools
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+from etils import epath
+
+from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
+from gpt1_jax.errors import UserError
+from gpt1_jax.files import is_local, read_json, write_json
+from gpt1_jax.model import architecture
+from gpt1_jax.model.architecture import Architecture
+from gpt1_jax.model.classifier import Classifier, ClassifierHead
+from gpt1_jax.saved_models import huggingface, openai
+from gpt1_jax.saved_models.parameters import SavedModel
+from gpt1_jax.training.checkpoint import Checkpointer
+from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.training.state import abstract_params
+
+FORMAT_VERSION = 2
+_FOREIGN = {'openai': openai.open_folder, 'hf': huggingface.open_folder}
+
+
+def describe_run(
+    workdir: epath.Path,
+    classifier: Classifier,
+    tokenizer: Tokenizer,
+    *,
+    best_metric: str | None = None,
+    best_mode: str = 'min',
+    tokens_before: int | None = None,
+    tokens_per_step: int = 0,
+) -> None:
+    """Writes workdir/model.json and workdir/tokenizer: with a checkpoint, all that `open_model` needs.
+
+    Args:
+      best_metric: ranks the checkpoints, with `best_mode`, see Checkpointer.
+      tokens_before: that the model was pre-trained on before this run; None if unknown.
+      tokens_per_step: that each step adds.
+    """
+    if not is_writer():
+        return
+    tokenizer.save(workdir / 'tokenizer')
+    model, head, made = classifier.model, classifier.head, Architecture.of(classifier.model)
+    write_json(
+        workdir / 'model.json',
+        {
+            'format_version': FORMAT_VERSION,
+            'kind': made.kind,
+            'architecture': made.sizes,
+            'vocab_size': model.vocab_size,
+            'n_special': model.n_special,
+            'head': head and {'kind': head.kind, 'classes': head.classes},
+            'best_metric': best_metric,
+            'best_mode': best_mode,
+            'tokens_before': tokens_before,
+            'tokens_per_step': tokens_per_step,
+        },
+    )
+
+
+def split_uri(uri: str) -> tuple[str, epath.Path]:
+    """'openai:DIR' or 'hf:DIR' -> scheme and folder, which must be local; anything else is a workdir, scheme ''."""
+    scheme, _, folder = uri.partition(':')
+    if scheme not in _FOREIGN:
+        return '', epath.Path(uri).expanduser()
+    if not is_local(folder):
+        raise UserError(f'{uri}: The folder is not on this machine. Copy it here first.')
+    return scheme, epath.Path(folder).expanduser()
+
+
+def open_model(init_from: str) -> SavedModel:
+    """Opens the workdir of a pre-training or fine-tuning run, 'openai:DIR' (the release's folder `model/`) or 'hf:DIR'.
+
+    Raises UserError if it is none of these, or damaged; a missing checkpoint is noticed when it is read.
+    """
+    scheme, directory = split_uri(init_from)
+    if scheme:
+        return _FOREIGN[scheme](directory)
+    if not (directory / 'model.json').exists():
+        raise UserError(
+            f'{init_from}: This is not the workdir of a training run, because it has no model.json. Name '
+            'the --workdir of a run, or openai:DIR or hf:DIR for the files of other programs.'
+        )
+    stored = _read_description(directory / 'model.json')
+    return SavedModel(
+        directory,
+        Architecture(stored['kind'], stored['architecture']),
+        stored['vocab_size'],
+        stored['n_special'],
+        stored['head'],
+        load_tokenizer(directory / 'tokenizer'),
+        functools.partial(_read_checkpoint, directory, stored),
+        functools.partial(_tokens_seen, directory, stored),
+    )
+
+
+def load_model(saved: SavedModel, model_config: Mapping, partitioner: Partitioner) -> tuple[Classifier, dict]:
+    """The saved model with its head, if any, and its parameters, for evaluation and generation.
+
+    model_config: settings of the computation, a run's `config.model`; its kind and sizes are ignored.
+    """
+    model_config = {**model_config, 'kind': saved.architecture.kind, **saved.architecture.sizes}
+    model = architecture.build(model_config, saved.vocab_size, saved.n_special, partitioner.platform)
+    classifier = Classifier(model, saved.head)
+    return classifier, saved.read(abstract_params(classifier, partitioner))
+
+
+def summary(model: nn.Module, params: dict, tokens_seen: int | None) -> dict:
+    """`model` of a result record. params: the parameters, or their shapes."""
+    made = Architecture.of(model)
+    return {
+        'kind': made.kind,
+        'sizes': dict(made.sizes),
+        'tokens_seen': tokens_seen,
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+
+
+def _read_description(path: epath.Path) -> dict:
+    stored = read_json(path)
+    try:
+        version = stored.get('format_version', 1)
+        if version == 1:
+            metric, mode = ('valid_loss', 'min') if stored['head'] is None else ('dev_score', 'max')
+            stored |= {
+                'kind': architecture.DEFAULT_KIND,
+                'best_metric': metric,
+                'best_mode': mode,
+                'tokens_before': None,
+                'tokens_per_step': 0,
+            }
+        elif version != FORMAT_VERSION:
+            raise UserError(
+                f'{path}: The file has format version {version!r}, but this program reads 1 and '
+                f'{FORMAT_VERSION}. Use a newer version of the program.'
+            )
+        made = architecture.KINDS.get(stored['kind'])
+        if made is None:
+            raise UserError(
+                f'{path}: There is no kind of model {stored["kind"]!r}, only '
+                f'{", ".join(architecture.KINDS)}. Use the program that wrote it.'
+            )
+        for name in made.SIZES:
+            stored['architecture'][name]
+        for name in ('vocab_size', 'n_special', 'best_metric', 'best_mode', 'tokens_before', 'tokens_per_step'):
+            stored[name]
+        stored['head'] = stored['head'] and ClassifierHead(**stored['head'])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path}: The file is damaged ({error}). Restore a copy, or name another run.') from error
+    return stored
+
+
+def _checkpointer(directory, stored):
+    return Checkpointer(directory / 'checkpoints', best_metric=stored['best_metric'], best_mode=stored['best_mode'])
+
+
+def _read_checkpoint(directory, stored, abstract):
+    """The run's best parameters, or its latest if none is ranked."""
+    checkpointer = _checkpointer(directory, stored)
+    best = checkpointer.best_step()
+    if best is not None:
+        return checkpointer.restore(best, {'params': abstract})[1]['params']
+    restored = checkpointer.restore_latest({'params': abstract})
+    if restored is None:
+        raise UserError(f'{directory}: There is no checkpoint yet. Let its run save one first.')
+    return restored[1]['params']
+
+
+def _tokens_seen(directory, stored):
+    if stored['tokens_before'] is None:
+        return None
+    checkpointer = _checkpointer(directory, stored)
+    step = checkpointer.best_step() or next(reversed(checkpointer.steps()), 0)
+    return stored['tokens_before'] + step * stored['tokens_per_step']

@@ -1,0 +1,220 @@
+"""Data sets x variants x seeds in one resumable command; one table beside the paper's (Radford et al. 2018)."""
+
+import dataclasses
+import statistics
+import time
+
+from absl import logging
+
+from gpt1_jax.config import as_json, cache_compiled_steps, check_choice, open_workdir
+from gpt1_jax.data.labelled.loading import available_splits, folder_of, load_examples
+from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation import paper
+from gpt1_jax.files import make_directory
+from gpt1_jax.report.results import Result, Score
+from gpt1_jax.report.tables import format_table
+from gpt1_jax.tasks import finetune
+from gpt1_jax.training.partitioning import is_writer
+
+
+def run(config, workdir) -> Result:
+    """Fine-tunes on each of `config.datasets`, in each of `config.variants`, with `config.seeds` seeds; prints a table.
+
+    WORKDIR/NAME[/VARIANT]/seedN are the runs, WORKDIR/predictions the predictions of each set's run with the best dev
+    score, WORKDIR/table.txt is the table. A set whose data cannot be used is left out and named. See `fine_tune_all`.
+    """
+    started = time.monotonic()
+    open_workdir(config, workdir, write=is_writer())
+    cache_compiled_steps(workdir / 'compiled')  # the runs of one set and variant compile the same steps
+    result = fine_tune_all(config, workdir)
+    result.seconds = time.monotonic() - started
+    result.write(workdir)
+    if is_writer():
+        text = format_scores(result)
+        (workdir / 'table.txt').write_text(text + '\n')
+        print(f'\n{text}')
+    return result
+
+
+def fine_tune_all(config, workdir) -> Result:
+    """The runs of a sweep, without a table or a results.json of their own.
+
+    Returns:
+      The scores of all runs; facts `train_examples`, data set -> variant -> number, `glue_average`, variant -> average
+      of the medians, where all nine tasks are there, `left_out`, data set -> why.
+
+    Raises:
+      UserError: no data set can be used, or a variant does not fit the config; before anything is trained.
+    """
+    if config.seeds < 1:
+        raise UserError(f'seeds: {config.seeds} seeds are too few. Set --config.seeds to at least 1.')
+    uris, left_out = _uris(config)
+    for name, reason in left_out.items():
+        logging.warning('%s is left out: %s', name, reason)
+    if not uris:
+        reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
+        raise UserError(
+            f'datasets: None of them can be used ({reasons}). Set --config.data.source to the folder that holds them.'
+        )
+    configs = {
+        (name, variant, seed): _run_config(config, name, uri, variant, seed)  # all, before one is trained
+        for name, uri in uris.items()
+        for variant in config.variants or ['']
+        for seed in range(config.seeds)
+    }
+    runs = {}
+    for (name, variant, seed), run_config in configs.items():
+        path = workdir / name / variant / f'seed{seed}'
+        logging.info('fine-tuning in %s', path)
+        runs[name, variant, path] = finetune.run(run_config, path)
+    if is_writer():
+        _copy_predictions(runs, workdir)
+    scores, examples = [], {name: {} for name in uris}
+    for (name, variant, _), result in runs.items():
+        scores += [dataclasses.replace(score, variant=variant) for score in result.scores]
+        examples[name][variant] = result.facts['train_examples']
+    first, *others = (result.model for result in runs.values())
+    return Result(
+        task=config.task,
+        scores=scores,
+        model=first if all(model == first for model in others) else None,
+        facts={'train_examples': examples, 'glue_average': _glue_averages(scores), 'left_out': left_out},
+        config=as_json(config),
+        seconds=0.0,
+    )
+
+
+def _uris(config):
+    """(data set -> its source URI, data set -> why it cannot be used): found out before anything is trained."""
+    uris, left_out = {}, {}
+    for name in config.datasets:
+        check_choice('datasets', name, REGISTRY)
+        dataset, uri = REGISTRY[name], config.data.source
+        scheme, _, path = uri.partition(':')
+        if scheme in ('files', 'tokens'):
+            folder = folder_of(dataset, path)
+            if folder is None:
+                left_out[name] = f'{path} has no folder for it'
+                continue
+            uri = f'{scheme}:{folder}'
+        if scheme == 'tokens':  # checked when they are read, which is soon
+            uris[name] = uri
+            continue
+        try:
+            for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri))):
+                examples = load_examples(dataset, uri, split)
+                if split in ('train', 'dev') and examples.labels is None:
+                    raise UserError(f'its {split} split has no labels')
+                if split == 'train' and len(examples) < config.data.batch_size:
+                    raise UserError(
+                        f'its {len(examples)} training examples are fewer than data.batch_size={config.data.batch_size}'
+                    )
+            uris[name] = uri
+        except UserError as error:
+            left_out[name] = str(error)
+    return uris, left_out
+
+
+def _run_config(config, name, uri, variant, seed):
+    """The config of one run, equal to one that `finetune` alone would be given."""
+    overrides, run_config = config.variants.get(variant, {}), config.copy_and_resolve_references()
+    with run_config.unlocked():
+        del run_config.datasets, run_config.seeds, run_config.variants
+    run_config.update(task='finetune', seed=config.seed + seed)
+    run_config.data.update(dataset=name, source=uri)
+    run_config.lock()  # no new keys
+    try:
+        run_config.update(overrides)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f'variants.{variant}: {overrides.to_dict()} does not fit the config of a run. Use its keys, '
+            'with values of the same types.'
+        ) from None
+    return run_config
+
+
+def _copy_predictions(runs, workdir):
+    """Those of each data set's run with the best dev score, the first of equal ones."""
+    for name in dict.fromkeys(name for name, _, _ in runs):
+        dev = {
+            path: result.value(split='dev', subset='', metric=REGISTRY[name].metrics[0], checkpoint='best')
+            for (dataset, _, path), result in runs.items()
+            if dataset == name
+        }
+        for source in (max(dev, key=dev.get) / 'predictions').glob('*'):
+            make_directory(workdir / 'predictions')
+            source.copy(workdir / 'predictions' / source.name, overwrite=True)
+
+
+def _glue_averages(scores):
+    """Variant -> GLUE's average of the medians, where all of its tasks are there."""
+    medians = {}
+    for (name, variant, _, subset, _), of in summary(scores).items():
+        if not subset:
+            medians.setdefault(variant, {}).setdefault(name, []).append(of['median'])
+    averages = {variant: paper.glue_average(of) for variant, of in medians.items()}
+    return {variant: average for variant, average in averages.items() if average is not None}
+
+
+def summary(scores: list[Score]) -> dict[tuple[str, str, str, str, str], dict]:
+    """The dev scores of all seeds: (dataset, variant, split, subset, metric) -> {'median', 'best', 'worst', 'last',
+    'runs'}, each run's at its best checkpoint, 'last' the median at the last one or None.
+    """
+    values = {}
+    for score in scores:
+        if score.split.startswith('dev'):
+            key = (score.dataset, score.variant, score.split, score.subset, score.metric)
+            values.setdefault(key, {'best': [], 'last': []})[score.checkpoint].append(score.value)
+    return {
+        key: {
+            'median': statistics.median(of['best']),
+            'best': max(of['best']),
+            'worst': min(of['best']),
+            'last': statistics.median(of['last']) if of['last'] else None,
+            'runs': len(of['best']),
+        }
+        for key, of in values.items()
+    }
+
+
+def format_scores(result: Result) -> str:
+    """The table of a sweep, scores in per cent."""
+    percent = lambda value: None if value is None else 100 * value
+    entries = []
+    for (name, variant, split, subset, metric), of in summary(result.scores).items():
+        label = '_'.join(filter(None, (split.removeprefix('dev').strip('_'), metric, subset)))
+        entries.append(
+            (
+                name,
+                variant,
+                label,
+                result.facts['train_examples'][name][variant],
+                of['runs'],
+                *(percent(of[key]) for key in ('median', 'best', 'worst', 'last')),
+                *REGISTRY[name].paper.get(label, (None, None)),
+            )
+        )
+    for variant, average in result.facts['glue_average'].items():
+        entries.append(
+            ('GLUE', variant, 'average', None, None, percent(average), None, None, None, *paper.GLUE_AVERAGE)
+        )
+    columns = [
+        ('data set', 13, ''),
+        ('variant', 13, ''),
+        ('metric', 21, ''),
+        ('rows', 7, 'd'),
+        ('runs', 5, 'd'),
+        *((name, 8, '.1f') for name in ('median', 'best', 'worst', 'median', 'GPT', 'before')),
+    ]
+    if not any(entry[1] for entry in entries):
+        columns, entries = columns[:1] + columns[2:], [entry[:1] + entry[2:] for entry in entries]
+    table = format_table(columns, entries)
+    above = f'{"dev, best epoch":^32}{"last":>8}{"paper, test":>20}'
+    return '\n'.join(
+        [
+            f'{above:>{table.index(chr(10)) + 2}}',
+            table,
+            *(f'{name}: left out: {reason}' for name, reason in result.facts['left_out'].items()),
+        ]
+    )

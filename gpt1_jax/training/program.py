@@ -1,0 +1,165 @@
+"""A run's model, steps and shapes from its config alone, without data, weights or an accelerator.
+
+Training, evaluation and benchmarks get what they compute from here; it can also be compiled for absent devices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.model import architecture
+from gpt1_jax.model.classifier import Classifier, ClassifierHead
+from gpt1_jax.training import steps
+from gpt1_jax.training.optimizer import make_optimizer
+from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.state import TrainState, abstract_state, create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The computations of a training run.
+
+    Attributes:
+      classifier: the model, with a head in fine-tuning.
+      abstract: shapes, types and shardings of the state.
+      loss_fn: (params, micro-batch, key) -> (loss, metrics), not jitted.
+      train_step: (state, batch) -> (state, metrics), jitted; the state is donated.
+    """
+
+    classifier: Classifier
+    partitioner: Partitioner
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    loss_fn: Callable
+    train_step: Callable
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    def create_state(self, seed: int) -> TrainState:
+        """A new state on the devices."""
+        return create_state(self.classifier, self.optimizer, self.partitioner, seed)
+
+
+def pretraining(config: ConfigDict, vocab_size: int, total_steps: int, partitioner: Partitioner) -> Program:
+    """The program of a pre-training config, of which it reads `model` and `optimizer`."""
+    model = architecture.build(config.model, vocab_size, 0, partitioner.platform)
+    classifier = Classifier(model)
+    return _program(config, classifier, steps.pretrain_loss_fn(classifier), total_steps, partitioner)
+
+
+def finetuning(
+    config: ConfigDict,
+    base: architecture.Architecture,
+    vocab_size: int,
+    head: ClassifierHead,
+    loss_kind: str,
+    total_steps: int,
+    partitioner: Partitioner,
+) -> Program:
+    """The program of a fine-tuning config, of which it reads `model`, `optimizer` and `lm_coefficient`.
+
+    Args:
+      base: the architecture of the model to fine-tune.
+      loss_kind: key of losses.TASK_LOSSES.
+    """
+    model_config = {**config.model, 'kind': base.kind, **base.sizes}
+    classifier = Classifier(architecture.build(model_config, vocab_size, N_SPECIAL, partitioner.platform), head)
+    loss_fn = steps.finetune_loss_fn(classifier, loss_kind, config.lm_coefficient)
+    return _program(config, classifier, loss_fn, total_steps, partitioner)
+
+
+def _program(config, classifier, loss_fn, total_steps, partitioner):
+    optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
+    abstract = abstract_state(classifier, optimizer, partitioner)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    train_step = partitioner.jit(
+        steps.train_step(loss_fn, optimizer, learning_rate),
+        in_shardings=(shardings, partitioner.batch_sharding()),
+        out_shardings=(shardings, partitioner.sharding()),
+        donate_argnums=0,
+    )
+    return Program(classifier, partitioner, optimizer, abstract, loss_fn, train_step)
+
+
+def text_evaluation(classifier: Classifier, abstract_params: dict, partitioner: Partitioner) -> Callable:
+    """`steps.nll_step`, jitted. abstract_params: the parameters, or their shapes and shardings."""
+    return _evaluation(steps.nll_step(classifier), abstract_params, partitioner)
+
+
+def prediction(classifier: Classifier, abstract_params: dict, partitioner: Partitioner) -> Callable:
+    """`steps.predict_step`, jitted. abstract_params: the parameters, or their shapes and shardings."""
+    return _evaluation(steps.predict_step(classifier), abstract_params, partitioner)
+
+
+def _evaluation(step, abstract_params, partitioner):
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
+    return partitioner.jit(
+        step, in_shardings=(shardings, partitioner.batch_sharding()), out_shardings=partitioner.sharding()
+    )
+
+
+def pretraining_batch(
+    config: ConfigDict, model: nn.Module, partitioner: Partitioner
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of the batches that `PretrainingBatches` makes."""
+    micro_batches, shards = config.optimizer.accumulation, partitioner.placement.shards
+    rows = config.data.batch_size // (micro_batches * shards)
+    shape, dtype = (micro_batches, shards, rows), np.uint16 if model.vocab_size <= 2**16 else np.uint32
+    return _placed(
+        {'tokens': ((*shape, model.n_positions + 1), dtype), 'weights': ((*shape, model.n_positions), np.float32)},
+        partitioner,
+    )
+
+
+def finetuning_batch(
+    partitioner: Partitioner,
+    rows: int,
+    length: int,
+    examples: int,
+    *,
+    sequences: int = 1,
+    micro_batches: int = 1,
+    share_context: bool = False,
+    label_dtype: type = np.int32,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of the packed batches that `FinetuningBatches` makes.
+
+    Args:
+      rows: R, of a shard.
+      length: T, tokens in a row.
+      examples: b, most examples in a shard.
+      sequences: S, of an example.
+      label_dtype: float32 for scores.
+    """
+    shards = micro_batches, partitioner.placement.shards
+    tokens, places = (*shards, rows, length), (*shards, examples)
+    names = ('tokens', 'segment_ids', 'positions', 'lm_targets') + ('context_ids',) * share_context
+    return _placed(
+        {name: (tokens, np.int32) for name in names}
+        | {
+            'lm_weights': (tokens, np.float32),
+            'extract': ((*places, sequences), np.int32),
+            'labels': (places, label_dtype),
+            'example_weights': (places, np.float32),
+            'example_ids': (places, np.int32),
+        },
+        partitioner,
+    )
+
+
+def _placed(shapes, partitioner):
+    sharding = partitioner.batch_sharding()
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }

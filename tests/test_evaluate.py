@@ -1,0 +1,75 @@
+"""One evaluation: its numbers again, from the predictions that it writes. Other data sets are in test_sweep.py."""
+
+import json
+
+import jax
+import pytest
+from etils import epath
+
+import runs
+from gpt1_jax.errors import UserError
+from gpt1_jax.tasks import evaluate, finetune, pretrain
+from gpt1_jax.training.partitioning import Partitioner
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        for task in (evaluate, finetune, pretrain):
+            patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Data with a test split that has no labels; `run`, a classifier of one epoch."""
+    folder = epath.Path(tmp_path_factory.mktemp('evaluate'))
+    runs.write_data(folder)
+    lines = (folder / 'labelled' / 'dev.jsonl').read_text().splitlines()
+    (folder / 'labelled' / 'test.jsonl').write_text(
+        '\n'.join(json.dumps({'text': json.loads(line)['text']}) for line in lines)
+    )
+    pretrain.run(runs.pretraining(folder), folder / 'lm')
+    finetune.run(runs.finetuning(folder, folder / 'lm'), folder / 'run')
+    return folder
+
+
+def predictions(workdir, split):
+    lines = (workdir / 'predictions' / f'custom_{split}.tsv').read_text().splitlines()
+    return [line.split('\t')[1] for line in lines[1:]]
+
+
+@pytest.mark.parametrize('split', ['train', 'dev'])
+def test_the_numbers_are_those_of_the_predictions(folder, tmp_path, split):
+    config = runs.evaluation(folder, folder / 'run')
+    config.split = split
+    result = evaluate.run(config, epath.Path(tmp_path))
+    labels = [json.loads(line)['label'] for line in (folder / 'labelled' / f'{split}.jsonl').read_text().splitlines()]
+    pairs = list(zip(labels, predictions(tmp_path, split), strict=True))
+    (score,) = result.scores
+    assert score.value == sum(one == other for one, other in pairs) / len(pairs)
+    assert (score.dataset, score.split, score.examples) == ('custom', split, len(pairs)) and not score.checkpoint
+    for name, of in result.facts['classes'].items():
+        right, said = (sum(pair == (name, name) for pair in pairs), sum(other == name for _, other in pairs))
+        assert of['examples'] == labels.count(name)
+        assert of['recall'] == pytest.approx(right / labels.count(name))
+        assert of['precision'] == pytest.approx(right / said if said else 0)
+        assert of['f1'] == pytest.approx(2 * right / (said + labels.count(name)))
+    assert set(result.facts['classes']) == {'sea', 'farm'} and result.facts['predictions'].startswith(str(tmp_path))
+
+
+def test_without_labels_there_are_predictions_alone(folder, tmp_path):
+    """The texts are those of dev."""
+    for split in ('dev', 'test'):
+        config = runs.evaluation(folder, folder / 'run')
+        config.split = split
+        result = evaluate.run(config, epath.Path(tmp_path) / split)
+        assert bool(result.scores) == ('classes' in result.facts) == (split == 'dev')
+    assert predictions(tmp_path / 'test', 'test') == predictions(tmp_path / 'dev', 'dev')
+
+
+def test_the_results_of_a_run_are_not_replaced(folder):
+    before = (folder / 'run' / 'results.json').read_text()
+    with pytest.raises(UserError, match='This is the workdir of a training run'):
+        evaluate.run(runs.evaluation(folder, folder / 'run'), folder / 'run')
+    assert (folder / 'run' / 'results.json').read_text() == before

@@ -1,0 +1,129 @@
+"""Metric files against what other readers make of them."""
+
+import json
+import os
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from gpt1_jax.errors import UserError
+from gpt1_jax.training.metric_writer import MetricWriter
+
+
+def reject(constant):
+    raise ValueError(f'{constant} is not JSON')
+
+
+def read_lines(workdir):
+    text = (workdir / 'metrics.jsonl').read_text()
+    return [json.loads(line, parse_constant=reject) for line in text.splitlines()]
+
+
+def read_events(workdir):
+    """The records of the event files in order of writing: length, its CRC, the protobuf, its CRC."""
+    for path in sorted((workdir / 'tensorboard').iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], 'little')
+            body = data[at + 12 : at + 12 + size]
+            crc = int.from_bytes(data[at + 12 + size : at + 16 + size], 'little')
+            assert crc == masked_crc32c(body)
+            at += 16 + size
+            yield Event.FromString(body)
+
+
+def scalars(workdir):
+    return [
+        (event.step, value.tag, value.simple_value) for event in read_events(workdir) for value in event.summary.value
+    ]
+
+
+def test_lines_are_json_and_flushed(tmp_path):
+    writer = MetricWriter(tmp_path / 'new' / 'run')
+    writer.write(1, {'loss': 2.5, 'lr': np.float32(0.25)})
+    writer.write(np.int64(2), {'loss': float('nan'), 'up': float('inf'), 'down': -np.inf})
+    lines = read_lines(tmp_path / 'new' / 'run')  # before close
+    writer.close()
+    assert [list(line) for line in lines] == [['step', 'time', 'loss', 'lr'], ['step', 'time', 'loss', 'up', 'down']]
+    assert lines[0]['step'] == 1 and lines[0]['loss'] == 2.5 and lines[0]['lr'] == 0.25
+    assert lines[1]['step'] == 2 and 1.6e9 < lines[0]['time'] <= lines[1]['time']
+    assert [lines[1][name] for name in ('loss', 'up', 'down')] == ['nan', 'inf', '-inf']
+
+
+def test_tensorboard_reads_back(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(3, {'train/loss': 2.5, 'lr': 0.125})
+    writer.write(7, {'train/loss': 1.5})
+    writer.close()
+    assert scalars(tmp_path) == [(3, 'train/loss', 2.5), (3, 'lr', 0.125), (7, 'train/loss', 1.5)]
+
+
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
+    def run(workdir, start, stop):
+        writer = MetricWriter(workdir)
+        writer.truncate_after(start)
+        for step in range(start + 1, stop + 1):
+            writer.write(step, {'loss': 1 / step})
+        writer.close()
+
+    run(tmp_path / 'whole', 0, 9)
+    run(tmp_path / 'cut', 0, 7)  # its last checkpoint was at step 4
+    with (tmp_path / 'cut' / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 3, "lo')  # killed while writing
+    run(tmp_path / 'cut', 4, 4)
+    os.truncate(tmp_path / 'cut' / 'metrics.jsonl', os.path.getsize(tmp_path / 'cut' / 'metrics.jsonl') - 1)
+    run(tmp_path / 'cut', 4, 9)
+
+    def timeless(workdir):
+        return [{name: line[name] for name in line if name != 'time'} for line in read_lines(workdir)]
+
+    assert timeless(tmp_path / 'cut') == timeless(tmp_path / 'whole')
+    assert [line['step'] for line in timeless(tmp_path / 'cut')] == list(range(1, 10))
+    # TensorBoard drops what it read before a START event, of that step and later.
+    kept = []
+    for event in read_events(tmp_path / 'cut'):
+        if event.HasField('session_log'):
+            kept = [step for step in kept if step < event.step]
+        kept += [event.step for _ in event.summary.value]
+    assert kept == list(range(1, 10))
+
+
+def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=f'{tmp_path}/file/run: Metrics cannot be written .*write permission'):
+        MetricWriter(tmp_path / 'file' / 'run')
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    writer = MetricWriter(tmp_path / 'run', use_wandb=True)
+    writer.truncate_after(1)
+    writer.write(2, {'loss': 1.0})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)  # as if not installed
+    with pytest.raises(UserError, match='The package wandb is not installed. Install it with pip install wandb.'):
+        MetricWriter(tmp_path, use_wandb=True)
+    calls = []
+    run = types.SimpleNamespace(
+        log=lambda metrics, step: calls.append((step, metrics)), finish=lambda: calls.append('finish')
+    )
+    ids = iter(['first', 'second'])
+    fake = types.SimpleNamespace(
+        init=lambda **options: calls.append(options) or run, util=types.SimpleNamespace(generate_id=lambda: next(ids))
+    )
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    for _ in range(2):
+        writer = MetricWriter(tmp_path, use_wandb=True, config={'seed': 3})
+        writer.write(5, {'loss': 2.0})
+        writer.close()
+    assert calls[1:3] == [(5, {'loss': 2.0}), 'finish']
+    assert calls[0] == calls[3] and calls[0]['id'] == 'first' and calls[0]['config'] == {'seed': 3}

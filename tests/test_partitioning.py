@@ -1,0 +1,118 @@
+"""Functions and batches on a mesh of eight host devices, and the boxes of logical axes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import models
+from gpt1_jax.data.placement import Placement
+from gpt1_jax.errors import UserError
+from gpt1_jax.model.classifier import Classifier, ClassifierHead
+from gpt1_jax.training.partitioning import Partitioner, unbox
+
+CLASSIFIER = Classifier(models.decoder(), ClassifierHead('classification', 2))
+
+
+def constrained(x):
+    return jnp.tanh(nn.with_logical_constraint(jnp.sin(x), ('batch', None, 'heads')))
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'shape', 'spec'),
+    [
+        ('dp', (8, 1, 1), (('data', 'fsdp'), None, None)),
+        ('fsdp', (1, 8, 1), (('data', 'fsdp'), None, None)),
+        ('fsdp+tp', (2, 2, 2), (('data', 'fsdp'), None, 'tensor')),
+    ],
+)
+def test_jit_needs_no_context_for_constraints_to_act(strategy, shape, spec):
+    """Called, and lowered, outside of any mesh; the result is that of one device."""
+    partitioner, x = Partitioner(strategy, shape), np.random.default_rng(0).normal(size=(8, 3, 4)).astype(np.float32)
+    function = partitioner.jit(constrained)
+    expected = NamedSharding(partitioner.mesh, PartitionSpec(*spec))
+    out = function(x)
+    assert out.sharding.is_equivalent_to(expected, 3)
+    assert function.lower(x).compile().output_shardings.is_equivalent_to(expected, 3)
+    np.testing.assert_allclose(out, np.tanh(np.sin(x)), rtol=1e-5)
+    assert function.__name__ == 'constrained'
+
+
+def test_jit_takes_the_options_of_jax():
+    partitioner = Partitioner('fsdp')
+    x = jax.device_put(jnp.ones((8, 2)), partitioner.sharding('batch'))
+    whole = partitioner.jit(lambda x, times: jnp.tile(x, times), static_argnums=1, out_shardings=partitioner.sharding())
+    assert whole(x, 3).is_fully_replicated and whole(x, 3).shape == (8, 6)
+    np.testing.assert_array_equal(partitioner.jit(lambda x: x + 1, donate_argnums=0)(x), np.full((8, 2), 2))
+    assert x.is_deleted()
+
+
+@pytest.mark.parametrize('mesh', [('dp', (1, 1, 1)), ('fsdp+tp', (2, 2, 2))])
+def test_a_model_computes_the_same_on_any_mesh(mesh):
+    params = models.from_reference(models.random_params())
+    tokens = np.random.default_rng(1).integers(0, 43, (8, 16))
+    partitioner = Partitioner(*mesh, devices=jax.devices()[:1] if mesh[0] == 'dp' else None)
+    hidden = partitioner.jit(lambda params: CLASSIFIER.read(params, tokens).hidden)(params)
+    np.testing.assert_allclose(hidden, CLASSIFIER.read(params, tokens).hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_unbox_constrains_nothing_wherever_it_is_called():
+    """Flax's own would move the arrays inside of a mesh."""
+    boxed = CLASSIFIER.init(jax.random.key(0))
+    plain = jax.tree.leaves(nn.unbox(boxed))
+    partitioner = Partitioner('fsdp+tp', (2, 2, 2))
+    outside = jax.tree.leaves(unbox(boxed))
+    with jax.set_mesh(partitioner.mesh), nn.logical_axis_rules(partitioner.rules):
+        inside = jax.tree.leaves(unbox(boxed))
+    assert len(outside) == len(inside) == len(plain) == 15
+    assert all(a is b is c for a, b, c in zip(outside, inside, plain))
+    assert 'sharding_constraint' not in partitioner.jit(lambda: unbox(boxed)).lower().as_text()
+    assert unbox({'array': np.ones(2), 'none': None}).keys() == {'array', 'none'}
+
+
+@pytest.mark.parametrize('local', [range(4), [3, 1, 0, 2]])
+@pytest.mark.parametrize('mesh', [('fsdp', (2, 2, 1)), ('fsdp+tp', (2, 2, 2))])
+def test_local_shards_come_to_their_places_in_any_order(mesh, local):
+    partitioner = Partitioner(*mesh, devices=jax.devices()[: np.prod(mesh[1])])
+    assert partitioner.placement.shards == 4 and sorted(partitioner.placement.local) == [0, 1, 2, 3]
+    partitioner.placement = Placement(4, list(local))
+    rows = np.arange(8 * 5).reshape(8, 5).astype(np.uint16)
+    batch = {
+        'tokens': np.concatenate([partitioner.placement.take(rows), partitioner.placement.take(rows + 100)]),
+        'labels': np.repeat(partitioner.placement.take(rows[:, 0]), 2, axis=0),
+    }
+    placed = partitioner.put_batch(batch)
+    expected = {
+        'tokens': np.stack([rows, rows + 100]).reshape(2, 4, 2, 5),
+        'labels': np.stack([rows[:, 0]] * 2).reshape(2, 4, 2),
+    }
+    for name, array in expected.items():
+        assert placed[name].dtype == array.dtype and placed[name].sharding == partitioner.batch_sharding()
+        np.testing.assert_array_equal(placed[name], array)
+        for shard in placed[name].addressable_shards:  # one shard of the batch for each device
+            assert shard.data.shape == (2, 1, *array.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('fdsp',), ['fdsp', 'dp, fsdp, tp, fsdp+tp']),
+        (('dp', (3, 1, 1)), ['(3, 1, 1)', '8 devices']),
+        (('dp', (-1, -1, 1)), ['-1']),
+        (('dp', (8, 1)), ['(8, 1)']),
+    ],
+)
+def test_a_mesh_that_cannot_be(arguments, words):
+    with pytest.raises(UserError) as caught:
+        Partitioner(*arguments)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    partitioner = Partitioner('tp', (1, 1, 8))  # the model has 4 heads
+    boxed = jax.eval_shape(CLASSIFIER.init, jax.random.key(0))
+    with pytest.raises(UserError) as caught:
+        partitioner.tree_shardings(boxed)
+    assert all(word in str(caught.value) for word in ("'tensor'", '8', "'heads'", '4'))

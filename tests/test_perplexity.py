@@ -1,0 +1,42 @@
+"""The windows that slide over a text (test_evaluate_text.py tests their scores)."""
+
+import random
+
+import numpy as np
+
+from gpt1_jax.data.corpus import sources
+from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
+from gpt1_jax.evaluation import perplexity
+from helpers import some_words
+
+
+def test_windows_score_every_token_once_with_context_enough():
+    rng = np.random.default_rng(0)
+    for length in (0, 1, 7, 8, 9, 10, 40, 41):
+        for stride in (1, 3, 8):
+            ids = rng.integers(1, 99, length)
+            pieces = [perplexity.Piece(part, 1) for part in np.array_split(ids, 3)]
+            windows = list(perplexity.slide(5, pieces, start_id=0, context=8, stride=stride))
+            assert np.concatenate([w.tokens[w.first :] for w in windows]).tolist() == ids.tolist()
+            assert all(w.first >= 8 - stride for w in windows[1:]) and all(len(w.tokens) <= 9 for w in windows)
+            assert sum(w.words for w in windows) == 3 and {w.text for w in windows} == {5}
+
+
+def test_documents_and_sentences_of_any_block_size(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    texts = ['\n'.join(some_words(rng, rng.randint(0, 30)) for _ in range(40)), 'one line', ' \n\n', 'ship \n\n sail\n']
+    for number, text in enumerate(texts):
+        (tmp_path / f'{number}.txt').write_text(text)
+    tokenizer = train_sentencepiece([' \n '.join(some_words(rng, 9) for _ in range(99))], 290)
+    corpus, encode = sources.open_corpus(f'text:{tmp_path}'), tokenizer.encode_batch
+    for size in (2**20, 300):
+        monkeypatch.setattr(sources, 'BLOCK_BYTES', size)
+        documents = [list(pieces) for pieces in perplexity.documents(corpus, tokenizer)]
+        assert (len(documents[0]) > 1) == (size == 300)
+        assert [np.concatenate([piece.ids for piece in pieces]).tolist() for pieces in documents] == [
+            ids.tolist() for ids in encode(texts)
+        ]
+        assert [sum(piece.words for piece in pieces) for pieces in documents] == [len(text.split()) for text in texts]
+        lines = [line for text in texts for line in text.removesuffix('\n').split('\n')]
+        sentences = [piece for (piece,) in perplexity.sentences(corpus, tokenizer)]
+        assert [piece.ids.tolist() for piece in sentences] == [ids.tolist() for ids in encode(lines)]

@@ -1,0 +1,219 @@
+"""Programs from configs and shapes alone: their states, their batches, and the type that they compute in."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import finetune as finetune_config, pretrain as pretrain_config
+from gpt1_jax.data.corpus import shards
+from gpt1_jax.data.corpus.windows import PretrainingBatches
+from gpt1_jax.data.labelled.packing import FinetuningBatches
+from gpt1_jax.data.labelled.sequences import Encoded
+from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.errors import UserError
+from gpt1_jax.model import architecture
+from gpt1_jax.model.architecture import Architecture
+from gpt1_jax.model.classifier import ClassifierHead
+from gpt1_jax.training import partitioning, program
+from gpt1_jax.training.partitioning import Partitioner
+
+MESHES = [('dp', (1, 1, 1), 1), ('fsdp', (1, 4, 1), 4), ('fsdp+tp', (2, 2, 2), 8)]  # strategy, shape, devices
+BASE = Architecture('transformer', dict(layers=2, width=16, heads=4, mlp_width=32, n_positions=16))
+HEAD = ClassifierHead('similarity', 6)
+
+
+def partitioner_of(strategy, shape, n_devices):
+    return Partitioner(strategy, shape, jax.devices()[:n_devices])
+
+
+def pretraining_config(accumulation=1):
+    config = pretrain_config.get_config('tiny')
+    config.model.update(BASE.sizes)
+    config.optimizer.update(warmup_steps=2, accumulation=accumulation)
+    config.data.batch_size = 16
+    return config
+
+
+def pretraining(partitioner, vocab_size=40, accumulation=1):
+    return program.pretraining(pretraining_config(accumulation), vocab_size, 10, partitioner)
+
+
+def finetuning(partitioner):
+    return program.finetuning(finetune_config.get_config('stsb'), BASE, 40, HEAD, 'ordinal', 10, partitioner)
+
+
+def described(tree):
+    return [
+        (jax.tree_util.keystr(path), leaf.shape, leaf.dtype, leaf.sharding)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
+@pytest.mark.parametrize('make', [pretraining, finetuning])
+def test_the_abstract_state_is_that_of_a_new_one(make, mesh):
+    made = make(partitioner_of(*mesh))
+    state = made.create_state(seed=0)
+    assert jax.tree.structure(made.abstract) == jax.tree.structure(state)
+    assert described(made.abstract) == described(state)
+    assert made.parameters == sum(np.size(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params)))
+
+
+def test_nothing_is_computed_before_it_is_asked_for():
+    """Not even the parameters, of which a large model may have more than fit here."""
+    partitioner, before = partitioner_of(*MESHES[2]), {id(array) for array in jax.live_arrays()}
+    made = [pretraining(partitioner), finetuning(partitioner)]
+    smallest = min(leaf.size for leaf in jax.tree.leaves(made[0].abstract.params))
+    assert all(array.size < smallest for array in jax.live_arrays() if id(array) not in before)
+
+
+def test_a_finetuned_model_is_its_base_with_special_rows_and_the_config_s_dropout():
+    config = finetune_config.get_config('stsb')
+    config.model.update(dropout=0.25, layers=7)
+    made = program.finetuning(config, BASE, 40, HEAD, 'ordinal', 10, partitioner_of(*MESHES[0]))
+    model = made.classifier.model
+    assert Architecture.of(model) == BASE and model.vocab_size == 40 and model.n_special == N_SPECIAL
+    assert model.dropout == 0.25 and made.classifier.head == HEAD
+
+
+# Batches
+
+
+def split_of(directory, vocab_size):
+    shards.start_journal(directory, {})
+    writer = shards.ShardWriter(directory, vocab_size, 1000)
+    writer.start_document('train')
+    writer.append('train', np.arange(2000) % 40)
+    writer.commit(None)
+    writer.finish('')
+    return shards.load_shards(directory).splits['train']
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
+@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize('vocab_size', [40, 2**16, 2**16 + 1])
+def test_a_pretraining_batch_is_what_the_reader_makes(tmp_path, mesh, accumulation, vocab_size):
+    partitioner = partitioner_of(*mesh)
+    config = pretraining_config(accumulation)
+    batches = PretrainingBatches(
+        split_of(tmp_path, vocab_size),
+        batch_size=16,
+        length=16,
+        seed=0,
+        accumulation=accumulation,
+        placement=partitioner.placement,
+    )
+    model = architecture.build(config.model, vocab_size, 0, 'cpu')
+    shapes = program.pretraining_batch(config, model, partitioner)
+    assert described(shapes) == described(partitioner.put_batch(batches.batch_at(0)))
+
+
+def encoded_of(sequences, label_dtype):
+    rng = np.random.default_rng(5)
+    one = lambda context: np.append(context, rng.integers(0, 43, rng.integers(2, 5))).astype(np.int32)
+    examples = [[one(context) for _ in range(sequences)] for context in rng.integers(0, 43, (40, 9))]
+    return Encoded(examples, rng.integers(0, 2, 40).astype(label_dtype), list(map(str, range(40))), 0, 0)
+
+
+FINETUNING = [(1, np.int32, False), (2, np.float32, False), (3, np.int32, True)]  # sequences, labels, share_context
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
+@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize(('sequences', 'label_dtype', 'share_context'), FINETUNING)
+def test_a_finetuning_batch_is_what_the_packer_makes(mesh, accumulation, sequences, label_dtype, share_context):
+    partitioner = partitioner_of(*mesh)
+    batch = FinetuningBatches(
+        encoded_of(sequences, label_dtype),
+        batch_size=16,
+        min_row_length=32,
+        placement=partitioner.placement,
+        accumulation=accumulation,
+        share_context=share_context,
+    ).batch_at(0)
+    rows, length = batch['tokens'].shape[2:]
+    shapes = program.finetuning_batch(
+        partitioner,
+        rows,
+        length,
+        -(-16 // accumulation // partitioner.placement.shards),
+        sequences=sequences,
+        micro_batches=accumulation,
+        share_context=share_context,
+        label_dtype=label_dtype,
+    )
+    assert described(shapes) == described(partitioner.put_batch(batch))
+
+
+@pytest.mark.parametrize('make', [pretraining, finetuning])
+def test_a_step_is_traced_from_shapes_alone(make):
+    """What comes out has the form of what goes in, so that the next step takes it."""
+    partitioner = partitioner_of(*MESHES[2])
+    made = make(partitioner)
+    batch = program.finetuning_batch(partitioner, 3, 16, 4, sequences=2, label_dtype=np.float32)
+    if make is pretraining:
+        batch = program.pretraining_batch(pretraining_config(), made.classifier.model, partitioner)
+    state, metrics = made.train_step.lower(made.abstract, batch).out_info
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), made.abstract
+    )
+    assert {'loss', 'grad_norm', 'learning_rate', 'skipped'} <= metrics.keys()
+    assert all(metric.shape == () for metric in metrics.values())
+
+
+# The type of computation
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'platform', 'expected'),
+    [
+        ('auto', 'cpu', 'float32'),
+        ('auto', 'tpu', 'bfloat16'),
+        ('auto', 'gpu', 'bfloat16'),
+        ('float32', 'tpu', 'float32'),
+        ('bfloat16', 'cpu', 'bfloat16'),
+    ],
+)
+def test_the_type_follows_the_platform_that_is_named(dtype, platform, expected):
+    """And not the one that this runs on; parameters are float32 everywhere."""
+    config = pretraining_config()
+    config.model.dtype = dtype
+    model = architecture.build(config.model, 40, 0, platform)
+    output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), np.zeros((1, 4), np.int32)))
+    assert model.dtype == output[0].hidden.dtype == expected
+    assert {leaf.dtype for leaf in jax.tree.leaves(output[1])} == {np.dtype(np.float32)}
+
+
+class Device:
+    """Of a machine that is not here."""
+
+    platform, device_kind, process_index = 'tpu', 'TPU v9', 0
+
+    def __init__(self, number):
+        self.id = number
+
+
+def test_the_type_follows_the_devices_of_the_mesh(monkeypatch):
+    monkeypatch.setattr(
+        partitioning.mesh_utils,
+        'create_device_mesh',
+        lambda shape, devices, **options: np.array(devices, dtype=object).reshape(shape),
+    )
+    partitioner = Partitioner('fsdp', devices=[Device(number) for number in range(4)])
+    for make in (pretraining, finetuning):
+        assert make(partitioner).classifier.model.dtype == 'bfloat16'
+        assert make(partitioner_of(*MESHES[0])).classifier.model.dtype == 'float32'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'kind': 'perceptron'}, "model.kind: 'perceptron' is unknown. Choose one of transformer"),
+        ({'heads': 3}, 'model: The sizes do not fit together (width=16 is not a multiple of heads=3).'),
+    ],
+)
+def test_a_model_that_cannot_be_built(changes, words):
+    with pytest.raises(UserError) as caught:
+        architecture.build(ml_collections.ConfigDict(pretraining_config().model.to_dict() | changes), 40, 0, 'cpu')
+    assert str(caught.value).startswith(words)

@@ -1,0 +1,76 @@
+"""What people see of a task, against lines written by hand."""
+
+import sys
+import types
+
+import pytest
+
+from gpt1_jax import progress as progress_module
+from gpt1_jax.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when told."""
+    clock = types.SimpleNamespace(now=100.0)
+    fake = types.SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(progress_module, 'time', fake)
+    return clock
+
+
+def test_progress_off_a_terminal_is_plain_lines(clock, capsys):
+    progress = Progress(1000, 200, 'pretrain')
+    for step, loss in zip(range(201, 210), range(9)):
+        speed = dict(tokens_per_second=123456.7, mfu=0.3456) if step > 201 else dict(tokens_per_second=None, mfu=None)
+        progress.update(step, loss=loss, **speed)
+        clock.now += 4
+    clock.now += 4 * 790
+    progress.update(1000, loss=2.34567, tokens_per_second=1e6, mfu=None)
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        'pretrain: step 201/1000, loss 0.0000',
+        'pretrain: step 204/1000, loss 3.0000, 123,457 tokens/s, MFU 34.6%, 0:53:04 left',
+        'pretrain: step 207/1000, loss 6.0000, 123,457 tokens/s, MFU 34.6%, 0:52:52 left',
+        'pretrain: step 1000/1000, loss 2.3457, 1,000,000 tokens/s, 0:00:00 left',
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    progress = Progress(1000, 200, 'finetune')
+    for step in (400, 1000):
+        progress.update(step, loss=1.25, tokens_per_second=1234.5, mfu=0.5)
+    progress.close()
+    shown = capsys.readouterr().err
+    assert '200/1000' in shown and '1000/1000' in shown and 'finetune: 100%' in shown and '\r' in shown
+    assert 'loss 1.2500, 1,234 tokens/s, MFU 50.0%' in shown
+
+
+def test_progress_in_bytes(clock, capsys):
+    progress = Progress(40_000_000, 10_000_000, 'encoding', unit='B')
+    for done in (12_000_000, 14_000_000, 36_000_000, 38_000_000, 44_000_000):  # the size was only about right
+        progress.update(done)
+        clock.now += 8
+    assert capsys.readouterr().err.splitlines() == [
+        'encoding: 12/40 MB',
+        'encoding: 36/40 MB, 1.5 MB/s, 0:00:03 left',
+        'encoding: 44/40 MB, 1.0 MB/s, 0:00:00 left',
+    ]
+
+
+def test_progress_of_bytes_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    progress = Progress(40_000_000, 10_000_000, 'encoding', unit='B')
+    progress.update(40_000_000)
+    progress.close()
+    shown = capsys.readouterr().err
+    assert '10.0M/40.0M' in shown and '40.0M/40.0M' in shown and 'encoding: 100%' in shown
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_other_processes_show_nothing(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: terminal, raising=False)
+    progress = Progress(10, 0, 'pretrain', show=False)
+    progress.update(1, loss=1.0)
+    progress.close()
+    assert capsys.readouterr().err == ''

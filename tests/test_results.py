@@ -1,0 +1,80 @@
+"""The record of a result: written and read back, searched, and what an older version wrote."""
+
+import json
+
+import pytest
+from etils import epath
+
+from gpt1_jax.errors import UserError
+from gpt1_jax.report import results
+from gpt1_jax.report.results import Result, Score
+
+SCORES = [
+    Score('race', 'dev', 'accuracy', 0.5, 10, checkpoint='last', step=20),
+    Score('race', 'dev', 'accuracy', 0.75, 10, checkpoint='best', step=10),
+    Score('race', 'dev', 'accuracy', 0.25, 4, subset='high', checkpoint='best', step=10, variant='half', seed=3),
+]
+RESULT = Result(
+    task='finetune',
+    scores=SCORES,
+    facts={'train_examples': 40, 'left_out': {}},
+    model={'kind': 'decoder', 'parameters': 7},
+    config={'seed': 3, 'data': {'limit': None}},
+    seconds=1.5,
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    RESULT.write(epath.Path(tmp_path) / 'run')
+    return epath.Path(tmp_path) / 'run'
+
+
+def test_what_is_written_is_read_back(workdir):
+    assert results.read(workdir) == RESULT
+
+
+def test_the_file_says_what_made_it(workdir):
+    stored = json.loads((workdir / 'results.json').read_text())
+    assert stored['format_version'] == 1
+    assert {'gpt1_jax', 'jax', 'numpy'} <= set(stored['versions'])
+    assert stored['device']['platform'] == 'cpu' and stored['device']['count'] == 8  # conftest.py's
+    assert stored['scores'][2] == {
+        'dataset': 'race',
+        'split': 'dev',
+        'metric': 'accuracy',
+        'value': 0.25,
+        'examples': 4,
+        'subset': 'high',
+        'checkpoint': 'best',
+        'step': 10,
+        'variant': 'half',
+        'seed': 3,
+    }
+
+
+def test_scores_are_found_by_their_attributes():
+    assert list(RESULT.select(split='dev', checkpoint='best')) == SCORES[1:]
+    assert RESULT.value(checkpoint='last') == 0.5 and RESULT.value(subset='high', seed=3) == 0.25
+    for several_or_none in ({'split': 'dev'}, {'split': 'test'}):
+        with pytest.raises(ValueError, match='unpack'):
+            RESULT.value(**several_or_none)
+
+
+def test_nothing_and_an_older_form_are_no_record(workdir):
+    assert results.read(workdir / 'elsewhere') is None
+    (workdir / 'results.json').write_text('{"dataset": "race", "step": 20, "dev_score": 0.5, "best_dev_score": 0.75}')
+    assert results.read(workdir) is None
+
+
+def test_a_damaged_file_is_named(workdir):
+    (workdir / 'results.json').write_text('{"format_version": 1, "sco')
+    with pytest.raises(UserError, match=r'results\.json'):
+        results.read(workdir)
+
+
+def test_the_fingerprint_is_of_the_values_alone():
+    config = {'seed': 3, 'data': {'limit': None, 'source': 'docs:'}}
+    assert results.fingerprint(config) == results.fingerprint(dict(reversed(config.items())))
+    assert results.fingerprint(config) != results.fingerprint(config | {'seed': 4})
+    assert len(results.fingerprint(config)) == 16 == len(f'{int(results.fingerprint(config), 16):016x}')

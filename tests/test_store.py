@@ -1,0 +1,187 @@
+"""What a workdir says of its model, in the form of today and of before; what is no saved model."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from gpt1_jax.errors import UserError
+from gpt1_jax.saved_models import store
+from gpt1_jax.training.checkpoint import Checkpointer
+from models import (
+    HEADS,
+    assert_same_bits,
+    assert_same_model,
+    classifier_of,
+    edit,
+    make,
+    make_model,
+    read,
+    refuses,
+    write_workdir,
+)
+
+
+def description(folder):
+    return json.loads((folder / 'model.json').read_text())
+
+
+@pytest.mark.parametrize('uri', ['hf:gs://bucket/model', 'openai:gs://bucket/model'])
+def test_remote_folders_are_refused(uri):
+    refuses(uri, 'not on this machine')
+
+
+def test_what_is_no_saved_model_is_named(tmp_path):
+    for uri in ('/nowhere', str(tmp_path), 'gs:/nowhere', f'hf:{tmp_path}', f'openai:{tmp_path}', 'hf:/nowhere'):
+        with pytest.raises(UserError, match='nowhere|' + tmp_path.name):
+            store.open_model(uri)
+
+
+def test_a_uri_is_a_scheme_and_a_folder_or_a_workdir(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    assert store.split_uri('openai:a/b') == ('openai', epath.Path('a/b'))
+    assert store.split_uri('hf:~/b') == ('hf', epath.Path('/home/someone/b'))
+    for workdir in ('runs/a', 'a:b', 'gs://bucket/hf:b'):
+        assert store.split_uri(workdir) == ('', epath.Path(workdir))
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path, sentencepiece):
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    store.describe_run(epath.Path(tmp_path), classifier_of(saved), sentencepiece)
+    with pytest.raises(UserError, match='no checkpoint yet'):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_what_is_described_is_opened(tmp_path, sentencepiece, head):
+    saved, params = make_model(np.random.default_rng(0), sentencepiece, 3 if head else 0, head)
+    write_workdir(make(tmp_path / 'run'), saved, params)
+    again, back = read(str(tmp_path / 'run'))
+    assert_same_model(again, saved)
+    assert_same_bits(back, params)
+    assert description(tmp_path / 'run') == {
+        'format_version': 2,
+        'kind': 'transformer',
+        'architecture': {'layers': 2, 'width': 16, 'heads': 4, 'mlp_width': 64, 'n_positions': 16},
+        'vocab_size': 290,
+        'n_special': 3 if head else 0,
+        'head': head and {'kind': head.kind, 'classes': head.classes},
+        'best_metric': None,
+        'best_mode': 'min',
+        'tokens_before': None,
+        'tokens_per_step': 0,
+    }
+
+
+def save_three(folder, saved, metrics, **ranks):
+    """A run whose parameters say their step, each with its metrics; it began after 1000 tokens."""
+    store.describe_run(
+        make(folder), classifier_of(saved), saved.tokenizer, tokens_before=1000, tokens_per_step=7, **ranks
+    )
+    _, params = make_model(np.random.default_rng(0), saved.tokenizer, saved.n_special, saved.head)
+    checkpointer = Checkpointer(epath.Path(folder / 'checkpoints'), keep_latest=None)
+    for step, values in enumerate(metrics, 1):
+        params['decoder']['table'][...] = step
+        checkpointer.save(step, {'params': params}, {}, values)
+    checkpointer.close()
+
+
+def step_of(folder):
+    saved, params = read(str(folder))
+    return int(params['decoder']['table'][0, 0]), saved.tokens_seen()
+
+
+MEASURED = [
+    {'valid_loss': 3.0, 'dev_score': 0.9, 'other': 1.0},
+    {'valid_loss': 1.0, 'dev_score': 0.5, 'other': 3.0},
+    {'valid_loss': 2.0, 'dev_score': 0.7, 'other': 2.0},
+]
+
+
+@pytest.mark.parametrize(
+    ('ranks', 'step'),
+    [
+        (dict(best_metric='valid_loss', best_mode='min'), 2),
+        (dict(best_metric='dev_score', best_mode='max'), 1),
+        (dict(best_metric='other', best_mode='max'), 2),
+        (dict(best_metric='other', best_mode='min'), 1),
+        ({}, 3),
+    ],
+)
+@pytest.mark.parametrize('head', [HEADS[0], HEADS[1]])
+def test_the_best_checkpoint_is_the_one_that_the_run_says(tmp_path, sentencepiece, head, ranks, step):
+    """Whatever the head: today nothing is guessed."""
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece, 3 if head else 0, head)
+    save_three(tmp_path / 'run', saved, MEASURED, **ranks)
+    assert step_of(tmp_path / 'run') == (step, 1000 + 7 * step)
+
+
+def as_before(folder):
+    """Makes a workdir's model.json that of a version before 0.2."""
+    edit(
+        folder / 'model.json',
+        lambda now: {name: now[name] for name in ('architecture', 'vocab_size', 'n_special', 'head')},
+    )
+
+
+@pytest.mark.parametrize(('head', 'step'), [(HEADS[0], 2), (HEADS[1], 1)])
+def test_version_1_is_read(tmp_path, sentencepiece, head, step):
+    """A model without a head was ranked by its loss, one with a head by its score on dev."""
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece, 3 if head else 0, head)
+    save_three(tmp_path / 'run', saved, MEASURED, best_metric='other', best_mode='max')
+    as_before(tmp_path / 'run')
+    assert_same_model(store.open_model(str(tmp_path / 'run')), saved)
+    assert step_of(tmp_path / 'run') == (step, None)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda stored: stored | {'format_version': 3}, ['version 3', 'reads 1 and 2', 'newer version']),
+        (lambda stored: stored | {'kind': 'rnn'}, ["'rnn'", 'only transformer']),
+        (lambda stored: stored | {'kind': ['transformer']}, ['damaged']),
+        (lambda stored: stored | {'architecture': {'layers': 2}}, ['damaged', "'width'"]),
+        (lambda stored: stored | {'architecture': 3}, ['damaged']),
+        (lambda stored: stored | {'head': 3}, ['damaged']),
+        (lambda stored: stored | {'head': {'kind': 'classification', 'units': 3}}, ['damaged', 'units']),
+        (lambda stored: [stored], ['damaged']),
+        *(
+            (lambda stored, name=name: {key: value for key, value in stored.items() if key != name}, ['damaged', name])
+            for name in (
+                'kind',
+                'architecture',
+                'vocab_size',
+                'n_special',
+                'head',
+                'best_metric',
+                'best_mode',
+                'tokens_before',
+                'tokens_per_step',
+            )
+        ),
+        *(
+            (
+                lambda stored, name=name: {
+                    key: stored[key] for key in ('architecture', 'vocab_size', 'n_special', 'head') if key != name
+                },
+                ['damaged', name],  # of version 1
+            )
+            for name in ('architecture', 'vocab_size', 'n_special', 'head')
+        ),
+    ],
+)
+def test_a_wrong_description_is_one_sentence(tmp_path, sentencepiece, change, words):
+    saved, params = make_model(np.random.default_rng(0), sentencepiece)
+    write_workdir(make(tmp_path / 'run'), saved, params)
+    edit(tmp_path / 'run' / 'model.json', change)
+    refuses(str(tmp_path / 'run'), str(tmp_path / 'run' / 'model.json'), *words)
+
+
+@pytest.mark.parametrize('keep', [0, 1, 40, -3])
+def test_a_cut_description_is_one_sentence(tmp_path, sentencepiece, keep):
+    saved, params = make_model(np.random.default_rng(0), sentencepiece)
+    write_workdir(make(tmp_path / 'run'), saved, params)
+    path = tmp_path / 'run' / 'model.json'
+    path.write_text(path.read_text()[:keep])
+    refuses(str(tmp_path / 'run'), str(path), 'damaged')
