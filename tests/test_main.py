@@ -154,7 +154,7 @@ def test_finetuning_from_the_command_line(folder, language_model):
         (['--config.init_from=/nowhere'], '/nowhere'),
         (['--config.mesh.shape=(3,1,1)'], 'does not fit 2 devices'),
         (['--config.mesh.strategy=ddp'], 'dp, fsdp, tp'),
-        (['--config.n_transfer=5'], 'between -1'),
+        (['--config.n_transfer=5'], 'must be from -1'),
         (['--config.data.max_length=33'], "more than the model's 32 positions"),
         (['--config.data.eval_batch_size=0'], 'at least 1'),
         (['--config.task=finetun'], "no task 'finetun'"),

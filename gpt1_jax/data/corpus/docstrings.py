@@ -95,14 +95,14 @@ def _required_distributions() -> set[str]:
     """The installed distributions that requirements.txt names, and those they require in turn."""
     path = pathlib.Path(gpt1_jax.__file__).parents[1] / 'requirements.txt'
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text()
     except FileNotFoundError as error:
         raise UserError(
             f'{path}: The source docs: reads this file, and it is missing. Name packages instead, for '
             'example docs:numpy,scipy.'
         ) from error
-    # Without ruff, which is a tool: its few strings would change the corpus.
-    found, queue = set(), [line.partition('#')[0] for line in lines if not line.startswith('ruff=')]
+    # Without the tools: with each new one the corpus would be another.
+    found, queue = set(), [line.partition('#')[0] for line in text.partition('# Tools')[0].splitlines()]
     while queue:
         with contextlib.suppress(InvalidRequirement, importlib.metadata.PackageNotFoundError):
             requirement = Requirement(queue.pop())  # invalid: an empty line, or a package older than the rules
