@@ -75,7 +75,7 @@ def write_json(path: epath.Path, value) -> None:
     write_atomically(path, [json.dumps(value, indent=2).encode() + b'\n'])
 
 
-def read_json(path: epath.Path):
+def read_json(path: epath.Path) -> object:
     """Raises UserError where the file is no JSON."""
     try:
         return json.loads(path.read_text())

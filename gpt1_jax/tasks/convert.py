@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         saved.architecture.require('convert', config.source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'target: {target} exists already. Name a new folder.')
-    if os.path.abspath(target) == os.path.abspath(workdir):  # whose config.json would be in the way
+    if os.path.abspath(target) == os.path.abspath(workdir):  # its config.json would be in the way
         raise UserError(f'target: {target} is also the folder of this run. Name another --workdir.')
     if scheme == 'hf':
         huggingface.check_expressible(saved)

@@ -3,6 +3,8 @@
 import time
 
 from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.labelled.encoding import encode_split
@@ -17,7 +19,7 @@ from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 
 
-def run(config, workdir) -> Result:
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Evaluates the best checkpoint of `config.init_from` on `config.split`; writes and returns the result.
 
     Scores: the data set's metrics. Facts: `examples`; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1

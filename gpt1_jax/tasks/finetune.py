@@ -4,6 +4,8 @@ import dataclasses
 import time
 
 from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.labelled import packing
@@ -24,7 +26,7 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import finetuning
 
 
-def run(config, workdir) -> Result:
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Fine-tunes the model of `config.init_from` on `config.data`; writes and returns the result.
 
     Scores: the data set's metrics on dev, of the last checkpoint and of the best one (by the first metric), and of the

@@ -5,7 +5,9 @@ import time
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.preparation import prepare
@@ -23,8 +25,8 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import pretraining, text_evaluation
 
 
-def run(config, workdir) -> Result:
-    """Trains, or goes on training, in `workdir`; writes and returns the result.
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
+    """Trains in `workdir`, or resumes training there; writes and returns the result.
 
     Scores: `loss` (nats a token, vocabulary rows only) and `perplexity` of the split 'valid', of the last checkpoint
     and of the best one. Facts: `steps`, `tokens` trained on.
@@ -112,7 +114,7 @@ def run(config, workdir) -> Result:
 
 
 def _open_model(config):
-    """The model to go on from. Raises UserError where the run is of another architecture or tokenizer."""
+    """The model to start from. Raises UserError if the run has another architecture or tokenizer."""
     saved = store.open_model(config.init_from)
     theirs = {'kind': saved.architecture.kind, **saved.architecture.sizes}
     for name in ('kind', *KINDS[saved.architecture.kind].SIZES):

@@ -2,7 +2,8 @@
 
 import time
 
-import ml_collections
+from etils import epath
+from ml_collections import ConfigDict
 
 from gpt1_jax.config import cache_compiled_steps, open_workdir
 from gpt1_jax.data.labelled.registry import REGISTRY
@@ -12,7 +13,7 @@ from gpt1_jax.tasks import pretrain, sweep
 from gpt1_jax.training.partitioning import is_writer
 
 
-def run(config, workdir) -> Result:
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Runs `config.pretrain`, then `config.finetune` on each of `config.datasets`, from the pre-trained model and from
     scratch; prints one table.
 
@@ -33,7 +34,7 @@ def run(config, workdir) -> Result:
             init_from=str(workdir / 'pretrain'),
             datasets=config.datasets,
             seeds=1,
-            variants=ml_collections.ConfigDict({'pretrained': {}, 'scratch': {'n_transfer': -1}}),
+            variants=ConfigDict({'pretrained': {}, 'scratch': {'n_transfer': -1}}),
         )
     fine_tuning = sweep.fine_tune_all(pairs, workdir)
     result = record(

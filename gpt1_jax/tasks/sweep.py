@@ -5,6 +5,8 @@ import statistics
 import time
 
 from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
 
 from gpt1_jax.config import as_json, cache_compiled_steps, check_choice, open_workdir
 from gpt1_jax.data.labelled.loading import available_splits, folder_of, load_examples
@@ -18,11 +20,11 @@ from gpt1_jax.tasks import finetune
 from gpt1_jax.training.partitioning import is_writer
 
 
-def run(config, workdir) -> Result:
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Fine-tunes on each of `config.datasets`, in each of `config.variants`, with `config.seeds` seeds; prints a table.
 
     WORKDIR/NAME[/VARIANT]/seedN are the runs, WORKDIR/predictions the predictions of each set's run with the best dev
-    score, WORKDIR/table.txt is the table. A set whose data cannot be used is left out and named. See `fine_tune_all`.
+    score, WORKDIR/table.txt is the table. A data set that cannot be used is left out and named. See `fine_tune_all`.
     """
     started = time.monotonic()
     open_workdir(config, workdir, write=is_writer())
@@ -37,7 +39,7 @@ def run(config, workdir) -> Result:
     return result
 
 
-def fine_tune_all(config, workdir) -> Result:
+def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     """The runs of a sweep, without a table or a results.json of their own.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Entries as a source has them -> entries with the fields of REGISTRY, for the sets whose own form is another.
+"""Entries in a source's own form -> entries with the fields of REGISTRY.
 
 Each function takes where an entry stands, for error messages, and the entry, and yields pairs of the same two. Columns
 that are not concerned, such as the ids, are kept.
@@ -57,7 +57,7 @@ def story_cloze(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
 
 
 def copa(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
-    """Two columns of choices -> a list; the question, 'cause' or 'effect', -> the words that the task's authors use:
+    """Two columns of choices -> a list; the question, 'cause' or 'effect', -> the wording of the task's authors:
     "What was the cause of this?" and "What happened as a result?"."""
     require(where, entry, ('question', 'choice1', 'choice2'))
     if entry['question'] not in _COPA_QUESTIONS:

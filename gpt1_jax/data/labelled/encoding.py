@@ -5,6 +5,7 @@ from importlib import metadata
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from gpt1_jax.data.labelled import sequences as disk
 from gpt1_jax.data.labelled.examples import Examples
@@ -12,13 +13,14 @@ from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import RULES, Dataset
 from gpt1_jax.data.labelled.sequences import Encoded, Sequences
 from gpt1_jax.data.labelled.token_folder import read_tokens
+from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 
 ENCODING_VERSION = 1  # raise it with every change of what a text becomes, here or in a tokenizer: a cache key
 _TEXTS_AT_ONCE, _EXAMPLES_AT_ONCE = 10_000, 1000  # so that temporary arrays stay small
 
 
-def encode_split(data, dataset: Dataset, split: str, tokenizer, n_positions: int) -> Encoded:
+def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Tokenizer, n_positions: int) -> Encoded:
     """Reads and tokenises one split as `config.data` says (`limit` is for the train split); warns of what is cut."""
     limit = data.limit if split == 'train' else None
     max_length = n_positions if data.max_length is None else data.max_length
@@ -48,7 +50,12 @@ def encode_split(data, dataset: Dataset, split: str, tokenizer, n_positions: int
 
 
 def encode(
-    dataset: Dataset, examples: Examples, tokenizer, max_length: int, rule: str | None = None, cache: str = 'off'
+    dataset: Dataset,
+    examples: Examples,
+    tokenizer: Tokenizer,
+    max_length: int,
+    rule: str | None = None,
+    cache: str = 'off',
 ) -> Encoded:
     """Tokenises, cuts to at most max_length tokens, and adds <start>, <delimiter> and <extract>.
 

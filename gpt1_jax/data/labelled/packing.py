@@ -5,8 +5,8 @@ where they stand. Segments must not see each other (mask attention by segment_id
 
 The choices of an example begin with the same context (RACE: an article of hundreds of tokens before answers of ten).
 `share_context` puts it into a row once, as a segment that the choices' own segments see too (context_ids). Without
-dropout nothing changes by it but the work; with dropout the choices share the masks of their context, where in the
-release each has its own.
+dropout this saves work and changes nothing else. With dropout the choices share the masks of their context; in the
+release each choice has its own.
 """
 
 import collections
@@ -19,8 +19,8 @@ from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 _LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
-# Batches from which on a second step is compiled, for batches of few rows. It saves about a
-# tenth of MNLI's rows. The number is a guess: it should be larger where steps are fast and compiling is slow.
+# From this number of batches on, a second step is compiled for batches of few rows. It saves about a tenth of MNLI's
+# rows. The number is a guess: it should be larger where steps are fast and compiling is slow.
 _LONG_EPOCH = 500
 
 
@@ -32,20 +32,20 @@ class FinetuningBatches:
 
       tokens, segment_ids, positions, lm_targets: int32 [k, G, R, T]; 0 in padding. Segments count from 1 in
         each row; lm_targets[t] is token t + 1 of the same sequence.
-      context_ids: int32 [k, G, R, T], only with share_context: the segment of the context that a token sees besides
-        its own; its own where there is none.
+      context_ids: int32 [k, G, R, T], only with share_context: the segment of the context that a token also sees;
+        its own segment where there is no context.
       lm_weights: float32 [k, G, R, T], the weight of the prediction of lm_targets. Over the whole batch they
         sum to 1: the mean over batch_size * S sequences of the mean over each one's targets, from the token after
         <start> through <extract> (the release).
-      extract: int32 [k, G, b, S]; where each <extract> stands in the shard's R * T tokens; 0 in padding.
+      extract: int32 [k, G, b, S]; index of each <extract> among the shard's R * T tokens; 0 in padding.
       labels: int32 | float32 [k, G, b]; 0 in padding and where there are no labels.
       example_weights: float32 [k, G, b]; 1 / batch_size, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
-    T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits, so that a
-    few long ones do not make all batches' attention wide. R is the same for all shards: the most rows that one of the
-    first 64 batches of this T needs; in an epoch of 500 batches or more a second, smaller number where that is enough;
-    and for a batch that needs more the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
+    T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits: a few long
+    ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
+    first 64 batches of this T needs. In an epoch of 500 batches or more there is a second, smaller R for batches that
+    fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
@@ -65,11 +65,11 @@ class FinetuningBatches:
         share_context: bool = False,
     ):
         if encoded.labels is None:
-            raise UserError('The training examples have no labels; name a source whose train split has them.')
+            raise UserError('data.source: The train split has no labels. Name a source that has them.')
         if len(encoded.sequences) < batch_size:
             raise UserError(
-                f'There are {len(encoded.sequences)} training examples, fewer than batch_size '
-                f'{batch_size}; lower batch_size or add examples.'
+                f'data.batch_size: {batch_size} is more than the {len(encoded.sequences)} training examples. Lower it, '
+                'or add examples.'
             )
         self._packer = _Packer(encoded, batch_size, min_row_length, placement, accumulation, packing, share_context)
         self._encoded, self._placement = encoded, placement
@@ -83,7 +83,7 @@ class FinetuningBatches:
         return self._packer.arrays(self.members(step), mean=True)
 
     def members(self, step: int) -> np.ndarray:
-        """Which examples update `step` is made of: int [batch_size], indices into encoded."""
+        """The examples of update `step`: int [batch_size], indices into encoded."""
         epoch, index = divmod(step, self.steps_per_epoch)
         known, order = self._order
         if known != epoch:
@@ -105,8 +105,7 @@ class EvaluationBatches:
     """Every example exactly once, batch after batch in order; the last batch is padded with weight 0.
 
     `batch_at(i)` gives the arrays of FinetuningBatches with k = 1, example_weights 1 (padding 0) and lm_weights
-    1 / (targets of the sequence), so that sums over batches can be averaged. example_ids tells
-    which example of the batch stands where.
+    1 / (targets of the sequence), so that sums over batches can be averaged.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class _Packer:
         self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
     def expect(self, members_at, steps):
-        """Chooses the usual R from the first of `steps` batches, whose members are members_at(step)."""
+        """Chooses the usual R from the first of `steps` batches; members_at(step) are the examples of one."""
         needs = collections.defaultdict(list)
         for step in range(min(_LOOK_AHEAD, steps)):
             *_, rows, length = self._plan(members_at(step))

@@ -8,6 +8,8 @@ TensorFlow Datasets; `aliases` and `columns` are those of the files that GLUE an
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+from ml_collections import ConfigDict
+
 from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled import adapters
 from gpt1_jax.errors import UserError
@@ -222,7 +224,7 @@ def custom_dataset(
     )
 
 
-def dataset_of(data) -> Dataset:
+def dataset_of(data: ConfigDict) -> Dataset:
     """The data set that `config.data` names: of the registry, or a custom one. Raises UserError."""
     if data.dataset == 'custom':
         names = lambda text: tuple(name.strip() for name in text.split(',') if name.strip())
