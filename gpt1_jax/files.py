@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.metadata
 import json
 import os
 import types
@@ -29,6 +30,14 @@ def import_package(name: str, impossible: str) -> types.ModuleType:
             f'{error.name or name}: This package is not installed, and {impossible} without it. Install it '
             'with pip install -r requirements.txt.'
         ) from error
+
+
+def package_version(name: str) -> str:
+    """The version of an installed package; '' if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ''
 
 
 def import_tensorflow() -> types.ModuleType:

@@ -46,5 +46,10 @@ def test_a_missing_package_is_named():
         files.import_package('no_such_package', 'no wheel turns')
 
 
+def test_package_versions():
+    assert files.package_version('pytest') == pytest.__version__
+    assert files.package_version('no-such-package') == ''
+
+
 def test_local_paths(tmp_path):
     assert files.is_local(tmp_path) and not files.is_local('gs://bucket/file')

@@ -5,7 +5,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 
 import jax
 from etils import epath
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 import gpt1_jax
 from gpt1_jax.config import as_json
-from gpt1_jax.files import make_directory, read_json, write_json
+from gpt1_jax.files import make_directory, package_version, read_json, write_json
 from gpt1_jax.training.partitioning import is_writer
 
 FORMAT_VERSION = 1
@@ -96,7 +95,7 @@ class Result:
                 'format_version': FORMAT_VERSION,
                 **dataclasses.asdict(self),
                 'config_fingerprint': fingerprint(self.config),
-                'versions': {'gpt1_jax': gpt1_jax.__version__} | {name: metadata.version(name) for name in _PACKAGES},
+                'versions': {'gpt1_jax': gpt1_jax.__version__} | {name: package_version(name) for name in _PACKAGES},
                 'device': device,
             },
         )

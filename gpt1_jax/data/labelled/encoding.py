@@ -1,7 +1,6 @@
 """Examples -> token sequences, "traversal-style" (Radford et al. 2018, section 3.3 and Figure 1)."""
 
 import hashlib
-from importlib import metadata
 
 import numpy as np
 from absl import logging
@@ -15,6 +14,7 @@ from gpt1_jax.data.labelled.sequences import Encoded, Sequences
 from gpt1_jax.data.labelled.token_folder import read_tokens
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import package_version
 
 ENCODING_VERSION = 1  # raise it with every change of what a text becomes, here or in a tokenizer: a cache key
 _TEXTS_AT_ONCE, _EXAMPLES_AT_ONCE = 10_000, 1000  # so that temporary arrays stay small
@@ -116,7 +116,7 @@ def _distinct(dataset, examples) -> tuple[list[str], list[np.ndarray]]:
 def _fingerprint(texts, columns, kind, rule, max_length, tokenizer) -> str:
     """40 hex characters that identify everything that the sequences are made from."""
     data = [text.encode(errors='surrogatepass') for text in texts]
-    made_by = [_version(name) for name in ('ftfy', 'sentencepiece', 'spacy', 'tokenizers')]
+    made_by = [package_version(name) for name in ('ftfy', 'sentencepiece', 'spacy', 'tokenizers')]
     hashed = hashlib.sha1(
         repr(
             (ENCODING_VERSION, kind, rule, max_length, tokenizer.fingerprint, [c.shape for c in columns], made_by)
@@ -125,13 +125,6 @@ def _fingerprint(texts, columns, kind, rule, max_length, tokenizer) -> str:
     for part in (np.array([len(text) for text in data]), *columns, *data):
         hashed.update(part)
     return hashed.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # so it is not used
-        return ''
 
 
 def _sequences(kind, rule, texts, columns, tokenizer, max_length) -> tuple[Sequences, np.ndarray]:
