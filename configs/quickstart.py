@@ -7,7 +7,7 @@ Trains a SentencePiece vocabulary, makes shards and pre-trains a small decoder f
 on four data sets made from the same kind of text, one for each input transformation, with and without pre-training,
 and prints a table.
 
-Hardware: 2 CPU cores. Time: 2 min 18 s to 3 min 54 s on three virtual machines (measured). Result: README.md, measured.
+Hardware: 2 CPU cores. Time: 2 min 9 s to 3 min 54 s on four virtual machines (measured). Result: README.md, measured.
 """
 
 import ml_collections

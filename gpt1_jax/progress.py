@@ -61,7 +61,7 @@ class Progress:
     def _pace(self, done, now):
         """Since the first update, so that compilation does not count."""
         first, then = self._first
-        if done <= first or now <= then:
+        if done <= first or now < then + 1:
             return []
         rate = (done - first) / (now - then)
         left = f'{_duration(max(0, self._total - done) / rate)} left'
