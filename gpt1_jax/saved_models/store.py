@@ -76,6 +76,11 @@ def open_model(init_from: str) -> SavedModel:
 
     Raises UserError if it is none of these, or damaged; a missing checkpoint is noticed when it is read.
     """
+    if not init_from:
+        raise UserError(
+            'init_from: It is empty. Name the --workdir of a training run with --config.init_from=DIR, or the files of '
+            'other programs with openai:DIR or hf:DIR.'
+        )
     scheme, directory = split_uri(init_from)
     if scheme:
         return _FOREIGN[scheme](directory)

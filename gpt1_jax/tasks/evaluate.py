@@ -26,8 +26,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     and number of examples by label); the path of the predictions. A split without labels gives predictions only.
     """
     started = time.monotonic()
-    if not config.init_from:
-        raise UserError('init_from: It is empty. Name the --workdir of a fine-tuning run with --config.init_from=DIR.')
     if (workdir / 'checkpoints').exists():
         raise UserError(
             f'{workdir}: This is the workdir of a training run, and its results.json would be replaced. '

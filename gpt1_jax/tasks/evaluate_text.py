@@ -21,11 +21,6 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Scores `config.data.source` with `config.init_from`; the config says what the result holds."""
     started = time.monotonic()
-    if not config.init_from:
-        raise UserError(
-            'init_from: It is empty. Name the --workdir of a pre-training run with --config.init_from=DIR, '
-            'or released weights with openai:DIR or hf:DIR.'
-        )
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
     context, tokenizer = saved.architecture.sizes['n_positions'], saved.tokenizer

@@ -260,11 +260,6 @@ def _print(text):
 
 
 def _check(config):
-    if not config.init_from:
-        raise UserError(
-            'init_from: It is empty. Name the --workdir of a pre-training run with --config.init_from=DIR, '
-            'or give openai:DIR or hf:DIR.'
-        )
     if bool(config.prompt) + bool(config.prompts) + config.interactive > 1:
         raise UserError('prompt: More than one of prompt, prompts and interactive is given. Give only one of them.')
     if config.temperature == 0 and config.samples > 1:
