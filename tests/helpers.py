@@ -24,7 +24,10 @@ from gpt1_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 # Two devices: meshes are tested elsewhere, and starting the program is what takes the time here.
 ENVIRONMENT = os.environ | {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=2')}
-HIDDEN = ('tensorflow', 'tensorflow_datasets', 'tensorboardX', 'tqdm', 'spacy', 'ftfy', 'tokenizers', 'keras')
+HIDDEN = (
+    *('tensorflow', 'tensorflow_datasets', 'tensorboardX', 'tqdm', 'spacy', 'ftfy', 'tokenizers', 'keras'),
+    'packaging',
+)
 # Python runs this in every process before anything else.
 SITECUSTOMIZE = f"""
 import sys

@@ -10,12 +10,10 @@ import itertools
 import pathlib
 import warnings
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
 import gpt1_jax
 from gpt1_jax.data.corpus.held_out import HELD_OUT, held_out_rule
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import import_package
 from gpt1_jax.processes import process_pool
 
 
@@ -101,12 +99,16 @@ def _required_distributions() -> set[str]:
             f'{path}: The source docs: reads this file, and it is missing. Name packages instead, for '
             'example docs:numpy,scipy.'
         ) from error
+    requirements, utils = (
+        import_package(f'packaging.{name}', 'the source docs: cannot be read') for name in ('requirements', 'utils')
+    )
     # Without the tools: with each new one the corpus would be another.
     found, queue = set(), [line.partition('#')[0] for line in text.partition('# Tools')[0].splitlines()]
     while queue:
-        with contextlib.suppress(InvalidRequirement, importlib.metadata.PackageNotFoundError):
-            requirement = Requirement(queue.pop())  # invalid: an empty line, or a package older than the rules
-            name = canonicalize_name(requirement.name)
+        # Invalid: an empty line, or of a package older than the rules.
+        with contextlib.suppress(requirements.InvalidRequirement, importlib.metadata.PackageNotFoundError):
+            requirement = requirements.Requirement(queue.pop())
+            name = utils.canonicalize_name(requirement.name)
             # Markers of a platform do not count: what is installed is read, and not what is not.
             if name not in found and 'extra ==' not in str(requirement.marker):
                 queue += importlib.metadata.requires(name) or ()
