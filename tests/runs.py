@@ -1,10 +1,15 @@
 """A text, labelled sets and configs for runs of a few seconds in this process, which several test files need."""
 
+import contextlib
 import json
 import random
 
+import jax
+import pytest
+
 from configs import common, evaluate, finetune, pretrain
 from gpt1_jax.data.corpus.preparation import prepare
+from gpt1_jax.training.partitioning import Partitioner
 from helpers import SUBJECTS, sentence, some_words
 
 TINY = dict(layers=1, width=16, heads=2, mlp_width=64, n_positions=32)
@@ -94,3 +99,12 @@ def losses(workdir):
     """Of every update, from the log."""
     lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
     return [line['loss'] for line in lines if 'loss' in line]
+
+
+@contextlib.contextmanager
+def on_one_device(*tasks):
+    """These tasks compute on one device: many would only take longer here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for task in tasks:
+            patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+        yield

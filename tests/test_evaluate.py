@@ -2,21 +2,17 @@
 
 import json
 
-import jax
 import pytest
 from etils import epath
 
 import runs
 from gpt1_jax.errors import UserError
 from gpt1_jax.tasks import evaluate, finetune, pretrain
-from gpt1_jax.training.partitioning import Partitioner
 
 
 @pytest.fixture(scope='module', autouse=True)
 def _one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        for task in (evaluate, finetune, pretrain):
-            patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+    with runs.on_one_device(evaluate, finetune, pretrain):
         yield
 
 

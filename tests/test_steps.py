@@ -24,6 +24,7 @@ KINDS = [
     ('similarity', 'ordinal', 6, 2),
     ('multiple_choice', 'multiple_choice', 1, 3),  # kind, loss, classes, sequences an example
 ]
+ADAM = dict(lr=0.01, schedule=reference.linear_schedule, total=10, warmup=0.2, l2=0.01, clip=1.0)  # of the reference
 
 
 def run(loss_fn, classifier, batch_of, mesh=ONE, params=None, n_steps=2):
@@ -98,18 +99,7 @@ def test_pretraining_updates_equal_the_reference():
             return np.mean([reference.lm_nll(params, h, s[1:], n_positions=8) for h, s in zip(hidden, sequences)])
 
         np.testing.assert_allclose(metrics[t - 1]['loss'], loss(params), rtol=1e-5)
-        params, adam = reference.adam_update(
-            params,
-            reference.gradients(loss, params),
-            adam,
-            t,
-            lr=0.01,
-            schedule=reference.linear_schedule,
-            total=10,
-            warmup=0.2,
-            l2=0.01,
-            clip=1.0,
-        )
+        params, adam = reference.adam_update(params, reference.gradients(loss, params), adam, t, **ADAM)
     assert_params_close(state.params['decoder'], models.from_reference(params, heads=2)['decoder'])
 
 
@@ -247,18 +237,7 @@ def test_finetuning_updates_equal_the_reference(case):
     )
     for t in (1, 2):
         np.testing.assert_allclose(metrics[t - 1]['loss'], f(params), rtol=1e-5)
-        params, adam = reference.adam_update(
-            params,
-            reference.gradients(f, params),
-            adam,
-            t,
-            lr=0.01,
-            schedule=reference.linear_schedule,
-            total=10,
-            warmup=0.2,
-            l2=0.01,
-            clip=1.0,
-        )
+        params, adam = reference.adam_update(params, reference.gradients(f, params), adam, t, **ADAM)
     assert_params_close(state.params, models.from_reference(params, heads=2))
 
 
