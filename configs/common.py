@@ -8,12 +8,13 @@ from gpt1_jax.model.sizes import SIZES
 
 
 def model_defaults() -> ml_collections.ConfigDict:
-    """Settings of training and computation, for models of any kind and size."""
+    """Settings of training and computation, for models of any kind and size. A kind ignores those of what it lacks: an
+    LSTM has no attention, no position rows, no stack of layers to scan or recompute."""
     return ml_collections.ConfigDict(
         dict(
             dropout=0.1,  # of embeddings (section 4.1)
             attention_dropout=0.1,  # of attention probabilities
-            residual_dropout=0.1,  # of the output of each sub-layer
+            residual_dropout=0.1,  # of the output of each sub-layer, and of the LSTM's layer
             embedding_dropout='table',  # what `dropout` drops from: table (the release) or sum (the Hugging Face port)
             softmax_rows='all',  # rows that compete in training: all (the release) or tokens (without positions)
             init_std=0.02,  # standard deviation of initial values
@@ -82,6 +83,8 @@ def run_defaults(**log) -> dict:
                 every=2000,  # steps between saves, in addition to one at every evaluation; 0: only those
                 keep_latest=2,  # newest checkpoints to keep
                 keep_best=1,  # best checkpoints to keep
+                keep_every=0,  # also keep each step that this divides; 0: none
+                keep_log=0,  # also keep this many steps per factor of ten (1, 10, 100, ... if 1); 0: none
             )
         ),
         log=ml_collections.ConfigDict(

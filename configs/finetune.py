@@ -18,7 +18,8 @@ folder per data set. The command can be resumed; it prints median, best and wors
 
 Sources: `files:/dir` with train, dev and optionally test as .jsonl[.gz], .tsv or .csv; `tfds:glue/sst2` (prepared).
 Empty: the data set's own in TensorFlow Datasets. `--config.n_transfer=-1` trains from scratch, with the same size and
-tokenizer. The checkpoint of the best epoch by the dev metric predicts the test split, if there is one.
+tokenizer. The checkpoint of the best epoch by the dev metric predicts the test split, if there is one. WORKDIR/dev.npz
+keeps its logits on the dev set, WORKDIR/dev_errors.jsonl some of the examples that it gets wrong.
 
 Hardware: 117M parameters need an accelerator; not measured yet.
 """
@@ -43,6 +44,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             seed=0,
             init_from='',
             n_transfer=common.optional_int(),  # layers to transfer; 0: only the table; -1: nothing; None: all
+            rest='fresh',  # what stands in for the other layers: fresh ones (the release), or none: absent
             lm_coefficient=0.5,
             model=model,
             optimizer=common.optimizer_defaults(schedule='linear', learning_rate=6.25e-5, warmup_fraction=0.002),
@@ -51,10 +53,13 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                     dataset=name,
                     source='',
                     batch_size=32,
-                    epochs=3.0,
+                    epochs=3.0,  # at most, if there is a patience
+                    patience=0,  # epochs in a row without a better dev score that end the run; 0: none do
                     eval_batch_size=64,
                     max_length=common.optional_int(),  # None: the model's positions
                     limit=common.optional_int(),  # None: all training examples
+                    share=1.0,  # share of these that is used, drawn with the seed
+                    score_train=0,  # training examples that the best checkpoint is scored on, besides the dev set
                     rule='',  # how long sequences are cut: longest or release; empty: the data set's own
                     share_context=True,  # of multiple choice: read the choices' context once (the release: per choice)
                     score_loss='ordinal',  # of a set with scores: ordinal (six soft classes, the release) or mse

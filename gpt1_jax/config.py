@@ -14,21 +14,23 @@ from gpt1_jax.files import make_directory, read_json, write_json
 MAY_CHANGE = ('mesh', 'checkpoint', 'log', 'data.workers', 'data.cache')  # these may change when a run is resumed
 
 # Keys that were added later, with the value that keeps the behaviour of older runs.
-_BEFORE = {'model.kind': 'transformer'}
+_BEFORE = {'model.kind': 'transformer', 'rest': 'fresh', 'data.patience': 0, 'data.share': 1.0, 'data.score_train': 0}
 _ABSENT = 'nothing'
+_KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
 
 # Ranges of numbers: (ends of their keys, test, words).
 _RANGES = (
     (
-        'model.layers model.width model.heads model.mlp_width model.n_positions batch_size data.eval_batch_size '
-        'optimizer.accumulation optimizer.max_skipped checkpoint.keep_latest checkpoint.keep_best log.every '
-        'log.eval_windows samples max_tokens',
+        'model.layers model.width model.heads model.mlp_width model.units model.n_positions '
+        'batch_size data.eval_batch_size optimizer.accumulation optimizer.max_skipped checkpoint.keep_latest '
+        'checkpoint.keep_best log.every log.eval_windows log.zero_shot.limit samples max_tokens',
         lambda x: x >= 1,
         'at least 1',
     ),
     (
-        'data.tokens data.max_score optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm '
-        'checkpoint.every log.eval_every lm_coefficient temperature top_k',
+        'data.tokens data.max_score data.score_train data.patience optimizer.warmup_steps optimizer.weight_decay '
+        'optimizer.max_grad_norm checkpoint.every checkpoint.keep_every checkpoint.keep_log log.eval_every '
+        'log.zero_shot.every lm_coefficient temperature top_k',
         lambda x: 0 <= x < math.inf,
         '0 or more',
     ),
@@ -39,12 +41,13 @@ _RANGES = (
         lambda x: 0 <= x < 1,
         'from 0 to below 1',
     ),
-    ('top_p', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
+    ('top_p data.share', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
 )
 _CHOICES = {
     'model.embedding_dropout': ('table', 'sum'),
     'model.softmax_rows': ('all', 'tokens'),
     'model.dtype': ('auto', 'float32', 'bfloat16'),
+    'rest': ('fresh', 'absent'),
 }
 
 
@@ -55,6 +58,7 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
         is_one_of = lambda keys: any(f'.{full}'.endswith(f'.{key}') for key in keys)
         if isinstance(value, ml_collections.ConfigDict):
             check(value, f'{full}.')
+            continue
         for keys, test, words in _RANGES:
             if is_one_of(keys.split()) and value is not None and not test(value):
                 raise UserError(f'{full}: {value} is not possible. It must be {words}.')
@@ -81,7 +85,7 @@ def as_json(config: ml_collections.ConfigDict) -> dict:
 
 
 def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path, *, write: bool) -> None:
-    """Logs the config and writes workdir/config.json; if the workdir holds checkpoints, compares the two instead.
+    """Logs the config and writes workdir/config.json; if the workdir holds a run to resume, compares the two instead.
 
     write: whether this process writes. Raises UserError if keys other than MAY_CHANGE differ from those of the run in
     the workdir, or its config.json is missing.
@@ -89,9 +93,9 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path, *, writ
     path = workdir / 'config.json'
     given = as_json(config)
     logging.info('config: %s', json.dumps(given))
-    if (workdir / 'checkpoints').exists():
+    if kept := [name for name in _KEPT if (workdir / name).exists()]:
         if not path.exists():
-            raise UserError(f'{workdir}: It holds checkpoints but no config.json of their run. Name another --workdir.')
+            raise UserError(f'{workdir}: It holds {kept[0]} but no config.json of their run. Name another --workdir.')
         differences = [
             f'{key}: {old!r} there, {new!r} now'
             for key, (old, new) in sorted(_differences(read_json(path), given).items())
@@ -108,10 +112,11 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path, *, writ
 
 
 def cache_compiled_steps(directory: epath.Path) -> None:
-    """Keeps compiled steps in `directory` for later runs with the same shapes."""
+    """Keeps compiled steps for later runs with the same shapes: in `directory`, unless another is already set."""
     import jax  # not at the top, because `main` imports this file before it sets what JAX reads
 
-    jax.config.update('jax_compilation_cache_dir', str(directory))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', str(directory))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

@@ -8,3 +8,7 @@ class UserError(Exception):
 
     `main` prints it without a traceback and exits with status 2.
     """
+
+
+class DivergedError(UserError):
+    """A run whose numbers are no longer finite; other runs may be well."""

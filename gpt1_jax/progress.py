@@ -64,11 +64,12 @@ class Progress:
         if done <= first or now < then + 1:
             return []
         rate = (done - first) / (now - then)
-        left = f'{_duration(max(0, self._total - done) / rate)} left'
+        left = f'{duration(max(0, self._total - done) / rate)} left'
         return [f'{rate / 1e6:.1f} MB/s', left] if self._bytes else [left]
 
 
-def _duration(seconds):
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}'

@@ -18,6 +18,7 @@ from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.errors import UserError
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
+from gpt1_jax.model.lstm import LSTM
 from gpt1_jax.model.transformer import Decoder
 from gpt1_jax.saved_models import store
 from gpt1_jax.saved_models.parameters import SavedModel
@@ -66,6 +67,27 @@ def decoder(sizes=SIZES, **changes):
         residual_dropout=0.0,
     )
     return Decoder(**values | changes)
+
+
+def lstm(sizes=SIZES, **changes):
+    """The package's LSTM of as many units as `mlp`, without dropout."""
+    values = dict(
+        vocab_size=sizes['vocab'],
+        n_special=sizes['n_special'],
+        n_positions=sizes['n_positions'],
+        width=sizes['width'],
+        layers=1,
+        units=sizes['mlp'],
+        dropout=0.0,
+        residual_dropout=0.0,
+    )
+    return LSTM(**values | changes)
+
+
+def random_lstm_params(seed=0, sizes=SIZES):
+    """float64 reference parameters of `lstm`; its own are the same arrays."""
+    names = dict(vocab=sizes['vocab'], n_special=sizes['n_special'], width=sizes['width'], units=sizes['mlp'])
+    return reference.lstm_params(np.random.default_rng(seed), **names)
 
 
 def from_reference(params, heads=SIZES['heads']):
@@ -180,7 +202,7 @@ def read(uri):
 
 def assert_same_model(one, other):
     """All that is known without reading the parameters, the folder apart."""
-    apart = dict(directory=None, tokenizer=None, read=None, tokens_seen=None)
+    apart = dict(directory=None, tokenizer=None, read=None, tokens_seen=None, step=None)
     assert one._replace(**apart) == other._replace(**apart)
     assert one.tokenizer.fingerprint == other.tokenizer.fingerprint
 

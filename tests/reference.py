@@ -117,6 +117,38 @@ def forward(params, tokens, heads, positions=None, *, n_positions):
     return x
 
 
+def lstm_params(rng, *, vocab, n_special, width, units):
+    """Random float64 parameters of the LSTM; gates in the order input, forget, candidate, output."""
+    normal = lambda *shape: rng.normal(0, 0.4, shape)
+    return {
+        'table': normal(vocab + n_special, width),
+        'in_kernel': normal(width, 4, units),
+        'recurrent_kernel': normal(units, 4, units),
+        'bias': normal(4, units),
+        'out_kernel': normal(units, width),
+        'out_bias': normal(width),
+    }
+
+
+def lstm_forward(params, tokens, segments=None):
+    """States [T, width] of one row of the LSTM; `segments` [T] says where another text begins."""
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    states = []
+    for t, token in enumerate(tokens):
+        if t == 0 or segments is not None and segments[t] != segments[t - 1]:
+            hidden = cell = np.zeros(params['out_kernel'].shape[0])
+        gates = [
+            params['table'][token] @ params['in_kernel'][:, k]
+            + hidden @ params['recurrent_kernel'][:, k]
+            + params['bias'][k]
+            for k in range(4)
+        ]
+        cell = sigmoid(gates[1]) * cell + sigmoid(gates[0]) * np.tanh(gates[2])
+        hidden = sigmoid(gates[3]) * np.tanh(cell)
+        states.append(hidden @ params['out_kernel'] + params['out_bias'])
+    return np.stack(states)
+
+
 # Losses
 
 

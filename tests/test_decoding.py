@@ -1,4 +1,5 @@
-"""Decoding with the cache against the float64 reference without one; batches against their members; sampling."""
+"""Decoding with the cache of each kind of model against the float64 reference without one; batches against their
+members; sampling."""
 
 import functools
 
@@ -18,6 +19,22 @@ from gpt1_jax.training.state import abstract_params
 REFERENCE = models.random_params()
 PARAMS = models.from_reference(REFERENCE)['decoder']
 MODEL = models.decoder()
+LSTM_REFERENCE = models.random_lstm_params()
+KINDS = {  # model, parameters, the reference's table and states
+    'transformer': (
+        MODEL,
+        PARAMS,
+        REFERENCE['table'],
+        lambda tokens: reference.forward(REFERENCE, tokens, models.SIZES['heads'], n_positions=POSITIONS),
+    ),
+    'lstm': (
+        models.lstm(),
+        jax.tree.map(np.float32, LSTM_REFERENCE),
+        LSTM_REFERENCE['table'],
+        lambda tokens: reference.lstm_forward(LSTM_REFERENCE, tokens),
+    ),
+}
+each_kind = pytest.mark.parametrize('kind', KINDS)
 VOCAB, POSITIONS = models.SIZES['vocab'], models.SIZES['n_positions']
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, VOCAB, n) for n in range(1, POSITIONS)]  # of every length
@@ -59,19 +76,26 @@ def generate(prompts, limits, sampling=Sampling(), stop=-1, model=MODEL, params=
     return [row[:length].tolist() for row, length in zip(np.asarray(state.tokens), state.lengths)]
 
 
-def greedy_reference(prompt, limit):
+def of_kind(kind):
+    return dict(zip(('model', 'params'), KINDS[kind]))
+
+
+def greedy_reference(kind, prompt, limit):
     """No cache, float64: the whole sequence again for each token."""
+    table, states = KINDS[kind][2:]
     tokens = list(prompt)
     while len(tokens) < limit:
-        hidden = reference.forward(REFERENCE, tokens, models.SIZES['heads'], n_positions=POSITIONS)[-1]
-        logits = REFERENCE['table'][:VOCAB] @ hidden
+        logits = table[:VOCAB] @ states(tokens)[-1]
         logits[decoding.UNKNOWN_ID] = -np.inf
         tokens.append(int(logits.argmax()))
     return tokens
 
 
-def test_greedy_equals_the_reference_without_a_cache_for_every_prompt_length():
-    assert generate(PROMPTS, [POSITIONS] * len(PROMPTS)) == [greedy_reference(p, POSITIONS) for p in PROMPTS]
+@each_kind
+def test_greedy_equals_the_reference_without_a_cache_for_every_prompt_length(kind):
+    expected = [greedy_reference(kind, prompt, POSITIONS) for prompt in PROMPTS]
+    assert generate(PROMPTS, [POSITIONS] * len(PROMPTS), **of_kind(kind)) == expected
+    assert len({tuple(row[-3:]) for row in expected}) > 3
 
 
 @pytest.mark.slow
@@ -104,12 +128,13 @@ def test_greedy_equals_no_cache_up_to_511_tokens():
         ]
 
 
+@each_kind
 @pytest.mark.parametrize('sampling', [Sampling(), Sampling(1.0), Sampling(0.8, top_k=9, top_p=0.7)])
-def test_a_batch_equals_its_members_one_by_one(sampling):
-    samples = [i % 3 for i in range(len(PROMPTS))]
-    together = generate(PROMPTS, [POSITIONS] * len(PROMPTS), sampling._replace(seed=5), samples=samples)
+def test_a_batch_equals_its_members_one_by_one(kind, sampling):
+    samples, made = [i % 3 for i in range(len(PROMPTS))], of_kind(kind)
+    together = generate(PROMPTS, [POSITIONS] * len(PROMPTS), sampling._replace(seed=5), samples=samples, **made)
     for prompt, sample, row in zip(PROMPTS, samples, together):
-        assert generate([prompt], [POSITIONS], sampling._replace(seed=5), samples=[sample]) == [row]
+        assert generate([prompt], [POSITIONS], sampling._replace(seed=5), samples=[sample], **made) == [row]
 
 
 def test_seeds_and_sample_numbers_give_other_texts():
@@ -120,39 +145,44 @@ def test_seeds_and_sample_numbers_give_other_texts():
     assert rows[0][2:] != rows[0][1:-1]  # nor is a position's draw the next one's
 
 
-def test_stop_token_and_limits_end_rows_alone():
-    whole = generate(PROMPTS[:4], [POSITIONS] * 4)
+@each_kind
+def test_stop_token_and_limits_end_rows_alone(kind):
+    whole = generate(PROMPTS[:4], [POSITIONS] * 4, **of_kind(kind))
     stop = whole[0][3]
     limits = [POSITIONS, 2, 7, POSITIONS]  # the second is at its limit from the start
-    rows = generate(PROMPTS[:4], limits, stop=stop)
+    rows = generate(PROMPTS[:4], limits, stop=stop, **of_kind(kind))
     for prompt, row, limit, full in zip(PROMPTS, rows, limits, whole):
         at = next((i for i in range(len(prompt), len(full)) if full[i] == stop), len(full))
         assert row == full[: min(at + 1, limit)]
     assert rows[1] == PROMPTS[1].tolist() and rows[0][-1] == stop
 
 
-def test_pieces_of_any_size_equal_one_go_and_compile_once():
+@each_kind
+def test_pieces_of_any_size_equal_one_go_and_compile_once(kind):
     jit_decode.cache_clear()
-    whole = generate(PROMPTS, [POSITIONS] * len(PROMPTS), Sampling(1.0))
-    decode, params = decode_for(Sampling(1.0)), decoding.unstack_layers(PARAMS)
-    state = state_of(PROMPTS, [POSITIONS] * len(PROMPTS))
+    made = of_kind(kind)
+    whole = generate(PROMPTS, [POSITIONS] * len(PROMPTS), Sampling(1.0), **made)
+    decode, params = decode_for(Sampling(1.0), made['model']), decoding.unstack_layers(made['params'])
+    state = state_of(PROMPTS, [POSITIONS] * len(PROMPTS), **made)
     compiled = decode._cache_size()
     for n in (1, 2, 4, 0, 8, 3):
         state = decode(params, state, Sampling(1.0), -1, n)
     assert [row[:n].tolist() for row, n in zip(np.asarray(state.tokens), state.lengths)] == whole
+    np.testing.assert_array_equal(state.cache.lengths, state.lengths - 1)  # of finished rows too
     decode(params, state, Sampling(0.5, seed=9), 3, 1)
     assert decode._cache_size() == compiled == 1
 
 
 @pytest.mark.slow
+@each_kind
 @pytest.mark.parametrize('mesh', [('dp', ()), ('fsdp', ()), ('tp', (2, 1, 4)), ('fsdp+tp', (2, 2, 2))])
-def test_any_mesh_makes_the_same_text(mesh, caplog):
-    partitioner = Partitioner(*mesh)
-    abstract = abstract_params(Classifier(MODEL), partitioner)['decoder']
-    params = jax.device_put(PARAMS, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+def test_any_mesh_makes_the_same_text(kind, mesh, caplog):
+    partitioner, (model, params) = Partitioner(*mesh), KINDS[kind][:2]
+    abstract = abstract_params(Classifier(model), partitioner)['decoder']
+    params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract))
     prompts = (PROMPTS + PROMPTS[:1])[:16]
     settings = dict(sampling=Sampling(1.0, top_p=0.9), samples=list(range(16)))
-    expected = generate(prompts, [POSITIONS] * 16, **settings)
+    expected = generate(prompts, [POSITIONS] * 16, **settings, **of_kind(kind))
     padded, lengths = np.zeros((16, POSITIONS), np.int32), np.array([len(prompt) for prompt in prompts], np.int32)
     for row, prompt in zip(padded, prompts):
         row[: len(prompt)] = prompt
@@ -160,7 +190,7 @@ def test_any_mesh_makes_the_same_text(mesh, caplog):
         prompts=padded, lengths=lengths, limits=np.full(16, POSITIONS, np.int32), samples=np.arange(16, dtype=np.int32)
     )
     batch = {name: partitioner.placement.take(array) for name, array in batch.items()}
-    prefill, decode = jit_steps(MODEL, partitioner, POSITIONS, settings['sampling'])
+    prefill, decode = jit_steps(model, partitioner, POSITIONS, settings['sampling'])
     params = partitioner.jit(decoding.unstack_layers)(params)
     state = prefill(params, partitioner.put_batch(batch))
     with jax.log_compiles():

@@ -2,12 +2,19 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+import sklearn.metrics
 from etils import epath
 
 import runs
+from configs import common
+from gpt1_jax.data.labelled import packing
 from gpt1_jax.errors import UserError
+from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import evaluate, finetune, pretrain
+from gpt1_jax.training.partitioning import Partitioner
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -33,6 +40,24 @@ def finished(folder):
     # A rate at which a later epoch undoes what an earlier one has learnt.
     config.optimizer.learning_rate, config.data.epochs, config.checkpoint.keep_latest = 0.3, 4.0, 1
     return config, finetune.run(config, folder / 'run')
+
+
+class Stop(Exception):
+    """Instead of training."""
+
+
+def trained_on(config, workdir):
+    """The examples that a run would train on. Raises what the run raises before that."""
+
+    def stop(encoded, **arguments):
+        make(encoded, **arguments)
+        raise Stop(encoded)
+
+    make = packing.FinetuningBatches
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop) as stopped:
+        patch.setattr(packing, 'FinetuningBatches', stop)
+        finetune.run(config, workdir)
+    return stopped.value.args[0]
 
 
 def log(workdir):
@@ -88,3 +113,116 @@ def test_a_split_without_labels_is_refused_before_training(folder, tmp_path, spl
     with pytest.raises(UserError, match=f"{split}.jsonl.*'label'"):
         finetune.run(config, epath.Path(tmp_path) / 'run')
     assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def entries(folder, split):
+    return [json.loads(line) for line in (folder / 'labelled' / f'{split}.jsonl').read_text().splitlines()]
+
+
+def test_the_kept_logits_give_the_best_dev_score(folder, finished):
+    _, result = finished
+    with np.load(folder / 'run' / 'dev.npz', allow_pickle=False) as file:
+        labels, logits = file['labels'], file['logits']
+        assert set(file) == {'labels', 'logits'}  # the set has no subsets
+    assert logits.shape == (16, 2) and logits.dtype == np.float32
+    assert labels.tolist() == [['sea', 'farm'].index(entry['label']) for entry in entries(folder, 'dev')]
+    score = sklearn.metrics.accuracy_score(labels, logits.argmax(1))
+    assert score == result.value(split='dev', checkpoint='best') != result.value(split='dev', checkpoint='last')
+
+
+def test_the_kept_errors_are_all_wrong_ones(folder, finished):
+    with np.load(folder / 'run' / 'dev.npz', allow_pickle=False) as file:
+        predicted = [['sea', 'farm'][label] for label in file['logits'].argmax(1)]
+    assert [json.loads(line) for line in (folder / 'run' / 'dev_errors.jsonl').read_text().splitlines()] == [
+        {'index': i, 'texts': [entry['text']], 'label': entry['label'], 'prediction': predicted[i]}
+        for i, entry in enumerate(entries(folder, 'dev'))
+        if predicted[i] != entry['label']
+    ]
+
+
+@pytest.mark.parametrize(
+    ('share', 'limit', 'number', 'expected'),
+    [(1.0, None, 9, 9), (0.07, None, 100, 7), (0.29, None, 100, 29), (0.01, None, 101, 2), (0.5, 30, 40, 15)],
+)
+def test_a_share_of_the_training_examples_is_rounded_up(folder, share, limit, number, expected):
+    """Of these, 0.07 * 100 and 0.29 * 100 are not exact in floating point."""
+    data = runs.finetuning(folder, 'x').data
+    data.share, data.limit = share, limit
+    assert finetune.used_examples(data, number) == expected
+
+
+def test_a_share_is_drawn_with_the_seed_and_kept_in_order(folder, tmp_path):
+    config = runs.finetuning(folder, folder / 'lm')
+    config.data.batch_size = 4
+    known = [(entry['text'], entry['label']) for entry in entries(folder, 'train')]
+    tokenizer = store.open_model(str(folder / 'lm')).tokenizer
+
+    def drawn(seed, share, **changes):
+        config.seed, config.data.share = seed, share
+        config.update(changes)
+        encoded = trained_on(config, epath.Path(tmp_path))
+        chosen = list(map(int, encoded.ids))
+        assert [sequence[1:-1].tolist() for (sequence,) in encoded.sequences] == [
+            list(tokenizer.encode_batch([known[i][0]])[0]) for i in chosen
+        ]
+        assert [['sea', 'farm'][label] for label in encoded.labels] == [known[i][1] for i in chosen]
+        return chosen
+
+    half = drawn(3, 0.5)
+    assert half == sorted(np.random.RandomState(3).permutation(40)[:20].tolist())
+    assert set(drawn(3, 0.3)) < set(half) and drawn(4, 0.5) != half == drawn(3, 0.5, n_transfer=-1)
+    with pytest.raises(UserError, match='^data.batch_size: 4 is more than the 2 training examples'):
+        drawn(3, 0.05)
+    config.data.limit = 10
+    assert drawn(3, 0.5) == sorted(np.random.RandomState(3).permutation(10)[:5].tolist())
+
+
+def test_training_examples_are_scored_too(folder, tmp_path):
+    """Against one unpacked sequence at a time."""
+    config = runs.finetuning(folder, folder / 'lm')
+    config.data.update(share=0.5, score_train=7, epochs=4.0)
+    config.optimizer.learning_rate = 0.1
+    workdir = epath.Path(tmp_path) / 'run'
+    encoded, result = trained_on(config, workdir), finetune.run(config, workdir)
+    assert result.facts['train_examples'] == len(encoded.ids) == 20
+    partitioner = Partitioner('dp', (1, 1, 1), jax.devices()[:1])
+    classifier, params = store.load_model(store.open_model(str(workdir)), common.model_defaults(), partitioner)
+    read, right = jax.jit(classifier.read), []
+    for i in [0, 2, 5, 8, 11, 14, 17]:  # 20 * 0 / 7, 20 * 1 / 7, ..., rounded down
+        (tokens,) = encoded.sequences[i]
+        hidden = read(params, np.pad(tokens, (0, 32 - len(tokens)))[None]).hidden
+        logits = classifier.classify(params, hidden[:, len(tokens) - 1][None])
+        right.append(int(logits.argmax()) == encoded.labels[i])
+    (score,) = result.select(split='train')
+    assert (score.value, score.examples, score.checkpoint) == (np.mean(right), 7, 'best')
+    assert score.step == next(result.select(split='dev', checkpoint='best')).step
+    assert 0 < score.value < 1  # else a wrong order of the examples would not show
+
+
+def test_a_run_of_no_layers(folder, tmp_path):
+    """Its workdir says that it has none, and opens so."""
+    workdir = epath.Path(tmp_path) / 'run'
+    config = runs.finetuning(folder, folder / 'lm')
+    config.update(n_transfer=0, rest='absent')
+    result = finetune.run(config, workdir)
+    assert json.loads((workdir / 'model.json').read_text())['architecture'] == runs.TINY | {'layers': 0}
+    assert store.open_model(str(workdir)).architecture.sizes == result.model['sizes'] == runs.TINY | {'layers': 0}
+    rows = store.open_model(str(workdir)).vocab_size + 3 + 32
+    assert result.model['parameters'] == rows * 16 + 16 * 2 + 2
+    again = evaluate.run(runs.evaluation(folder, workdir), epath.Path(tmp_path) / 'evaluate')
+    assert again.value(split='dev') == result.value(split='dev', checkpoint='best')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'n_transfer': 2}, '^n_transfer: 2 layers cannot be transferred from .*lm'),
+        ({'n_transfer': -1, 'rest': 'absent'}, '^n_transfer: With -1 nothing is transferred'),
+    ],
+)
+def test_layers_that_cannot_be_are_refused_before_there_is_a_workdir(folder, tmp_path, changes, message):
+    config = runs.finetuning(folder, folder / 'lm')
+    config.update(changes)
+    with pytest.raises(UserError, match=message):
+        finetune.run(config, epath.Path(tmp_path) / 'run')
+    assert not (tmp_path / 'run').exists()

@@ -5,11 +5,25 @@ import numpy as np
 import pytest
 from etils import epath
 
+import reference
 from configs import finetune, pretrain
+from gpt1_jax.errors import UserError
+from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.saved_models import huggingface, layers, openai, store
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.program import finetuning, pretraining
-from models import HEADS, assert_same_bits, load, make, make_model, released_tokenizer, write_workdir
+from models import (
+    HEADS,
+    SIZES,
+    assert_same_bits,
+    from_reference,
+    load,
+    make,
+    make_model,
+    random_params,
+    released_tokenizer,
+    write_workdir,
+)
 
 VOCABULARY = 50
 
@@ -62,6 +76,52 @@ def test_which_rows_and_layers_are_taken_over(uris, form, n_special):
         )
         for part, origin in ((slice(n_layers), old), (slice(n_layers, None), new)):
             assert_same_bits(*(jax.tree.map(lambda leaf: leaf[part], tree['blocks']) for tree in (result, origin)))
+
+
+@pytest.mark.parametrize('n_layers', [0, 1, 2])
+@pytest.mark.parametrize('strategy', ['dp', 'fsdp+tp'])
+def test_without_a_rest_the_model_is_one_of_n_layers(tmp_path, n_layers, strategy):
+    """Its parameters are the source's first n layers, its states those of the NumPy reference with these alone."""
+    tokenizer = released_tokenizer(epath.Path(tmp_path / 'vocabulary'), VOCABULARY)
+    given = random_params(sizes=SIZES | dict(vocab=VOCABULARY, mlp=64))
+    saved, _ = make_model(np.random.default_rng(0), tokenizer, 3, HEADS[1])
+    write_workdir(make(tmp_path / 'source'), saved, from_reference(given) | {'head': _zeros_head()})
+    saved, partitioner = store.open_model(f'{tmp_path}/source'), Partitioner(strategy)
+    architecture = layers.architecture(saved, n_layers, 'absent')
+    assert architecture == Architecture('transformer', {**saved.architecture.sizes, 'layers': n_layers})
+    program = finetuning(finetune.get_config(), architecture, VOCABULARY, HEADS[1], 'classification', 1, partitioner)
+    fresh = program.create_state(0).params
+    head = jax.device_get(fresh['head'])
+    params = layers.loader(saved, program, n_layers)(fresh)
+    expected = {'table': from_reference(given)['decoder']['table']}
+    if n_layers:
+        expected |= from_reference(given | {'layers': given['layers'][:n_layers]})['decoder']
+    assert_same_bits(jax.device_get(params), {'decoder': expected, 'head': head})
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (8, 16))
+    hidden = partitioner.jit(program.classifier.read)(params, tokens).hidden
+    shorter = given | {'layers': given['layers'][:n_layers]}
+    states = np.stack([reference.forward(shorter, row, SIZES['heads'], n_positions=16) for row in tokens])
+    np.testing.assert_allclose(hidden, states, rtol=1e-4, atol=1e-5)
+
+
+def _zeros_head():
+    return {'kernel': np.zeros((16, 3), np.float32), 'bias': np.zeros(3, np.float32)}
+
+
+def test_which_numbers_of_layers_are_possible(uris):
+    saved = store.open_model(uris['workdir'][0])
+    assert [layers.number(n, saved) for n in (None, -1, 0, 2)] == [2, -1, 0, 2]
+    for n in (-2, 3):
+        with pytest.raises(UserError, match=rf'^n_transfer: {n} layers cannot .* from \S*workdir. .* to 2 .all layers'):
+            layers.number(n, saved)
+    assert layers.architecture(saved, 1, 'fresh') == layers.architecture(saved, -1, 'fresh') == saved.architecture
+    with pytest.raises(UserError, match='^n_transfer: With -1 nothing .* leaves nothing in its place. Set'):
+        layers.architecture(saved, -1, 'absent')
+    sizes = dict(layers=1, width=16, units=24, n_positions=16)
+    lstm = saved._replace(architecture=Architecture('lstm', sizes))
+    assert layers.architecture(lstm, 1, 'absent') == layers.architecture(lstm, 0, 'fresh') == lstm.architecture
+    with pytest.raises(UserError, match='^n_transfer: A model of kind lstm cannot have 0 layers'):
+        layers.architecture(lstm, 0, 'absent')
 
 
 @pytest.mark.parametrize('form', ['openai', 'hf', 'workdir'])

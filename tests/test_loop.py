@@ -63,7 +63,7 @@ def whole(shards, tmp_path_factory):
 
 
 def without_time(result):
-    return dataclasses.replace(result, seconds=0)
+    return dataclasses.replace(result, seconds=0, facts=result.facts | {'tokens_per_second': None})
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ EVALUATIONS = [
     {'step': 6, 'other': -6.0},
     {'step': 9, 'other': 91.0},
     {'step': 10, 'rank': 3.0},
-    {'step': 12, 'other': -12.0, 'rank': 2.0, 'at_the_end': 12.0},
+    {'step': 12, 'rank': 2.0, 'other': -12.0, 'at_the_end': 12.0},  # the one that ranks is asked first
 ]
 # The line of an evaluation comes after that of its step.
 LINES = sorted(
@@ -130,11 +130,11 @@ LINES = sorted(
 )
 
 
-def counting_job(workdir, mode, seen):
+def counting_job(workdir, mode, seen, **keep):
     """12 steps that count themselves in a bias. It is ranked every 5, and has another metric every 3; nothing else
-    saves."""
+    saves, except what `keep` asks for."""
     run = config('nowhere')
-    run.checkpoint.update(every=0, keep_latest=1, keep_best=1)
+    run.checkpoint.update(every=0, keep_latest=1, keep_best=1, **keep)
     made = program.pretraining(run, 40, 12, Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
 
     def count(state, batch):
@@ -204,3 +204,83 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
     assert EVALUATIONS[2] in metrics(workdir) and checkpoints(workdir) == {5}
     assert loop.fit(counting_job(workdir, 'min', [])).evaluations == EVALUATIONS
     assert metrics(workdir) == LINES and checkpoints(workdir) == {5, 12}
+
+
+@pytest.mark.parametrize(
+    ('keep', 'kept'),
+    [
+        (dict(keep_every=4), {4, 8}),
+        (dict(keep_log=1), {1, 10}),
+        (dict(keep_log=3), {1, 2, 5, 10}),  # 10^(1/3) = 2.15, 10^(2/3) = 4.64
+        (dict(keep_log=1, keep_every=7), {1, 7, 10}),
+    ],
+)
+@pytest.mark.parametrize('stop', [None, 3, 7])
+def test_steps_are_kept_for_good(tmp_path, monkeypatch, keep, kept, stop):
+    """Beside the best and the newest, wherever the run is stopped; each can be read back."""
+    workdir, job = epath.Path(tmp_path), counting_job(epath.Path(tmp_path), 'min', [], **keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == stop)
+        if stop:
+            with pytest.raises(SystemExit):
+                loop.fit(job)
+    loop.fit(job)
+    assert checkpoints(workdir) == kept | {5, 12}
+    for step in kept:
+        restored = loop.Checkpointer(workdir / 'checkpoints').restore(step, {'params': job.program.abstract.params})
+        assert steps_of(restored[1]['params']) == step
+
+
+def test_log_spaced_steps_are_those_nearest_to_powers_of_ten():
+    job = counting_job(epath.Path('unused'), 'min', [], keep_log=5)
+    expected = {round(10 ** (i / 5)) for i in range(31)}
+    assert {step for step in range(1, 10**6 + 1) if job.is_kept(step)} == expected
+
+
+# The end of a run that runs out of patience
+
+VALUES = [3.0, 2.0, 2.0, 4.0, 1.0, 1.0, 5.0, 2.0, 0.0, 0.0, 0.0, 0.0]  # after the steps 1 to 12
+
+
+def impatient_job(workdir, patience, mode='min'):
+    """A counting job that is ranked after each step, by VALUES or their negatives."""
+    job, sign = counting_job(workdir, mode, []), 1 if mode == 'min' else -1
+    value_of = lambda params: {'rank': sign * VALUES[steps_of(params) - 1]}
+    ranking = dataclasses.replace(job.ranking, evaluate=value_of, every=1, patience=patience)
+    return dataclasses.replace(job, evaluators=[job.evaluators[-1], ranking])
+
+
+@pytest.mark.parametrize('mode', ['min', 'max'])
+@pytest.mark.parametrize(
+    ('patience', 'last', 'best'),
+    [(0, 12, 9), (1, 3, 2), (2, 4, 2), (3, 8, 5), (4, 12, 9)],  # an equal value is no new best one
+)
+def test_a_run_ends_out_of_patience(tmp_path, mode, patience, last, best):
+    """With all that belongs to its last step; called again, it does nothing more."""
+    workdir, values = epath.Path(tmp_path), VALUES if mode == 'min' else [-value for value in VALUES]
+    for _ in range(2):
+        outcome = loop.fit(impatient_job(workdir, patience, mode))
+        assert int(outcome.state.step) == steps_of(outcome.state.params) == last
+        assert [evaluation['rank'] for evaluation in outcome.evaluations] == values[:last]
+        assert outcome.best['step'] == best and outcome.best['rank'] == values[best - 1]
+        assert [evaluation['step'] for evaluation in outcome.evaluations if 'at_the_end' in evaluation] == [last]
+        assert checkpoints(workdir) == {best, last} and metrics(workdir)[-1]['step'] == last
+
+
+@pytest.mark.parametrize('stops', [(1,), (5, 6), (7,), (8,), (2, 8)])
+def test_the_patience_of_a_run_that_is_stopped(tmp_path, monkeypatch, stops):
+    """It ends where it would have ended, also when it is told to stop at that step."""
+    workdir = epath.Path(tmp_path)
+    with monkeypatch.context() as patch:
+        for stop in stops:
+            patch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == stop)
+            if stop == 8:
+                loop.fit(impatient_job(workdir, 3))
+            else:
+                with pytest.raises(SystemExit):
+                    loop.fit(impatient_job(workdir, 3))
+    outcome = loop.fit(impatient_job(workdir, 3))
+    whole = loop.fit(impatient_job(workdir / 'whole', 3))
+    assert outcome.evaluations == whole.evaluations and outcome.best == whole.best
+    assert int(outcome.state.step) == int(whole.state.step) == 8
+    assert metrics(workdir) == metrics(workdir / 'whole')

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from gpt1_jax.report import results
+from gpt1_jax.training.metric_writer import read_metrics
 from helpers import ENVIRONMENT, ROOT, checksums, command, run, sentence
 
 pytestmark = pytest.mark.slow
@@ -83,6 +84,10 @@ def test_pretraining_learns(language_model):
     result = result_of(language_model)
     last, best = (list(result.select(split='valid', metric='loss', checkpoint=which)) for which in ('last', 'best'))
     assert result.facts['steps'] == last[0].step == best[0].step == 120
+    speeds = [line['tokens_per_second'] for line in read_metrics(language_model) if 'tokens_per_second' in line]
+    assert min(speeds) <= result.facts['tokens_per_second'] <= max(speeds)
+    # A multiplication and an addition a parameter, forward once and backward twice, and less for attention.
+    assert 1 < result.facts['flops'] / (6 * result.model['parameters'] * result.facts['tokens']) < 1.3
     evaluations = [line['valid_loss'] for line in metrics(language_model) if 'valid_loss' in line]
     assert len(evaluations) == 3 and evaluations[-1] == last[0].value == best[0].value == min(evaluations)
     # A uniform guess over the vocabulary has 400.

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.training.metric_writer import MetricWriter
+from gpt1_jax.training.metric_writer import MetricWriter, read_metrics
 
 
 def reject(constant):
@@ -53,6 +53,19 @@ def test_lines_are_json_and_flushed(tmp_path):
     assert lines[0]['step'] == 1 and lines[0]['loss'] == 2.5 and lines[0]['lr'] == 0.25
     assert lines[1]['step'] == 2 and 1.6e9 < lines[0]['time'] <= lines[1]['time']
     assert [lines[1][name] for name in ('loss', 'up', 'down')] == ['nan', 'inf', '-inf']
+
+
+def test_lines_are_read_back(tmp_path):
+    """Numbers that JSON lacks too; not a line that a kill has cut."""
+    assert read_metrics(tmp_path) == []
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {'loss': 2.5})
+    writer.write(2, {'loss': float('inf'), 'down': -np.inf})
+    writer.close()
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 3, "lo')
+    lines = [{name: value for name, value in line.items() if name != 'time'} for line in read_metrics(tmp_path)]
+    assert lines == [{'step': 1, 'loss': 2.5}, {'step': 2, 'loss': np.inf, 'down': -np.inf}]
 
 
 def test_tensorboard_reads_back(tmp_path):

@@ -78,3 +78,15 @@ def test_the_fingerprint_is_of_the_values_alone():
     assert results.fingerprint(config) == results.fingerprint(dict(reversed(config.items())))
     assert results.fingerprint(config) != results.fingerprint(config | {'seed': 4})
     assert len(results.fingerprint(config)) == 16 == len(f'{int(results.fingerprint(config), 16):016x}')
+
+
+@pytest.mark.parametrize(
+    ('split', 'metric', 'subset', 'key'),
+    [
+        ('dev', 'accuracy', '', 'accuracy'),
+        ('dev_mismatched', 'accuracy', '', 'mismatched_accuracy'),
+        ('dev', 'accuracy', 'middle', 'accuracy_middle'),
+    ],
+)
+def test_the_papers_key_of_a_score(split, metric, subset, key):
+    assert results.paper_key(split, metric, subset) == key

@@ -117,6 +117,20 @@ def test_the_best_checkpoint_is_the_one_that_the_run_says(tmp_path, sentencepiec
     assert step_of(tmp_path / 'run') == (step, 1000 + 7 * step)
 
 
+def test_a_step_can_be_named(tmp_path, sentencepiece):
+    """Whatever ranks; a folder that really has such a name is that folder."""
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    save_three(tmp_path / 'run', saved, MEASURED, best_metric='valid_loss')
+    for step in (1, 2, 3):
+        assert step_of(tmp_path / f'run@{step}') == (step, 1000 + 7 * step)
+    assert store.kept_steps(str(tmp_path / 'run')) == [1, 2, 3]
+    refuses(f'{tmp_path}/run@4', 'no checkpoint of step 4', 'steps here are 1, 2, 3')
+    refuses(f'{tmp_path}/other@4', 'other@4', 'no model.json')
+    (tmp_path / 'run').rename(tmp_path / 'run@3')
+    assert step_of(tmp_path / 'run@3') == (2, 1014)
+    assert step_of(tmp_path / 'run@3@1') == (1, 1007)
+
+
 def as_before(folder):
     """Makes a workdir's model.json that of a version before 0.2."""
     edit(

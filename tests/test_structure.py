@@ -20,6 +20,7 @@ TESTED_IN = {  # where the file is not tests/test_NAME.py
     'tasks.pretrain': 'test_main',  # the whole program, as a user starts it
     'tasks.finetune': 'test_main',
     'tasks.evaluate': 'test_main',
+    'tasks.paper': 'test_paper_task',  # test_paper is that of evaluation.paper
     'model.sizes': 'test_config',  # a table that configs read
 }
 MODULES = {

@@ -4,12 +4,15 @@ import json
 import pathlib
 import random
 
+import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from etils import epath
 
 from configs import evaluate as evaluate_config, finetune as finetune_config, pretrain as pretrain_config
 from gpt1_jax.data.labelled.registry import REGISTRY
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result, Score
 from gpt1_jax.tasks import evaluate, finetune, pretrain, sweep
@@ -242,6 +245,52 @@ def test_glue_has_an_average_when_all_its_tasks_are_there(folder, tmp_path, monk
     result = sweep.run(config(folder), epath.Path(tmp_path))
     assert result.facts['glue_average'] == {'': pytest.approx(4.9 / 9)}
     assert (tmp_path / 'table.txt').read_text().splitlines()[-1].startswith('GLUE         average' + ' ' * 30 + '54.4')
+
+
+def test_the_kept_logits_of_dev_give_the_best_scores(folder, finished):
+    """By scipy and by counting: of scores, and of a set with subsets."""
+    arrays = {}
+    for name in ('stsb', 'race', 'mnli'):
+        with np.load(folder / 'suite' / name / 'seed0' / 'dev.npz', allow_pickle=False) as file:
+            arrays[name] = dict(file)
+    value = lambda **wanted: finished.value(split='dev', checkpoint='best', **wanted)
+    predicted = scipy.special.softmax(arrays['stsb']['logits'].astype(float), axis=1) @ np.arange(6)
+    for metric, function in (('pearson', scipy.stats.pearsonr), ('spearman', scipy.stats.spearmanr)):
+        statistic = function(arrays['stsb']['labels'], predicted).statistic
+        assert statistic == pytest.approx(value(dataset='stsb', metric=metric), abs=1e-6)
+    assert 'subsets' not in arrays['stsb'] and arrays['mnli']['logits'].shape == (19, 3)
+    right = arrays['race']['logits'].argmax(1) == arrays['race']['labels']
+    for level in ('', 'middle', 'high'):
+        members = arrays['race']['subsets'] == level if level else slice(None)
+        assert right[members].mean() == value(dataset='race', subset=level)
+    errors = [json.loads(line) for line in (folder / 'suite/race/seed0/dev_errors.jsonl').read_text().splitlines()]
+    assert [error['index'] for error in errors] == np.flatnonzero(~right).tolist()
+
+
+def test_a_run_that_diverges_is_left_out_and_the_others_go_on(folder, tmp_path, monkeypatch):
+    def run(run_config, path):
+        if run_config.seed in broken:
+            raise DivergedError(f'{path}: The loss was not finite. Lower the rate.')
+        return Result('finetune', scores('sst2', 'accuracy', [0.8], [0.7]), {'train_examples': 40}, None, {}, 0.0)
+
+    monkeypatch.setattr(finetune, 'run', run)
+    broken = {1}
+    result = sweep.run(config(folder, datasets=('sst2',), seeds=3), epath.Path(tmp_path))
+    assert list(result.facts['left_out']) == ['sst2/seed1'] and len(result.scores) == 4
+    assert 'sst2/seed1: left out: ' in (tmp_path / 'table.txt').read_text()
+    assert sweep.summary(result.scores)['sst2', '', 'dev', '', 'accuracy']['runs'] == 2
+    broken = {0, 1, 2}
+    with pytest.raises(UserError, match=r'^datasets: Every run has diverged .\S*seed2: The loss was .* rate.. Lower'):
+        sweep.run(config(folder, datasets=('sst2',), seeds=3), epath.Path(tmp_path))
+
+
+def test_fewer_examples_than_a_batch_are_found_before_training(folder, tmp_path):
+    values = config(folder, datasets=('sst2', 'stsb'))
+    values.data.limit = 15
+    with pytest.raises(
+        UserError, match=r'None of them can be used .sst2: its 15 training .* data.batch_size=16; stsb: '
+    ):
+        sweep.run(values, epath.Path(tmp_path))
 
 
 def test_predictions_are_of_the_best_seed(folder, two_seeds, finished):

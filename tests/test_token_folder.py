@@ -59,7 +59,7 @@ def test_what_is_read_is_what_was_written(folder):
 
 def test_the_first_examples(folder):
     whole = read_tokens(folder, 'mrpc', 'train', **KEY)
-    first = whole.first(2)
+    first = whole.take(np.arange(2))
     assert first.ids == ['example 0', 'example 1'] and first.labels.tolist() == [0, 1] and len(first.sequences) == 2
     assert [s.tolist() for s in first.sequences[1]] == [s.tolist() for s in whole.sequences[1]]
 

@@ -7,7 +7,6 @@ import pytest
 
 import models
 import reference
-from gpt1_jax.model.transformer import init_cache
 
 TOKENS = np.random.default_rng(1).integers(0, 43, (3, 16))
 REFERENCE = models.random_params()
@@ -93,7 +92,7 @@ def test_table_dropout_is_one_mask_for_look_up_and_softmax():
 @pytest.mark.slow
 def test_cache_continues_what_it_holds():
     model = models.decoder()
-    cache = init_cache(model, batch=3, length=16)
+    cache = model.empty_cache(batch=3, length=16)
     parts = []
     for start, stop in ((0, 6), (6, 7), (7, 8), (8, 16)):
         output = model.apply(PARAMS, TOKENS[:, start:stop], cache=cache)
@@ -130,3 +129,23 @@ def test_paper_size_has_the_papers_number_of_parameters():
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert count(shapes) == 116_534_784
     assert count(shapes['blocks']) == 85_054_464
+
+
+@pytest.mark.parametrize('changes', [{}, {'scan': False}, {'remat': True}])
+def test_without_layers_a_state_is_the_sum_of_two_rows(changes):
+    table = PARAMS['params']['table']
+    model = models.decoder(layers=0, **changes)
+    assert set(model.init(jax.random.key(0), TOKENS)['params']) == {'table'}
+    expected = table[TOKENS] + table[43 + np.arange(16)][None]
+    np.testing.assert_allclose(model.apply({'params': {'table': table}}, TOKENS).hidden, expected, rtol=1e-6)
+    assert model.flops_per_token() == 6 * (43 + 16) * 16  # of the softmax alone: 2 forward, 4 backward
+
+
+def test_without_layers_a_cache_counts_tokens():
+    table, model = PARAMS['params']['table'], models.decoder(layers=0)
+    cache = model.empty_cache(3, 16)
+    for t in (0, 1):
+        output = model.apply({'params': {'table': table}}, TOKENS[:, t : t + 1], cache=cache)
+        np.testing.assert_allclose(output.hidden[:, 0], table[TOKENS[:, t]] + table[43 + t][None], rtol=1e-6)
+        cache = output.cache
+    assert cache.lengths.tolist() == [2, 2, 2]

@@ -1,20 +1,27 @@
-"""What a classifier says of every example of a split, on any mesh."""
+"""What a classifier says of every example of a split, on any mesh; and the files that keep it."""
 
 import dataclasses
+import io
+import json
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from etils import epath
 
+from gpt1_jax.data.labelled.examples import Examples
 from gpt1_jax.data.labelled.packing import EvaluationBatches
 from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.evaluation import metrics
+from gpt1_jax.files import write_atomically
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.report.results import Score
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.program import prediction
+
+_MOST_ERRORS, _MOST_CHARACTERS = 100, 400
 
 
 def make_predictor(
@@ -81,3 +88,51 @@ def named_scores(dataset: Dataset, split: str, encoded: Encoded, values: dict[st
 
 def _flat_name(score):
     return '_'.join(filter(None, (score.split, score.metric, score.subset)))
+
+
+def spread(number: int, most: int) -> np.ndarray:
+    """At most `most` of the indices 0 to number - 1, evenly spread: int [min(number, most)]."""
+    return np.arange(min(number, most)) * number // max(1, min(number, most))
+
+
+def write_logits(path: epath.Path, encoded: Encoded, logits: np.ndarray) -> None:
+    """Writes `labels` [n], `logits` float32 [n, classes] and, where there are any, `subsets` (str [n]) into an .npz."""
+    arrays = {'labels': encoded.labels, 'logits': logits}
+    if encoded.subsets is not None:
+        arrays['subsets'] = np.array(encoded.subsets, str)
+    data = io.BytesIO()
+    np.savez_compressed(data, allow_pickle=False, **arrays)
+    write_atomically(path, [data.getvalue()])
+
+
+def write_errors(
+    path: epath.Path, dataset: Dataset, examples: Examples | None, labels: np.ndarray, predicted: np.ndarray
+) -> None:
+    """Writes at most 100 wrong predictions as JSON lines {'index', 'texts', 'label', 'prediction'}, in the order of the
+    examples: evenly spread over all wrong ones; of scores, those with the largest errors.
+
+    texts: each field, and each choice as a text of its own, of at most 400 characters. label, prediction: names, or
+    scores.
+
+    Args:
+      examples: their texts; None leaves `texts` empty.
+      labels, predicted: [n] label ids or scores.
+    """
+    if dataset.labels is None:
+        name = float
+        chosen = np.sort(np.argsort(-np.abs(predicted - labels), kind='stable')[:_MOST_ERRORS])
+    else:
+        name = dataset.labels.__getitem__
+        wrong = np.flatnonzero(predicted != labels)
+        chosen = wrong[spread(len(wrong), _MOST_ERRORS)]
+    lines = [
+        {'index': i, 'texts': _texts(examples, i), 'label': name(labels[i]), 'prediction': name(predicted[i])}
+        for i in chosen.tolist()
+    ]
+    write_atomically(path, [json.dumps(line).encode() + b'\n' for line in lines])
+
+
+def _texts(examples, index):
+    values = [] if examples is None else [column[index] for column in examples.fields.values()]
+    texts = [text for value in values for text in ([value] if isinstance(value, str) else value)]
+    return [text[:_MOST_CHARACTERS] for text in texts]

@@ -7,7 +7,7 @@ import scipy.special
 import scipy.stats
 from sklearn import metrics
 
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DivergedError
 
 
 def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
@@ -16,11 +16,13 @@ def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
     An ordinal score is the expected class, as the release does for STS-B; one of 'mse' is the output itself.
 
     Raises:
-      UserError: a logit is not finite.
+      DivergedError: a logit is not finite.
     """
     logits = np.asarray(logits, np.float64)
     if not np.isfinite(logits).all():
-        raise UserError('Evaluation: The logits are not finite, so the model has diverged. Lower the learning rate.')
+        raise DivergedError(
+            'Evaluation: The logits are not finite, so the model has diverged. Lower the learning rate.'
+        )
     if loss_kind == 'ordinal':
         return (scipy.special.softmax(logits, axis=-1) @ np.arange(logits.shape[-1])).astype(np.float32)
     if loss_kind == 'mse':
@@ -68,11 +70,11 @@ def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> 
       labels, predicted: [n] label ids or scores.
 
     Raises:
-      UserError: a prediction is NaN.
+      DivergedError: a prediction is NaN.
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if np.isnan(predicted).any():
-        raise UserError(
+        raise DivergedError(
             f'Evaluation: {np.isnan(predicted).sum()} of {len(predicted)} predictions are NaN, so the '
             'model has diverged. Lower the learning rate.'
         )

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -95,14 +95,14 @@ def score_texts(
     start_id: int,
     stride: int,
 ) -> Iterator[TextScore]:
-    """Each text's score, in order. See `slide` and `score_windows`."""
+    """Each text's score, in order. See `slide` and `make_scorer`."""
     context = classifier.model.n_positions
     windows = (
         window
         for number, pieces in enumerate(texts)
         for window in slide(number, pieces, start_id=start_id, context=context, stride=stride)
     )
-    scored = score_windows(windows, classifier, params, partitioner, batch_size)
+    scored = make_scorer(classifier, params, partitioner, batch_size)(params, windows)
     for _, of_one_text in itertools.groupby(scored, lambda pair: pair[0].text):
         of_one_text = list(of_one_text)
         targets = [window.tokens[window.first :] for window, _ in of_one_text]
@@ -130,33 +130,40 @@ def slide(text: int, pieces: Iterable[Piece], *, start_id: int, context: int, st
     yield Window(text, tokens, first, words)
 
 
-def score_windows(
-    windows: Iterable[Window], classifier: Classifier, params: dict, partitioner: Partitioner, batch_size: int
-) -> Iterator[tuple[Window, float]]:
-    """Each window, in order, with the log-probability of its scored tokens in nats.
+def make_scorer(
+    classifier: Classifier, abstract_params: dict, partitioner: Partitioner, batch_size: int
+) -> Callable[[dict, Iterable[Window]], Iterator[tuple[Window, float]]]:
+    """A function (params, windows) -> each window, in order, with the log-probability of its scored tokens in nats.
 
     Only token rows compete. Windows of like length share a batch: of `batch_size` windows of the whole context, or of
     more that are shorter.
+
+    Args:
+      abstract_params: shapes and shardings of the parameters, or these themselves.
     """
-    step = program.text_evaluation(classifier, params, partitioner)
+    step = program.text_evaluation(classifier, abstract_params, partitioner)
     n_positions, placement = classifier.model.n_positions, partitioner.placement
-    windows = iter(windows)
-    while chunk := list(itertools.islice(windows, _WINDOWS)):
-        by_length = {}
-        for index, window in enumerate(chunk):
-            by_length.setdefault(bucket(len(window.tokens) - 1, n_positions), []).append(index)
-        pending = []
-        for length, indices in by_length.items():
-            rows = max(1, batch_size * n_positions // length // placement.shards) * placement.shards
-            for start in range(0, len(indices), rows):
-                members = indices[start : start + rows]
-                batch = _batch([chunk[index] for index in members], rows, length)
-                batch = {name: placement.take(array) for name, array in batch.items()}
-                pending.append((members, step(params, partitioner.put_batch(batch))))
-        scores = np.zeros(len(chunk))
-        for members, nll in pending:
-            scores[members] = -jax.device_get(nll).reshape(-1)[: len(members)]
-        yield from zip(chunk, scores.tolist(), strict=True)
+
+    def score(params, windows):
+        windows = iter(windows)
+        while chunk := list(itertools.islice(windows, _WINDOWS)):
+            by_length = {}
+            for index, window in enumerate(chunk):
+                by_length.setdefault(bucket(len(window.tokens) - 1, n_positions), []).append(index)
+            pending = []
+            for length, indices in by_length.items():
+                rows = max(1, batch_size * n_positions // length // placement.shards) * placement.shards
+                for start in range(0, len(indices), rows):
+                    members = indices[start : start + rows]
+                    batch = _batch([chunk[index] for index in members], rows, length)
+                    batch = {name: placement.take(array) for name, array in batch.items()}
+                    pending.append((members, step(params, partitioner.put_batch(batch))))
+            scores = np.zeros(len(chunk))
+            for members, nll in pending:
+                scores[members] = -jax.device_get(nll).reshape(-1)[: len(members)]
+            yield from zip(chunk, scores.tolist(), strict=True)
+
+    return score
 
 
 def _batch(windows, rows, length):

@@ -1,13 +1,14 @@
 """The kinds of models, and how one is built from a config. Sizes by name are in sizes.py.
 
 A kind is a linen module with the attributes `vocab_size`, `n_special`, `n_positions`, `width`, `layers` and `dtype`. It
-is called like `Decoder.__call__` (without `cache` if it cannot generate), and its class has
+is called like `Decoder.__call__` (without `cache` and `lengths` if it cannot generate), and its class has
 
   SIZES: names of the attributes that fix its parameters' shapes, including `n_positions`, `width` and `layers`.
   CANNOT: those of ABILITIES that it lacks.
   check_sizes(sizes): raises ValueError for sizes that do not fit together.
   flops_per_token(): of training, forward and backward pass.
   transfer(fresh, source, source_special, n_layers): see `Decoder.transfer`.
+  empty_cache(batch, length), cache_shardings(sharding): if it can generate, see `Decoder`.
 """
 
 import dataclasses
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 
 from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
+from gpt1_jax.model.lstm import LSTM
 from gpt1_jax.model.transformer import Decoder
 
 DEFAULT_KIND = 'transformer'
-KINDS = {DEFAULT_KIND: Decoder}
+KINDS = {DEFAULT_KIND: Decoder, 'lstm': LSTM}
 ABILITIES = {
     'share_context': 'read the shared context of several choices once',
     'generate': 'generate text',

@@ -1,16 +1,16 @@
-"""Generation as pure functions: a prompt is read into a key-value cache, then one compiled step makes tokens.
+"""Generation as pure functions: a prompt is read into the model's cache, then one compiled step makes tokens.
 
-In every row the index of a token in the cache is its position. Prompts are padded on the right, and a token sees only
-indices up to its own, so padding is overwritten before anything can see it: a row does not depend on the others.
+Between two steps the cache of a row holds all of its tokens but the last. Prompts are padded on the right; the model is
+told each row's length and keeps nothing of the padding: a row does not depend on the others.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gpt1_jax.data.tokenizers import UNKNOWN_ID
-from gpt1_jax.model.transformer import Cache, Decoder, init_cache
 
 _SMALLEST_BUCKET = 32
 
@@ -23,14 +23,14 @@ class State(NamedTuple):
       lengths: int32 [B], tokens so far.
       limits: int32 [B], length at which a row ends; its own length after the stop token.
       samples: int32 [B], number of the row's random stream.
-      cache: keys and values of all tokens but the last.
+      cache: the model's, of all tokens but the last.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     limits: jax.Array
     samples: jax.Array
-    cache: Cache
+    cache: Any
 
 
 class Sampling(NamedTuple):
@@ -49,14 +49,16 @@ def bucket(length: int, longest: int) -> int:
 
 
 def unstack_layers(params: dict) -> dict:
-    """Decoder parameters with a tuple of one tree per layer in place of the stacked layers; jit it."""
+    """Parameters with a tuple of one tree per layer in place of stacked layers, if there are any; jit it."""
+    if 'blocks' not in params:
+        return params
     n_layers = jax.tree.leaves(params['blocks'])[0].shape[0]
     layers = (jax.tree.map(lambda leaf: leaf[i], params['blocks']) for i in range(n_layers))
     return params | {'blocks': tuple(layers)}
 
 
 def prefill(
-    model: Decoder,
+    model: nn.Module,
     params: dict,
     prompts: jax.Array,
     lengths: jax.Array,
@@ -66,13 +68,14 @@ def prefill(
     places: int,
 ) -> State:
     """Reads prompts, int32 [B, bucket], padded on the right. places: K, at least the bucket and every limit."""
-    cache = model.apply({'params': params}, prompts, cache=init_cache(model, prompts.shape[0], places)).cache
+    empty = model.empty_cache(prompts.shape[0], places)
+    cache = model.apply({'params': params}, prompts, cache=empty, lengths=lengths - 1).cache
     tokens = jnp.pad(prompts, ((0, 0), (0, places - prompts.shape[1])))
     return State(tokens, lengths, limits, samples, cache)
 
 
 def decode(
-    model: Decoder,
+    model: nn.Module,
     params: dict,
     state: State,
     sampling: Sampling,
@@ -92,9 +95,9 @@ def decode(
     key = jax.random.key(sampling.seed)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, state.samples)
 
-    def next_tokens(state):
+    def next_tokens(state, active):
         last = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)
-        output = model.apply({'params': params}, last, cache=state.cache._replace(lengths=state.lengths - 1))
+        output = model.apply({'params': params}, last, cache=state.cache, lengths=active.astype(jnp.int32))
         logits = token_logits(model, output.hidden[:, 0], output.embedding)
         if greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32), output.cache
@@ -103,8 +106,8 @@ def decode(
 
     def step(carry):
         count, state = carry
-        new, cache = next_tokens(state)
         active = state.lengths < state.limits
+        new, cache = next_tokens(state, active)
         place = jnp.arange(state.tokens.shape[1])[None] == state.lengths[:, None]
         tokens = jnp.where(place & active[:, None], new[:, None], state.tokens)
         lengths = state.lengths + active
@@ -115,7 +118,7 @@ def decode(
     return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), state))[1]
 
 
-def token_logits(model: Decoder, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+def token_logits(model: nn.Module, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
     """hidden [B, width], embedding [rows, width] -> float32 logits [B, rows]; -inf for what is not text: special and
     position rows, and the unknown piece, which stands for text that the vocabulary cannot write."""
     # Masked, not sliced, so that the product reads the table without a copy.

@@ -20,8 +20,17 @@ def _transformer(layers: int, width: int, heads: int, mlp_width: int, n_position
     )
 
 
+def _lstm(width: int, n_positions: int, vocab_size: int) -> Size:
+    """The paper's has 2,048 units (section 5); narrower ones have in proportion, in whole vectors of 8."""
+    units = 8 * round(2048 / 768 * width / 8)
+    return Size('lstm', dict(layers=1, width=width, units=units, n_positions=n_positions), vocab_size)
+
+
 SIZES = {
     'tiny': _transformer(4, 128, 4, 512, 128, 4000),
     'small': _transformer(6, 256, 4, 1024, 256, 8000),
     'gpt1': _transformer(12, 768, 12, 3072, 512, 40000),  # Radford et al. 2018, section 4.1
+    'tiny_lstm': _lstm(128, 128, 4000),
+    'small_lstm': _lstm(256, 256, 8000),
+    'lstm': _lstm(768, 512, 40000),
 }

@@ -1,7 +1,9 @@
 """The decoder of GPT-1 (Radford et al., 2018, sections 3.1 and 4.1; details from the release)."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,12 +35,12 @@ class Output(NamedTuple):
       hidden: [B, T, width].
       embedding: [rows, width], the rows that score the next token (tied softmax; in training with the same dropout as
         the table that was read).
-      cache: the updated key-value cache, or None.
+      cache: the updated cache, or None.
     """
 
     hidden: jax.Array
     embedding: jax.Array
-    cache: Cache | None = None
+    cache: tuple | None = None
 
 
 class FeedForward(nn.Module):
@@ -154,7 +156,20 @@ class Decoder(nn.Module):
         special = source['table'] if source_special and n_special else fresh['table']
         table = jnp.concatenate([tokens, special[vocab_size : vocab_size + n_special], positions])
         take = lambda new, old: jnp.concatenate([old[:n_layers], new[n_layers:]])
-        return {'table': table, 'blocks': jax.tree.map(take, fresh['blocks'], source['blocks'])}
+        blocks = {'blocks': jax.tree.map(take, fresh['blocks'], source['blocks'])} if self.layers else {}
+        return {'table': table} | blocks
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """For `batch` rows of at most `length` tokens."""
+        shape = batch, self.heads, length, self.width // self.heads
+        zeros = lambda: tuple(jnp.zeros(shape, self.dtype) for _ in range(self.layers))
+        return Cache(zeros(), zeros(), jnp.zeros((batch,), jnp.int32))
+
+    @staticmethod
+    def cache_shardings(sharding: Callable[..., Any]) -> Cache:
+        """Of a cache's arrays. sharding: of an array by the roles of its first axes (`Partitioner.sharding`)."""
+        heads = sharding('batch', 'heads')
+        return Cache(heads, heads, sharding('batch'))
 
     @nn.compact
     def __call__(
@@ -166,6 +181,7 @@ class Decoder(nn.Module):
         *,
         train: bool = False,
         cache: Cache | None = None,
+        lengths: jax.Array | None = None,
     ) -> Output:
         """Hidden states of every position.
 
@@ -175,28 +191,22 @@ class Decoder(nn.Module):
           segment_ids: int [B, T]; tokens see only their own segment. None: each row is one sequence.
           context_ids: int [B, T]; an earlier segment of the row that tokens see as well. None: no other.
           train: apply dropout (needs the rng stream 'dropout').
-          cache: from `init_cache`; row b continues its lengths[b] tokens. The layers' parameters may then be a tuple
+          cache: from `empty_cache`; row b continues its lengths[b] tokens. The layers' parameters may then be a tuple
             of one tree per layer: slices of stacked ones would be copied in each call.
+          lengths: int [B]; only the first lengths[b] tokens of row b belong to the cache that is returned, what comes
+            after them is padding. None: all.
         """
         batch, length = tokens.shape
         n_rows = self.vocab_size + self.n_special
         normal = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ('table_rows', 'table_embed'))
         table = self.param('table', normal, (n_rows + self.n_positions, self.width))
-        # Gathered once, before the look-up, because the partitioner rematerialises a look-up in a sharded table. Looked
-        # up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses.
-        table = nn.with_logical_constraint(table, (None, None))
         order = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         if cache is not None:
             order += cache.lengths[:, None]
         positions = order if positions is None else positions
         key = self.make_rng('dropout') if train and self.dropout else None
-        if self.embedding_dropout == 'table':
-            table = dropout(table, key, self.dropout)
-        x = (table[tokens] + table[n_rows + positions]).astype(self.dtype)
-        table = table.astype(self.dtype)
-        if self.embedding_dropout == 'sum':
-            x = dropout(x, key, self.dropout)
-        x = nn.with_logical_constraint(x, ('batch', None, None))
+        places = tokens, n_rows + positions
+        x, table = look_up(table, places, key, self.dropout, self.embedding_dropout, self.dtype)
 
         arguments = (
             self.heads,
@@ -207,7 +217,8 @@ class Decoder(nn.Module):
             self.dtype,
             train,
         )
-        if cache is None:
+        keys, values = [], []  # of no layers too, which have no parameters: a checkpoint cannot hold empty arrays
+        if self.layers and cache is None:
             block = nn.remat(Block, prevent_cse=not self.scan) if self.remat and train else Block
             stack = nn.scan(
                 block,
@@ -219,11 +230,10 @@ class Decoder(nn.Module):
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )
             x, _ = stack(*arguments, name='blocks')(x, None, Visible(order, order, segment_ids, context_ids))
-        else:
+        elif self.layers:
             # Layer by layer, each with arrays of its own: a scan would copy the cache at every call.
             visible = Visible(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])
             blocks, block = self.get_variable('params', 'blocks'), Block(*arguments, parent=None)
-            keys, values = [], []
             for i in range(self.layers):
                 layer = blocks[i] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[i], blocks)
                 x, (key, value, _) = block.apply(
@@ -231,13 +241,24 @@ class Decoder(nn.Module):
                 )
                 keys.append(key)
                 values.append(value)
-            cache = Cache(tuple(keys), tuple(values), cache.lengths + length)
+        if cache is not None:
+            cache = Cache(tuple(keys), tuple(values), cache.lengths + (length if lengths is None else lengths))
         return Output(x, table if self.softmax_rows == 'all' else table[:n_rows], cache)
 
 
-def init_cache(model: Decoder, batch: int, length: int) -> Cache:
-    """An empty cache for `batch` rows of at most `length` tokens."""
-    zeros = lambda: tuple(
-        jnp.zeros((batch, model.heads, length, model.width // model.heads), model.dtype) for _ in range(model.layers)
-    )
-    return Cache(zeros(), zeros(), jnp.zeros((batch,), jnp.int32))
+def look_up(
+    table: jax.Array, places: tuple[jax.Array, ...], key: jax.Array | None, rate: float, dropped: str, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of rows of the table [rows, width] at each of `places`, int [B, T], and the table for the softmax.
+
+    key: for dropout, None for none. dropped: what it drops from, see `Decoder.embedding_dropout`. dtype: of the result.
+    """
+    # Gathered once, before the look-up, because the partitioner rematerialises a look-up in a sharded table. Looked
+    # up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses.
+    table = nn.with_logical_constraint(table, (None, None))
+    if dropped == 'table':
+        table = dropout(table, key, rate)
+    x = functools.reduce(operator.add, (table[place] for place in places)).astype(dtype)
+    if dropped == 'sum':
+        x = dropout(x, key, rate)
+    return nn.with_logical_constraint(x, ('batch', None, None)), table.astype(dtype)

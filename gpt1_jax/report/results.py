@@ -122,13 +122,20 @@ def read(workdir: epath.Path) -> Result | None:
     Raises UserError where results.json is no JSON.
     """
     path = workdir / 'results.json'
-    if not path.exists():
-        return None
-    stored = read_json(path)
+    return from_json(read_json(path)) if path.exists() else None
+
+
+def from_json(stored: dict) -> Result | None:
+    """The record that a results.json holds; None if it is of a version before 0.2."""
     if stored.get('format_version') != FORMAT_VERSION:
         return None
     fields = {field.name: stored[field.name] for field in dataclasses.fields(Result)}
     return Result(**fields | {'scores': [Score(**score) for score in stored['scores']]})
+
+
+def paper_key(split: str, metric: str, subset: str) -> str:
+    """The key of a score in Dataset.paper: 'accuracy', 'mismatched_accuracy', 'accuracy_middle'."""
+    return '_'.join(filter(None, (split.removeprefix('dev').strip('_'), metric, subset)))
 
 
 def fingerprint(config: dict) -> str:

@@ -50,6 +50,7 @@ class SavedModel(NamedTuple):
       read: abstract parameters {'decoder', 'head' if there is one} (ShapeDtypeStructs with shardings) -> the
         parameters, sharded so.
       tokens_seen: () -> tokens that it was pre-trained on; None if unknown.
+      step: () -> the step of its checkpoint; None if it has none.
     """
 
     directory: epath.Path
@@ -60,6 +61,7 @@ class SavedModel(NamedTuple):
     tokenizer: Tokenizer
     read: Callable
     tokens_seen: Callable = lambda: None
+    step: Callable = lambda: None
 
 
 def parameter_shapes(sizes: Mapping[str, int], rows: int) -> dict[str, tuple[int, ...]]:
@@ -103,7 +105,7 @@ def read_parameters(get: Callable[[str], np.ndarray], abstract: dict) -> dict:
 
 def name_parameters(params: dict, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """The inverse of `read_parameters`: from NumPy parameters, name -> C-contiguous array in the release's order."""
-    table, blocks = params['decoder']['table'], flatten_dict(params['decoder']['blocks'])
+    table, blocks = params['decoder']['table'], flatten_dict(params['decoder'].get('blocks', {}))
     rows = len(table) - sizes['n_positions']
     named = {}
     for name, shape in parameter_shapes(sizes, rows).items():

@@ -74,7 +74,10 @@ def split_uri(uri: str) -> tuple[str, epath.Path]:
 def open_model(init_from: str) -> SavedModel:
     """Opens the workdir of a pre-training or fine-tuning run, 'openai:DIR' (the release's folder `model/`) or 'hf:DIR'.
 
-    Raises UserError if it is none of these, or damaged; a missing checkpoint is noticed when it is read.
+    Of a run, the best checkpoint is read, or the latest if none is ranked; 'WORKDIR@STEP' names another.
+
+    Raises UserError if it is none of these, or damaged, or has no such step; that there is no checkpoint at all is
+    noticed when it is read.
     """
     if not init_from:
         raise UserError(
@@ -84,12 +87,18 @@ def open_model(init_from: str) -> SavedModel:
     scheme, directory = split_uri(init_from)
     if scheme:
         return _FOREIGN[scheme](directory)
+    directory, step = _split_step(directory)
     if not (directory / 'model.json').exists():
         raise UserError(
             f'{init_from}: This is not the workdir of a training run, because it has no model.json. Name '
             'the --workdir of a run, or openai:DIR or hf:DIR for the files of other programs.'
         )
     stored = _read_description(directory / 'model.json')
+    if step is not None and step not in (steps := _checkpointer(directory, stored).steps()):
+        raise UserError(
+            f'{init_from}: There is no checkpoint of step {step}. The steps here are '
+            f'{", ".join(map(str, steps)) or "none"}.'
+        )
     return SavedModel(
         directory,
         Architecture(stored['kind'], stored['architecture']),
@@ -97,9 +106,15 @@ def open_model(init_from: str) -> SavedModel:
         stored['n_special'],
         stored['head'],
         load_tokenizer(directory / 'tokenizer'),
-        functools.partial(_read_checkpoint, directory, stored),
-        functools.partial(_tokens_seen, directory, stored),
+        functools.partial(_read_checkpoint, directory, stored, step),
+        functools.partial(_tokens_seen, directory, stored, step),
+        functools.partial(_step, directory, stored, step),
     )
+
+
+def kept_steps(run: str) -> list[int]:
+    """The steps of the checkpoints in the workdir of a run, ascending."""
+    return Checkpointer(epath.Path(run).expanduser() / 'checkpoints').steps()
 
 
 def load_model(saved: SavedModel, model_config: Mapping, partitioner: Partitioner) -> tuple[Classifier, dict]:
@@ -162,10 +177,18 @@ def _checkpointer(directory, stored):
     return Checkpointer(directory / 'checkpoints', best_metric=stored['best_metric'], best_mode=stored['best_mode'])
 
 
-def _read_checkpoint(directory, stored, abstract):
-    """The run's best parameters, or its latest if none is ranked."""
+def _split_step(directory):
+    """(folder, step) of 'FOLDER@STEP', unless a folder has that name; else (folder, None)."""
+    name, _, step = directory.name.rpartition('@')
+    if name and step.isdecimal() and not directory.exists():
+        return directory.with_name(name), int(step)
+    return directory, None
+
+
+def _read_checkpoint(directory, stored, step, abstract):
+    """The parameters of a step; None: the run's best, or its latest if none is ranked."""
     checkpointer = _checkpointer(directory, stored)
-    best = checkpointer.best_step()
+    best = checkpointer.best_step() if step is None else step
     if best is not None:
         return checkpointer.restore(best, {'params': abstract})[1]['params']
     restored = checkpointer.restore_latest({'params': abstract})
@@ -174,9 +197,15 @@ def _read_checkpoint(directory, stored, abstract):
     return restored[1]['params']
 
 
-def _tokens_seen(directory, stored):
+def _tokens_seen(directory, stored, step):
     if stored['tokens_before'] is None:
         return None
+    return stored['tokens_before'] + (_step(directory, stored, step) or 0) * stored['tokens_per_step']
+
+
+def _step(directory, stored, step):
+    """The step of the checkpoint that `_read_checkpoint` reads; None where there is none yet."""
+    if step is not None:
+        return step
     checkpointer = _checkpointer(directory, stored)
-    step = checkpointer.best_step() or next(reversed(checkpointer.steps()), 0)
-    return stored['tokens_before'] + step * stored['tokens_per_step']
+    return checkpointer.best_step() or next(reversed(checkpointer.steps()), None)

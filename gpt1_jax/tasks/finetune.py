@@ -1,8 +1,11 @@
 """Discriminative fine-tuning with the auxiliary LM loss (Radford et al. 2018, sections 3.2 and 3.3)."""
 
 import dataclasses
+import fractions
+import math
 import time
 
+import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -10,12 +13,20 @@ from ml_collections import ConfigDict
 from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.labelled import packing
 from gpt1_jax.data.labelled.encoding import encode_split
-from gpt1_jax.data.labelled.loading import available_splits
+from gpt1_jax.data.labelled.loading import available_splits, load_examples
 from gpt1_jax.data.labelled.registry import Dataset, dataset_of
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import metrics
-from gpt1_jax.evaluation.classification import flat_metrics, make_predictor, named_scores, score_split
+from gpt1_jax.evaluation.classification import (
+    flat_metrics,
+    make_predictor,
+    named_scores,
+    score_split,
+    spread,
+    write_errors,
+    write_logits,
+)
 from gpt1_jax.evaluation.prediction_files import write_predictions
 from gpt1_jax.model.architecture import KINDS
 from gpt1_jax.model.classifier import ClassifierHead
@@ -30,9 +41,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Fine-tunes the model of `config.init_from` on `config.data`; writes and returns the result.
 
     Scores: the data set's metrics on dev, of the last checkpoint and of the best one (by the first metric), and of the
-    best one on the other labelled splits. Facts: the numbers of examples and steps; how many sequences were cut, by how
-    many tokens. The predictions for the test splits go to workdir/predictions. A run that is finished is not done
-    again.
+    best one on the other labelled splits and on `config.data.score_train` of the training examples, evenly spread.
+    Facts: the numbers of examples and steps; how many sequences were cut, by how many tokens, in all training and dev
+    examples. The predictions for the test splits go to workdir/predictions. Of the best checkpoint's predictions for
+    dev, workdir/dev.npz holds the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run
+    that is finished is not done again.
     """
     started = time.monotonic()
     if not config.init_from:
@@ -43,25 +56,26 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
     dataset = dataset_of(config.data)
+    n_layers = layers.number(config.n_transfer, saved)
+    architecture = layers.architecture(saved, n_layers, config.rest)
     open_workdir(config, workdir, write=is_writer())
     if finished := read(workdir):
         logging.info('%s is finished; delete its results.json to do its last evaluation again', workdir)
         return finished
 
-    encoded = _encode_all(config.data, dataset, saved)
+    encoded = _encode_all(config, dataset, saved)
     batches = packing.FinetuningBatches(
         encoded['train'],
         batch_size=config.data.batch_size,
         accumulation=config.optimizer.accumulation,
         seed=config.seed,
         placement=partitioner.placement,
-        share_context=_shares_context(config.data, dataset, saved.architecture.kind),
+        share_context=_shares_context(config.data, dataset, architecture.kind),
     )
     total_steps = max(1, round(config.data.epochs * batches.steps_per_epoch))
     loss, classes = _loss(config.data, dataset)
     head = ClassifierHead(dataset.kind, classes, config.model.head_dropout)
-    program = finetuning(config, saved.architecture, saved.vocab_size, head, loss, total_steps, partitioner)
-    n_layers = layers.number(config.n_transfer, program.classifier.model)
+    program = finetuning(config, architecture, saved.vocab_size, head, loss, total_steps, partitioner)
     logging.info(
         '%s: %d training and %d dev examples; %d updates; %d of %d layers from %s',
         dataset.name,
@@ -69,7 +83,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         len(encoded['dev'].ids),
         total_steps,
         max(n_layers, 0),
-        program.classifier.model.layers,
+        saved.architecture.sizes['layers'],
         saved.directory,
     )
     predict = make_predictor(program.classifier, program.abstract.params, partitioner, config.data.eval_batch_size)
@@ -80,6 +94,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         batches.steps_per_epoch,
         ranks_by='dev_score',
         mode='max',
+        patience=config.data.patience,
     )
     tokens_seen = saved.tokens_seen() if n_layers >= 0 else 0
     store.describe_run(
@@ -101,23 +116,21 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     )
     outcome = loop.fit(job)
 
-    scores = _dev_scores(dataset, encoded['dev'], outcome)
-    params = loop.best_params(job, outcome)
-    for split in [name for name in encoded if name not in ('train', 'dev')]:
+    train, dev = encoded['train'], encoded['dev']
+    encoded['train'] = train.take(spread(len(train.ids), config.data.score_train))
+    scores, params = _dev_scores(dataset, dev, outcome), loop.best_params(job, outcome)
+    for split in [name for name in encoded if encoded[name].ids]:
         logits = predict(params, encoded[split])
-        if encoded[split].labels is not None:
+        if split != 'dev' and encoded[split].labels is not None:
             best = {'checkpoint': 'best', 'step': outcome.best['step']}
             scores += [dataclasses.replace(one, **best) for one in score(split, logits)]
-        if split.startswith('test') and is_writer():
-            path = write_predictions(
-                workdir / 'predictions', dataset, split, metrics.predictions(loss, logits), encoded[split].ids
-            )
-            logging.info('predictions of the best epoch for %s: %s', split, path)
+        if is_writer():
+            _write_outputs(config.data, workdir, dataset, split, encoded[split], (loss, logits))
     scores = [dataclasses.replace(one, seed=config.seed) for one in scores]
-    train, dev = encoded['train'], encoded['dev']
     facts = {
         'dataset': dataset.name,
-        'steps': total_steps,
+        'steps': int(outcome.state.step),
+        'epochs': int(outcome.state.step) / batches.steps_per_epoch,
         'train_examples': len(train.ids),
         'dev_examples': len(dev.ids),
         'cut_sequences': train.cut_sequences + dev.cut_sequences,
@@ -135,19 +148,40 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     return record(config, workdir, started, scores=scores, facts=facts, model=model)
 
 
-def _encode_all(data, dataset: Dataset, saved) -> dict[str, Encoded]:
+def used_examples(data: ConfigDict, number: int) -> int:
+    """How many of `number` training examples `config.data` takes: of the first `limit` the share, rounded up."""
+    number = number if data.limit is None else min(number, data.limit)
+    return math.ceil(fractions.Fraction(str(data.share)) * number)  # exact: 0.07 * 100 is more than 7
+
+
+def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     """Every split that the source has, by name: a mistake in a test file should not show after days of training.
 
     Raises UserError where train or dev have no labels.
     """
-    encoded = {}
+    data, encoded = config.data, {}
     for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, data.source))):
         encoded[split] = encode_split(data, dataset, split, saved.tokenizer, saved.architecture.sizes['n_positions'])
         if split in ('train', 'dev') and encoded[split].labels is None:
             raise UserError(
                 f'{data.source or dataset.uri}: The {split} split has no labels. Name a source that has them.'
             )
+    number = len(encoded['train'].ids)
+    drawn = np.random.RandomState(config.seed).permutation(number)[: used_examples(data, number)]
+    encoded['train'] = encoded['train'].take(np.sort(drawn))
     return encoded
+
+
+def _write_outputs(data, workdir, dataset, split, encoded, outputs):
+    """Files of what the best checkpoint predicts. outputs: kind of loss, logits."""
+    predicted = metrics.predictions(*outputs)
+    if split == 'dev':
+        texts = None if data.source.startswith('tokens:') else load_examples(dataset, data.source, split)
+        write_logits(workdir / 'dev.npz', encoded, outputs[1])
+        write_errors(workdir / 'dev_errors.jsonl', dataset, texts, encoded.labels, predicted)
+    elif split.startswith('test'):
+        path = write_predictions(workdir / 'predictions', dataset, split, predicted, encoded.ids)
+        logging.info('predictions of the best epoch for %s: %s', split, path)
 
 
 def _dev_scores(dataset, dev: Encoded, outcome: loop.Outcome) -> list[Score]:

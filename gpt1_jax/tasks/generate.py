@@ -1,4 +1,4 @@
-"""Text from a language model: samples or the most probable continuation of prompts, with a key-value cache."""
+"""Text from a language model: samples or the most probable continuation of prompts."""
 
 import functools
 import json
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
@@ -18,7 +19,6 @@ from gpt1_jax.config import cache_compiled_steps, check_choice, open_workdir
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.model import decoding
-from gpt1_jax.model.transformer import Cache, Decoder
 from gpt1_jax.report.results import record
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
@@ -107,7 +107,7 @@ def make_rows(
 
 
 def maker(
-    model: Decoder,
+    model: nn.Module,
     params: dict,
     tokenizer: Tokenizer,
     partitioner: Partitioner,
@@ -176,13 +176,13 @@ def maker(
 
 
 def jit_steps(
-    model: Decoder, partitioner: Partitioner, places: int, sampling: decoding.Sampling
+    model: nn.Module, partitioner: Partitioner, places: int, sampling: decoding.Sampling
 ) -> tuple[Callable, Callable]:
     """`decoding.prefill` as a function of (params, batch), and `decoding.decode`, jitted for this kind of sampling;
     `decode` donates its state."""
-    rows, heads = partitioner.sharding('batch'), partitioner.sharding('batch', 'heads')
+    rows = partitioner.sharding('batch')
     # Both return a state in the same layout; otherwise the second piece of a text would be compiled again.
-    state = decoding.State(rows, rows, rows, rows, Cache(heads, heads, rows))
+    state = decoding.State(rows, rows, rows, rows, model.cache_shardings(partitioner.sharding))
 
     def prefill(params, batch):
         flat = {name: array.reshape(-1, *array.shape[3:]) for name, array in batch.items()}

@@ -1,5 +1,7 @@
 """Generative pre-training: shards -> language model (Radford et al. 2018, section 3.1)."""
 
+import functools
+import statistics
 import time
 
 import jax
@@ -16,11 +18,13 @@ from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation.perplexity import perplexity
+from gpt1_jax.evaluation import zero_shot
+from gpt1_jax.evaluation.perplexity import make_scorer, perplexity
 from gpt1_jax.model.architecture import KINDS
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
+from gpt1_jax.training.metric_writer import read_metrics
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import pretraining, text_evaluation
 
@@ -29,7 +33,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Trains in `workdir`, or resumes training there; writes and returns the result.
 
     Scores: `loss` (nats a token, vocabulary rows only) and `perplexity` of the split 'valid', of the last checkpoint
-    and of the best one. Facts: `steps`, `tokens` trained on.
+    and of the best one. Facts: `steps`, `tokens` trained on, `flops` of that, `tokens_per_second`, the median of those
+    logged.
     """
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
@@ -75,7 +80,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             program=program,
             batches=batches,
             total_steps=total_steps,
-            evaluators=[evaluator],
+            evaluators=[evaluator, *_zero_shot(config, program, shards)],
             load=saved and layers.loader(saved, program, program.classifier.model.layers),
         )
     )
@@ -96,6 +101,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         for metric in ('loss', 'perplexity')
     ]
     tokens_seen = None if tokens_before is None else tokens_before + tokens
+    speeds = [line['tokens_per_second'] for line in read_metrics(workdir) if 'tokens_per_second' in line]
     logging.info(
         'held-out perplexity %.2f (%.4f nats a token); best %.2f at step %d',
         outcome.evaluations[-1]['valid_perplexity'],
@@ -108,7 +114,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         workdir,
         started,
         scores=scores,
-        facts={'steps': total_steps, 'tokens': tokens},
+        facts={
+            'steps': total_steps,
+            'tokens': tokens,
+            'flops': tokens * program.classifier.model.flops_per_token(),
+            'tokens_per_second': statistics.median(speeds) if speeds else None,
+        },
         model=store.summary(program.classifier.model, program.abstract.params, tokens_seen),
     )
 
@@ -174,3 +185,25 @@ def _held_out(config, program, shards):
         return {'valid_loss': loss, 'valid_perplexity': perplexity(loss)}
 
     return batches, evaluate
+
+
+def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
+    """The evaluator that `log.zero_shot` asks for, params -> {'zero_shot_DATASET': its score}; none if `every` is 0."""
+    wanted = config.log.zero_shot
+    if not wanted.every:
+        return []
+    questions, _ = zero_shot.load(
+        wanted.datasets,
+        wanted.source,
+        wanted.limit,
+        load_tokenizer(shards.directory / 'tokenizer'),
+        config.model.n_positions,
+        zero_shot.Variant(),
+    )
+    score = make_scorer(program.classifier, program.abstract.params, program.partitioner, config.data.batch_size)
+
+    def evaluate(params):
+        answer = functools.partial(zero_shot.answer, score=functools.partial(score, params), length_normalised=True)
+        return {f'zero_shot_{one.name}': answer(one).value for one in questions}
+
+    return [loop.Evaluator(evaluate, wanted.every)]

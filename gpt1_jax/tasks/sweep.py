@@ -8,13 +8,14 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import as_json, cache_compiled_steps, check_choice, open_workdir
-from gpt1_jax.data.labelled.loading import available_splits, folder_of, load_examples
+from gpt1_jax.config import as_json, cache_compiled_steps, check, check_choice, open_workdir
+from gpt1_jax.data.labelled.loading import available_splits, load_examples, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
-from gpt1_jax.errors import UserError
+from gpt1_jax.data.labelled.token_folder import count_examples
+from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import paper
-from gpt1_jax.files import make_directory
-from gpt1_jax.report.results import Result, Score
+from gpt1_jax.files import make_directory, write_json
+from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.tasks import finetune
 from gpt1_jax.training.partitioning import is_writer
@@ -23,28 +24,59 @@ from gpt1_jax.training.partitioning import is_writer
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Fine-tunes on each of `config.datasets`, in each of `config.variants`, with `config.seeds` seeds; prints a table.
 
-    WORKDIR/NAME[/VARIANT]/seedN are the runs, WORKDIR/predictions the predictions of each set's run with the best dev
-    score, WORKDIR/table.txt is the table. A data set that cannot be used is left out and named. See `fine_tune_all`.
+    See `fine_tune_all`. WORKDIR/table.txt is the table.
     """
+    started = begin(config, workdir)
+    result = fine_tune_all(config, workdir)
+    return finish(config, workdir, started, result, format_scores(result))
+
+
+def begin(config: ConfigDict, workdir: epath.Path) -> float:
+    """Opens the workdir of a task that fine-tunes many times; returns the time."""
     started = time.monotonic()
     open_workdir(config, workdir, write=is_writer())
     cache_compiled_steps(workdir / 'compiled')  # the runs of one set and variant compile the same steps
-    result = fine_tune_all(config, workdir)
-    result.seconds = time.monotonic() - started
-    result.write(workdir)
+    return started
+
+
+def finish(config: ConfigDict, workdir: epath.Path, started: float, result: Result, table: str) -> Result:
+    """Writes the result of such a task, and its table to WORKDIR/table.txt; prints the table; returns the result."""
+    seconds = time.monotonic() - started
+    result = dataclasses.replace(result, task=config.task, config=as_json(config), seconds=seconds)
     if is_writer():
-        text = format_scores(result)
-        (workdir / 'table.txt').write_text(text + '\n')
-        print(f'\n{text}')
+        result.write(workdir)
+        (workdir / 'table.txt').write_text(table + '\n')
+        print(f'\n{table}')
     return result
+
+
+def with_variants(config: ConfigDict, variants: dict[str, dict], *, without: tuple[str, ...], **added) -> ConfigDict:
+    """The config of a task that is built on this one -> that of its runs, for `fine_tune_all`.
+
+    Args:
+      variants: name -> changed keys of a run's config, in the order of the runs.
+      without: keys of the task alone.
+      added: keys that the task's config lacks.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for name in without:
+            del config[name]
+        config.update(added)
+        config.variants = ConfigDict(variants, allow_dotted_keys=True, sort_keys=False)
+    return config
 
 
 def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     """The runs of a sweep, without a table or a results.json of their own.
 
+    WORKDIR/NAME[/VARIANT]/seedN are the runs, WORKDIR/runs.json lists them before the first one starts, as {'dataset',
+    'variant', 'seed', 'path'}; WORKDIR/predictions are those of each set's run with the best dev score. What cannot be
+    used is left out and named; so is a run that diverges, and the others go on.
+
     Returns:
       The scores of all runs; facts `train_examples`, data set -> variant -> number, `glue_average`, variant -> average
-      of the medians, where all nine tasks are there, `left_out`, data set -> why.
+      of the medians, where all nine tasks are there, `left_out`, data set, or path of its variant or run -> why.
 
     Raises:
       UserError: no data set can be used, or a variant does not fit the config; before anything is trained.
@@ -54,28 +86,42 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     uris, left_out = _uris(config)
     for name, reason in left_out.items():
         logging.warning('%s is left out: %s', name, reason)
-    if not uris:
-        reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
-        raise UserError(
-            f'datasets: None of them can be used ({reasons}). Set --config.data.source to the folder that holds them.'
-        )
     configs = {
         (name, variant, seed): _run_config(config, name, uri, variant, seed)  # all, before one is trained
         for name, uri in uris.items()
         for variant in config.variants or ['']
         for seed in range(config.seeds)
+        if _path(name, variant) not in left_out
     }
+    if not configs:
+        reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
+        raise UserError(
+            f'datasets: None of them can be used ({reasons}). Set --config.data.source to the folder that holds them.'
+        )
+    if is_writer():
+        entries = [
+            {'dataset': name, 'variant': variant, 'seed': run_config.seed, 'path': _path(name, variant, f'seed{seed}')}
+            for (name, variant, seed), run_config in configs.items()
+        ]
+        write_json(workdir / 'runs.json', entries)
     runs = {}
     for (name, variant, seed), run_config in configs.items():
-        path = workdir / name / variant / f'seed{seed}'
-        logging.info('fine-tuning in %s', path)
-        runs[name, variant, path] = finetune.run(run_config, path)
+        path = _path(name, variant, f'seed{seed}')
+        logging.info('fine-tuning in %s', workdir / path)
+        try:
+            runs[name, variant, workdir / path] = finetune.run(run_config, workdir / path)
+        except DivergedError as error:
+            logging.error('%s is left out: %s', path, error)
+            left_out[path] = str(error)
+    if not runs:
+        reason = next(reversed(left_out.values())).rstrip('.')
+        raise UserError(f'datasets: Every run has diverged ({reason}). Lower optimizer.learning_rate.')
     if is_writer():
         _copy_predictions(runs, workdir)
-    scores, examples = [], {name: {} for name in uris}
+    scores, examples = [], {}
     for (name, variant, _), result in runs.items():
         scores += [dataclasses.replace(score, variant=variant) for score in result.scores]
-        examples[name][variant] = result.facts['train_examples']
+        examples.setdefault(name, {})[variant] = result.facts['train_examples']
     first, *others = (result.model for result in runs.values())
     return Result(
         task=config.task,
@@ -87,35 +133,50 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     )
 
 
+def _path(*parts):
+    """NAME[/VARIANT[/seedN]], or NAME/seedN without variants."""
+    return '/'.join(filter(None, parts))
+
+
 def _uris(config):
-    """(data set -> its source URI, data set -> why it cannot be used): found out before anything is trained."""
+    """(data set -> its source URI, data set or path of its variant -> why it cannot be used): found out before anything
+    is trained."""
     uris, left_out = {}, {}
     for name in config.datasets:
         check_choice('datasets', name, REGISTRY)
-        dataset, uri = REGISTRY[name], config.data.source
-        scheme, _, path = uri.partition(':')
-        if scheme in ('files', 'tokens'):
-            folder = folder_of(dataset, path)
-            if folder is None:
-                left_out[name] = f'{path} has no folder for it'
-                continue
-            uri = f'{scheme}:{folder}'
-        if scheme == 'tokens':  # checked when they are read, which is soon
-            uris[name] = uri
+        dataset = REGISTRY[name]
+        uri = uri_of(dataset, config.data.source)
+        if uri is None:
+            left_out[name] = f'{config.data.source.partition(":")[2]} has no folder for it'
             continue
         try:
-            for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri))):
-                examples = load_examples(dataset, uri, split)
-                if split in ('train', 'dev') and examples.labels is None:
-                    raise UserError(f'its {split} split has no labels')
-                if split == 'train' and len(examples) < config.data.batch_size:
-                    raise UserError(
-                        f'its {len(examples)} training examples are fewer than data.batch_size={config.data.batch_size}'
-                    )
-            uris[name] = uri
+            number = _count_examples(dataset, uri)
         except UserError as error:
             left_out[name] = str(error)
+            continue
+        uris[name] = uri
+        for variant in config.variants or ['']:
+            data = _run_config(config, name, uri, variant, 0).data
+            used = finetune.used_examples(data, number)
+            if used < data.batch_size:
+                left_out[_path(name, variant)] = (
+                    f'its {used} training examples are fewer than data.batch_size={data.batch_size}'
+                )
     return uris, left_out
+
+
+def _count_examples(dataset, uri):
+    """The number of training examples. Raises UserError where a split cannot be used."""
+    scheme, _, path = uri.partition(':')
+    if scheme == 'tokens':  # the rest is checked when they are read, which is soon
+        return count_examples(path, 'train')
+    numbers = {}
+    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri))):
+        examples = load_examples(dataset, uri, split)
+        if split in ('train', 'dev') and examples.labels is None:
+            raise UserError(f'its {split} split has no labels')
+        numbers[split] = len(examples)
+    return numbers['train']
 
 
 def _run_config(config, name, uri, variant, seed):
@@ -133,6 +194,7 @@ def _run_config(config, name, uri, variant, seed):
             f'variants.{variant}: {overrides.to_dict()} does not fit the config of a run. Use its keys, '
             'with values of the same types.'
         ) from None
+    check(run_config)
     return run_config
 
 
@@ -159,13 +221,15 @@ def _glue_averages(scores):
     return {variant: average for variant, average in averages.items() if average is not None}
 
 
-def summary(scores: list[Score]) -> dict[tuple[str, str, str, str, str], dict]:
-    """The dev scores of all seeds: (dataset, variant, split, subset, metric) -> {'median', 'best', 'worst', 'last',
+def summary(scores: list[Score], split: str = 'dev') -> dict[tuple[str, str, str, str, str], dict]:
+    """The scores of all seeds: (dataset, variant, split, subset, metric) -> {'median', 'best', 'worst', 'last',
     'runs'}, each run's at its best checkpoint, 'last' the median at the last one or None.
+
+    split: with what the names of the splits begin.
     """
     values = {}
     for score in scores:
-        if score.split.startswith('dev'):
+        if score.split.startswith(split):
             key = (score.dataset, score.variant, score.split, score.subset, score.metric)
             values.setdefault(key, {'best': [], 'last': []})[score.checkpoint].append(score.value)
     return {
@@ -185,7 +249,7 @@ def format_scores(result: Result) -> str:
     percent = lambda value: None if value is None else 100 * value
     entries = []
     for (name, variant, split, subset, metric), of in summary(result.scores).items():
-        label = '_'.join(filter(None, (split.removeprefix('dev').strip('_'), metric, subset)))
+        label = paper_key(split, metric, subset)
         entries.append(
             (
                 name,

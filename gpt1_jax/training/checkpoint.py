@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Checkpointer:
       directory: the folder of all checkpoints, created by the first save; `gs://` works.
       keep_latest: how many of the newest checkpoints to keep; None keeps all.
       keep_best: how many of the best to keep as well.
+      keep: step -> whether to keep it for good.
       best_metric: the metric that ranks checkpoints, or None. A checkpoint saved without it, or with a value
         that is not finite, is never the best.
       best_mode: 'min' or 'max'.
@@ -55,12 +56,13 @@ class Checkpointer:
         *,
         keep_latest: int | None = 2,
         keep_best: int = 1,
+        keep: Callable[[int], bool] = lambda step: False,
         best_metric: str | None = None,
         best_mode: str = 'min',
     ):
         path = epath.Path(directory)
         self._directory = path if '://' in str(directory) else path.absolute()  # Orbax asks for it
-        self._keep_latest, self._keep_best = keep_latest, keep_best
+        self._keep_latest, self._keep_best, self._keep = keep_latest, keep_best, keep
         self._best_metric, self._best_mode = best_metric, best_mode
         self._manager = None
         self._damaged = set()
@@ -183,12 +185,13 @@ class Checkpointer:
         return self._manager
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
-        """The preservation policy: the newest and the best. Orbax's own policy reads files that may be damaged."""
+        """The preservation policy: the newest, the best and the kept ones. Orbax's own policy reads files that may
+        be damaged."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = steps[-self._keep_latest :] if self._keep_latest else steps
         kept = kept + self._by_score(steps)[: self._keep_best]
-        return [step in kept for step in steps]
+        return [step in kept or self._keep(step) for step in steps]
 
     def _by_score(self, steps):
         """Those of `steps` that have a score, best first."""

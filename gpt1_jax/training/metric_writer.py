@@ -95,6 +95,16 @@ class MetricWriter:
             ) from error
 
 
+def read_metrics(workdir: epath.Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, [] if there is none; one cut short by a kill is left out. The strings 'nan',
+    'inf' and '-inf' become numbers again."""
+    path, lines = workdir / 'metrics.jsonl', []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append({name: float(value) for name, value in json.loads(line).items()})
+    return lines
+
+
 def _open_tensorboard(workdir, first_step):
     """A writer, or False if tensorboardX is not installed."""
     try:

@@ -24,7 +24,13 @@ def cosine_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
     return jnp.where(progress <= warmup, progress / warmup, cosine) if warmup > 0 else cosine
 
 
-SCHEDULES = {'linear': linear_schedule, 'cosine': cosine_schedule}
+def constant_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
+    """Factor of the peak rate: a ramp from 0 to 1 over the fraction `warmup`, then 1. The length of a run changes
+    nothing, so it can end early."""
+    return jnp.minimum(progress / warmup, 1.0) if warmup > 0 else jnp.ones_like(progress, jnp.float32)
+
+
+SCHEDULES = {'linear': linear_schedule, 'cosine': cosine_schedule, 'constant': constant_schedule}
 
 
 class MomentsState(NamedTuple):

@@ -72,7 +72,7 @@ def copa(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
 
 def dpr(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
     """A sentence with a pronoun and its candidates -> context, the text before the pronoun, and endings, each candidate
-    with the text after it.
+    with the text after it. Besides, the candidates, and `rest`, that text, which only zero-shot evaluation reads.
 
     The pronoun must be a word of its own; of several occurrences the first is the one to be resolved, as the set's
     authors say (Rahman and Ng 2012).
@@ -93,5 +93,7 @@ def dpr(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
             **entry,
             'context': sentence[: found.start()].rstrip(),
             'endings': [candidate + sentence[found.end() :] for candidate in candidates],
+            'candidates': candidates,
+            'rest': sentence[found.end() :],
         },
     )

@@ -33,7 +33,7 @@ def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Toke
         encoded = read_tokens(
             path, dataset.name, split, fingerprint=tokenizer.fingerprint, max_length=max_length, rule=data.rule
         )
-        encoded = encoded if limit is None else encoded.first(limit)
+        encoded = encoded if limit is None else encoded.take(np.arange(min(limit, len(encoded.ids))))
     else:
         examples = load_examples(dataset, data.source, split, limit)
         encoded = encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)

@@ -54,7 +54,7 @@ def available_splits(dataset: Dataset, uri: str) -> list[str]:
     """The keys of dataset.splits that the source has; an empty URI is the default. Raises UserError for a bad URI."""
     _, scheme, rest = _parts(dataset, uri)
     if scheme == 'docs':
-        return ['train', 'dev']
+        return list(docstring_sets.SIZES)
     if scheme == 'tokens':
         return token_folder.tokens_splits(rest)
     if scheme == 'files':
@@ -86,6 +86,16 @@ def folder_of(dataset: Dataset, directory: os.PathLike | str) -> epath.Path | No
             f'{dataset.name!r}. Keep one of them.'
         )
     return found[0] if found else None
+
+
+def uri_of(dataset: Dataset, source: str) -> str | None:
+    """The URI of a data set in a source of many: `files:` and `tokens:` name a directory with a folder for each, any
+    other source is the URI itself. None if the directory has no such folder. Raises UserError as `folder_of` does."""
+    scheme, _, path = source.partition(':')
+    if scheme not in ('files', 'tokens'):
+        return source
+    folder = folder_of(dataset, path)
+    return None if folder is None else f'{scheme}:{folder}'
 
 
 def _parts(dataset: Dataset, uri: str) -> tuple[str, str, str]:

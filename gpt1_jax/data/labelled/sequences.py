@@ -79,15 +79,14 @@ class Encoded:
         if not isinstance(self.sequences, Sequences):
             self.sequences = Sequences.of(self.sequences)
 
-    def first(self, n: int) -> 'Encoded':
-        """The first n examples. What was cut is still counted over all."""
-        sequences = Sequences(self.sequences.tokens, self.sequences.starts[:n], self.sequences.lengths[:n])
+    def take(self, indices: np.ndarray) -> 'Encoded':
+        """The examples of these indices, in this order. What was cut is still counted over all."""
         return dataclasses.replace(
             self,
-            sequences=sequences,
-            ids=self.ids[:n],
-            labels=None if self.labels is None else self.labels[:n],
-            subsets=None if self.subsets is None else self.subsets[:n],
+            sequences=Sequences(self.sequences.tokens, self.sequences.starts[indices], self.sequences.lengths[indices]),
+            ids=[self.ids[i] for i in indices],
+            labels=None if self.labels is None else self.labels[indices],
+            subsets=None if self.subsets is None else [self.subsets[i] for i in indices],
         )
 
 

@@ -71,6 +71,11 @@ def tokens_splits(directory: os.PathLike | str) -> list[str]:
     return list(_read_index(epath.Path(directory).expanduser())['splits'])
 
 
+def count_examples(directory: os.PathLike | str, split: str) -> int:
+    """How many examples a split has, 0 if there is none. Raises UserError as `read_tokens` does."""
+    return _read_index(epath.Path(directory).expanduser())['splits'].get(split, {'examples': 0})['examples']
+
+
 def read_tokens(
     directory: os.PathLike | str, dataset: str, split: str, *, fingerprint: str, max_length: int, rule: str
 ) -> Encoded:

@@ -1,0 +1,198 @@
+"""Sections: learning curves of pre-training and of fine-tuning, and how well the language models predict text."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from gpt1_jax.report import rows
+from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, fixed, percent, whole
+from gpt1_jax.report.collect import Line, Run, origin
+from gpt1_jax.report.figures import Axes, Curve, panel, thin
+
+_POINTS = 60  # of a curve
+_ENTRIES = 10  # of a curve in a table
+_PAPERS_PERPLEXITY = '18.4'  # of a token, on BooksCorpus (Radford et al. 2018, section 4.1)
+
+
+def pretraining(runs: Sequence[Run]) -> list[Block]:
+    """Losses over tokens, those of each vocabulary apart; perplexities; zero-shot scores meanwhile."""
+    trained = [run for run in runs if run.task == 'pretrain' and run.metrics]
+    blocks = [*_pretraining_figure(trained), *_perplexities(runs), *_meanwhile(trained)]
+    return [Heading('Pre-training'), *blocks] if blocks else []
+
+
+def _pretraining_figure(runs) -> Iterable[Block]:
+    groups, panels, entries = {}, [], []
+    for run in runs:
+        groups.setdefault(run.vocabulary, []).append(run)
+    for number, (vocabulary, of) in enumerate(groups.items()):
+        curves = []
+        for look, run in enumerate(of):
+            state = '' if run.result else ' (not finished)'
+            for key, words in (('valid_loss', 'held out'), ('loss', 'train')):
+                x, y = _series(run, key)
+                if x:
+                    train = key == 'loss'
+                    points = thin(x, y, _POINTS)
+                    label = f'{run.label}{state}, {words}'
+                    curves.append(Curve(label, *points, look, dashed=train, points=not train))
+            entries += _losses_at_evaluations(run)
+        title = f'vocabulary {vocabulary or "unknown"}'
+        panels.append(panel(f'pretrain{number}', Axes(title, 'tokens', 'loss, nats a token', log=True), curves))
+    if panels:
+        columns = ('run', 'updates', 'tokens', 'train loss', 'held-out loss', 'held-out perplexity')
+        caption = (
+            'Pre-training: loss over tokens (log axis), held out solid, train dashed (means of neighbouring updates). '
+            'Losses of different vocabularies are of different tokens, so each has a panel.'
+        )
+        yield Figure(caption, panels, Table('', columns, entries, ('Train loss: of the update nearest before.',)))
+
+
+def _tokens_a_step(run):
+    return run.setting('data.batch_size', 0) * run.setting('model.n_positions', 0)
+
+
+def _series(run, key):
+    """(tokens, values) of a metric."""
+    found = [(line['step'] * _tokens_a_step(run), line[key]) for line in run.metrics if key in line]
+    return tuple(zip(*found)) or ((), ())
+
+
+def _losses_at_evaluations(run) -> Iterable[tuple]:
+    """At most _ENTRIES evaluations, evenly spread, the last among them."""
+    evaluations = [line for line in run.metrics if 'valid_loss' in line]
+    logged = [line for line in run.metrics if 'loss' in line]
+    for line in _some(evaluations):
+        before = [other['loss'] for other in logged if other['step'] <= line['step']]
+        perplexity = line.get('valid_perplexity')
+        yield (
+            *(run.label, whole(line['step']), whole(line['step'] * _tokens_a_step(run))),
+            *(fixed(before[-1], 3) if before else None, fixed(line['valid_loss'], 3), fixed(perplexity, 2)),
+        )
+
+
+def _some(items):
+    """At most _ENTRIES of them, evenly spread, the last among them."""
+    n = min(len(items), _ENTRIES)
+    return [items[(i + 1) * len(items) // n - 1] for i in range(n)]
+
+
+def _perplexities(runs) -> Iterable[Block]:
+    """Of the held-out part and of other texts."""
+    entries, vocabularies = [], set()
+    for run in runs:
+        if run.task not in ('pretrain', 'evaluate_text') or not run.result:
+            continue
+        first = origin(run, runs) if run.task == 'evaluate_text' else run
+        vocabulary = first.vocabulary if first else ''
+        for score in run.result.select(metric='perplexity'):
+            same = dict(split=score.split, checkpoint=score.checkpoint)
+            loss, words = (next(run.result.select(metric=name, **same), None) for name in ('loss', 'word_perplexity'))
+            vocabularies.add(vocabulary)
+            entries.append(
+                (
+                    *(
+                        run.label,
+                        f'{score.dataset}, {score.split}',
+                        score.checkpoint,
+                        whole(score.step) if score.checkpoint else '',
+                    ),
+                    *(whole(score.examples), loss and fixed(loss.value, 3), fixed(score.value, 2)),
+                    *(fixed(words.value, 1) if words else '', vocabulary or None),
+                )
+            )
+    if not entries:
+        return
+    entries.append(('paper', Paper('BooksCorpus'), *[''] * 4, Paper(_PAPERS_PERPLEXITY), '', Paper('40,000 merges')))
+    differ = 'The vocabularies here differ: do not compare these lines. ' if len(vocabularies) > 1 else ''
+    yield Table(
+        'How well the models predict text',
+        ('run', 'text', 'checkpoint', 'updates', 'tokens', 'loss', 'perplexity', 'of a word', 'vocabulary'),
+        entries,
+        (
+            f'{differ}A perplexity is of the tokens of its vocabulary: those of two vocabularies or two texts are not '
+            "comparable, and none is with the paper's.",
+        ),
+    )
+
+
+def _meanwhile(runs) -> Iterable[Block]:
+    """Zero-shot scores that were logged during pre-training."""
+    panels, entries = [], []
+    for number, run in enumerate(runs):
+        names = sorted({key for line in run.metrics for key in line if key.startswith('zero_shot_')})
+        curves = []
+        for look, key in enumerate(names):
+            dataset = key.removeprefix('zero_shot_')
+            points = [(line['step'], line[key]) for line in run.metrics if key in line]
+            x, y = zip(*points)
+            curves.append(Curve(dataset, x, [100 * value for value in y], look))
+            entries += [(run.label, dataset, whole(step), percent(value)) for step, value in _some(points)]
+        if curves:
+            panels.append(panel(f'meanwhile{number}', Axes(run.label, 'updates', 'score, per cent', log=True), curves))
+    if panels:
+        caption = 'Zero-shot scores during pre-training, raw: of CoLA the Matthews correlation, else the accuracy.'
+        yield Figure(caption, panels, Table('', ('run', 'set', 'updates', 'score'), entries))
+
+
+# ----------------------------------------------------------------- fine-tuning
+
+
+def fine_tuning(lines: Sequence[Line]) -> list[Block]:
+    """Task loss and dev score over updates, for each sweep and set."""
+    owners = {}
+    for line in lines:
+        if any(run.metrics for run in line.runs):
+            owners.setdefault(line.owner.name, {}).setdefault(line.dataset, []).append(line)
+    blocks = []
+    for number, of in enumerate(owners.values()):
+        panels, entries = [], []
+        for dataset, group in of.items():
+            name = f'tune{number}{dataset}'
+            panels += _two_panels(name, dataset, group)
+            entries += map(_ends, group)
+        label = next(iter(of.values()))[0].owner.label
+        loss, dev = ('task loss, first', 'task loss, last'), ('dev, first', 'dev, best', 'dev, last')
+        columns = ('set', 'row', 'runs', 'updates', *loss, *dev)
+        caption = f'{label}: task loss and dev score over updates, the median over seeds, and as a band all seeds.'
+        notes = ('Medians over seeds; the score is the first metric of the set, in per cent. First, last: logged.',)
+        blocks.append(Figure(caption, panels, Table('', columns, entries, notes)))
+    if lines and not blocks:
+        blocks = [Gap('No run of fine-tuning has logged anything.')]
+    return [Heading('Learning curves of fine-tuning'), *blocks] if blocks else []
+
+
+def _two_panels(name, dataset, lines) -> Iterable[str]:
+    for key, words, factor in (('task_loss', 'task loss', 1), ('dev_score', 'dev score, per cent', 100)):
+        curves = []
+        for look, line in enumerate(lines):
+            over = _over_seeds(line, key)
+            if over:
+                x, low, middle, high = ([factor * v for v in column] for column in zip(*over))
+                x = [step for step, *_ in over]
+                (x, low), (_, middle), (_, high) = (thin(x, y, _POINTS) for y in (low, middle, high))
+                curves.append(Curve(line.variant or line.label, x, middle, look, low, high, points=key == 'dev_score'))
+        if curves:
+            yield panel(f'{name}{key}', Axes(dataset, 'updates', words), curves)
+
+
+def _over_seeds(line, key) -> list[tuple[float, float, float, float]]:
+    """(update, lowest, median, highest) of the runs that have logged it there."""
+    values = {}
+    for run in line.runs:
+        for entry in run.metrics:
+            if key in entry:
+                values.setdefault(entry['step'], []).append(entry[key])
+    return [(step, min(of), statistics.median(of), max(of)) for step, of in sorted(values.items())]
+
+
+def _ends(line):
+    """The numbers of a row: where its curves begin and end."""
+    loss, dev = ([middle for _, _, middle, _ in _over_seeds(line, key)] for key in ('task_loss', 'dev_score'))
+    best = rows.first_metric(line)
+    last = max((entry['step'] for run in line.runs for entry in run.metrics), default=None)
+    ends = lambda values, show: (show(values[0]), show(values[-1])) if values else (None, None)
+    (first_loss, last_loss), (first_dev, last_dev) = ends(loss, lambda v: fixed(v, 3)), ends(dev, percent)
+    return (
+        *(line.dataset, line.variant or line.label, f'{len(line.finished)} of {line.planned}', whole(last)),
+        *(first_loss, last_loss, first_dev, best and percent(best.median), last_dev),
+    )

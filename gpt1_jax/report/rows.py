@@ -1,0 +1,114 @@
+"""Rows of fine-tuning scores: their values over seeds, how sure these are, and the difference of two rows."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt1_jax.data.labelled.registry import Dataset, dataset_of
+from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation import metrics
+from gpt1_jax.report import statistics
+from gpt1_jax.report.blocks import Gap, Table, signed, span, whole
+from gpt1_jax.report.collect import Line, Run
+from gpt1_jax.report.results import Score
+
+HOW = (
+    'Differences are of the medians over seeds, in points, with intervals of 95 % from a paired bootstrap: '
+    f'{statistics.RESAMPLES:,} resamples of the dev examples, the same for both rows; and the same with the seeds '
+    'resampled too. * marks a difference whose second interval leaves out 0. One seed says nothing of other seeds.'
+)
+
+
+def dataset_of_run(run: Run) -> Dataset | None:
+    """The data set of a fine-tuning run; None where its config does not say."""
+    try:
+        return dataset_of(ConfigDict(run.config['data']))
+    except (UserError, KeyError, AttributeError, TypeError, ValueError):
+        return None
+
+
+def best_scores(line: Line, split: str = 'dev') -> dict[tuple[str, str, str], list[Score]]:
+    """The scores of the best checkpoints on the splits whose names begin with `split`: (split, metric, subset) -> one
+    for each finished run."""
+    found = {}
+    for run in line.finished:
+        for score in run.result.select(checkpoint='best'):
+            if score.split.startswith(split):
+                found.setdefault((score.split, score.metric, score.subset), []).append(score)
+    return found
+
+
+def first_metric(line: Line, split: str = 'dev') -> statistics.Spread | None:
+    """Over seeds, of the metric that picks the best epoch; of MNLI's two dev splits the means. None where there is
+    none."""
+    dataset = dataset_of_run(line.finished[0]) if line.finished else None
+    spreads = [
+        statistics.spread([score.value for score in scores])
+        for (_, metric, subset), scores in best_scores(line, split).items()
+        if dataset and metric == dataset.metrics[0] and not subset
+    ]
+    if not spreads:
+        return None
+    mean = lambda name: float(np.mean([getattr(one, name) for one in spreads]))
+    return statistics.Spread(mean('median'), mean('low'), mean('high'), spreads[0].runs)
+
+
+def predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+    """(labels, predicted), each [n], of a run's best checkpoint on dev; None where they were not kept."""
+    dataset = dataset_of_run(run)
+    if not run.dev or dataset is None:
+        return None
+    loss = 'mse' if dataset.loss == 'ordinal' and run.dev['logits'].shape[1] == 1 else dataset.loss
+    return run.dev['labels'], metrics.predictions(loss, run.dev['logits'])
+
+
+def standard_error(line: Line, scores: Sequence[Score]) -> float | None:
+    """Of one run's score, of examples drawn anew: of an accuracy by the formula, else by the bootstrap on the run
+    whose score is the median; None where its predictions were not kept."""
+    middle = sorted(scores, key=lambda score: score.value)[(len(scores) - 1) // 2]
+    if middle.metric == 'accuracy':
+        return (middle.value * (1 - middle.value) / middle.examples) ** 0.5
+    run = next(run for run in line.finished if middle in run.result.scores)
+    if middle.split != 'dev' or middle.subset or (found := predictions(run)) is None:
+        return None
+    return statistics.standard_error(middle.metric, *found)
+
+
+def compare(first: Line, second: Line) -> statistics.Difference | str:
+    """The first metric of one row less that of another, over the seeds that both have; or why it cannot be told."""
+    rows = [{run.setting('seed', 0): run for run in line.finished} for line in (first, second)]
+    seeds = sorted(set(rows[0]) & set(rows[1]))
+    if not seeds:
+        return 'no seed is finished in both rows'
+    found = [[predictions(row[seed]) for seed in seeds] for row in rows]
+    if any(one is None for row in found for one in row):
+        return 'predictions were not kept'
+    labels = found[0][0][0]
+    if not all(np.array_equal(labels, one[0]) for row in found for one in row):
+        return 'the dev sets differ'
+    metric = dataset_of_run(rows[0][seeds[0]]).metrics[0]
+    return statistics.difference([metric], labels, *(np.stack([one[1] for one in row]) for row in found))
+
+
+def comparisons(caption: str, pairs: Iterable[tuple[Line, Line]]) -> list[Table | Gap]:
+    """A table of differences, for pairs of rows of the same set; and a gap for each pair that cannot be compared."""
+    entries, gaps = [], []
+    for first, second in pairs:
+        names = f'{first.variant or first.label} less {second.variant or second.label}'
+        found = compare(first, second)
+        if isinstance(found, str):
+            gaps.append(Gap(f'{first.owner.label}, {first.dataset}: no difference of {names}: {found}.'))
+            continue
+        entries.append((first.dataset, names, *cells(found), whole(found.seeds)))
+    columns = ('set', 'rows', 'difference', '95 %, examples', '95 %, examples and seeds', 'seeds')
+    return [Table(caption, columns, entries, (HOW,))] * bool(entries) + gaps
+
+
+def cells(difference: statistics.Difference) -> tuple[str, str, str]:
+    """The difference, its interval over examples, and that over examples and seeds."""
+    return (
+        signed(difference.value) + '*' * difference.significant,
+        span(*difference.interval(seeds=False)),
+        span(*difference.interval(seeds=True)),
+    )

@@ -1,0 +1,247 @@
+"""Sections: the scores of fine-tuning beside tables 2 to 4 of the paper, and table 5."""
+
+import statistics as plain
+from collections.abc import Iterable, Sequence
+
+from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.evaluation.paper import GLUE_AVERAGE, TABLE_5, TABLE_5_AVERAGE, glue_average
+from gpt1_jax.report import rows
+from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, fixed, percent, signed, span, whole
+from gpt1_jax.report.collect import Line, Run
+from gpt1_jax.report.overview import part_of
+from gpt1_jax.report.results import paper_key
+from gpt1_jax.report.statistics import Difference, mean_difference, spread
+
+# Which table of the paper has which sets; the others come after.
+_TABLES = {
+    'Natural language inference (table 2)': ('mnli', 'snli', 'scitail', 'qnli', 'rte'),
+    'Question answering and commonsense reasoning (table 3)': ('story_cloze', 'race'),
+    'Classification and similarity (table 4)': ('cola', 'sst2', 'mrpc', 'stsb', 'qqp'),
+}
+_STUDIES = ('ablation', 'layer_transfer')  # they have sections of their own
+_ROWS_OF_TABLE_5 = {
+    'full': 'full (transformer, auxiliary LM)',
+    'no_pretraining': 'no pre-training',
+    'no_auxiliary': 'no auxiliary LM',
+    'lstm': 'LSTM, auxiliary LM',
+}
+_PARTIAL = '\N{DAGGER}'
+
+
+def fine_tuning(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
+    """Tables 2 to 4, other sets, differences of the variants of a sweep, and other evaluations."""
+    lines = [line for line in lines if line.owner.task not in _STUDIES]
+    if not lines:
+        return _evaluations(runs)
+    blocks = [
+        Heading('Fine-tuning scores beside the paper'),
+        Text(
+            'In per cent. Ours: on dev, of the best epoch by the first metric of each set, the median over seeds and '
+            'the lowest to the highest. The paper: on test, which is not the same: the epoch is chosen on the dev set '
+            'that is scored here. "Before": the best system before the paper, as it gives it.'
+        ),
+    ]
+    others = tuple(
+        dict.fromkeys(line.dataset for line in lines if not any(line.dataset in t for t in _TABLES.values()))
+    )
+    for caption, names in {**_TABLES, 'Other sets': others}.items():
+        if not any(line.dataset in names for line in lines):
+            continue
+        entries = [entry for name in names for entry in _entries(name, [ln for ln in lines if ln.dataset == name])]
+        blocks.append(_table(caption, entries + list(_glue(lines) if caption.endswith('(table 4)') else [])))
+    pairs = []
+    for first, *rest in _by_set(lines).values():
+        pairs += [(first, other) for other in rest]
+    if pairs:
+        blocks += [Heading('Differences between variants', 3), *rows.comparisons('', pairs)]
+    return blocks + _evaluations(runs)
+
+
+def _table(caption, entries):
+    return Table(
+        caption,
+        ('set', 'metric', 'run', 'training examples', 'seeds', 'median', 'spread', 'standard error', 'paper', 'before'),
+        entries,
+        (
+            f'{_PARTIAL}: a partial training set. Standard error: of one score, of dev examples drawn anew; of an '
+            'accuracy by the formula, of other metrics by the bootstrap.',
+        ),
+    )
+
+
+def _by_set(lines) -> dict[tuple[str, str], list[Line]]:
+    """The finished rows of each sweep and set."""
+    groups = {}
+    for line in lines:
+        if line.finished:
+            groups.setdefault((line.owner.name, line.dataset), []).append(line)
+    return groups
+
+
+def _entries(name, lines) -> Iterable[tuple]:
+    """Of one set: each metric of each row; those of the paper that no run has, as gaps."""
+    published = REGISTRY[name].paper if name in REGISTRY else {}
+    seen = set()
+    for line in lines:
+        for key, scores in rows.best_scores(line).items():
+            metric = paper_key(*key)
+            seen.add(metric)
+            values = spread([score.value for score in scores])
+            error = rows.standard_error(line, scores)
+            runs = f'{values.runs} of {line.planned}' if values.runs < line.planned else whole(values.runs)
+            yield (
+                *(name, metric, line.label, _examples(line), runs),
+                *(percent(values.median), span(values.low, values.high), percent(error)),
+                *_papers(published.get(metric)),
+            )
+    for metric in published:
+        if metric not in seen:
+            yield (name, metric, *[None] * 6, *_papers(published[metric]))
+
+
+def _examples(line):
+    """How many training examples, marked where they are not all."""
+    numbers = sorted({run.facts['train_examples'] for run in line.finished if 'train_examples' in run.facts})
+    mark = any(part_of(run).startswith('partial') for run in line.finished)
+    return ' to '.join(map(whole, numbers)) + f' {_PARTIAL}' * mark if numbers else None
+
+
+def _papers(numbers):
+    """Cells of the paper's numbers, in per cent."""
+    return ['' if value is None else Paper(fixed(value, 1)) for value in numbers or (None, None)]
+
+
+def _glue(lines) -> Iterable[tuple]:
+    """GLUE's average, of the medians of each variant of a sweep that has all nine tasks."""
+    groups = {}
+    for line in lines:
+        if line.finished:
+            groups.setdefault((line.owner.name, line.variant), []).append(line)
+    found = False
+    for of in groups.values():
+        medians = {
+            line.dataset: [
+                plain.median(score.value for score in scores)
+                for (_, _, subset), scores in rows.best_scores(line).items()
+                if not subset
+            ]
+            for line in of
+        }
+        average = glue_average(medians)
+        if average is not None:
+            found = True
+            yield 'GLUE', 'average', of[0].label, '', '', percent(average), '', '', *_papers(GLUE_AVERAGE)
+    if not found:
+        yield 'GLUE', 'average', *[None] * 6, *_papers(GLUE_AVERAGE)
+
+
+def _evaluations(runs) -> list[Block]:
+    """Scores of the task evaluate, which are of one checkpoint on one split."""
+    entries = [
+        (run.label, score.dataset, score.split, paper_key('', score.metric, score.subset), whole(score.examples))
+        + (percent(score.value),)
+        for run in runs
+        if run.task == 'evaluate' and run.result
+        for score in run.result.scores
+    ]
+    columns = ('run', 'set', 'split', 'metric', 'examples', 'score')
+    return [Heading('Other evaluations'), Table('', columns, entries)] if entries else []
+
+
+# ----------------------------------------------------------------- table 5
+
+
+def table_5(lines: Sequence[Line]) -> list[Block]:
+    """Each ablation beside the paper's, and the difference of each row from the full method."""
+    studies = {}
+    for line in lines:
+        if line.owner.task == 'ablation' and line.owner.setting('study') == 'table5':
+            studies.setdefault(line.owner.name, []).append(line)
+    blocks = []
+    for of in studies.values():
+        finished = any(line.finished for line in of)
+        blocks += _ablation(of) if finished else [Gap(f'{of[0].owner.label}: no run of it is finished.')]
+    return [Heading('Ablations (table 5)'), *blocks] if blocks else []
+
+
+def _ablation(lines) -> Iterable[Block]:
+    table = {}
+    for line in lines:
+        table.setdefault(line.variant, {})[line.dataset] = line
+    columns = [*TABLE_5['full'], *dict.fromkeys(line.dataset for line in lines if line.dataset not in TABLE_5['full'])]
+    found = {row: {name: rows.first_metric(line) for name, line in of.items()} for row, of in table.items()}
+    found = {row: {name: one for name, one in of.items() if one} for row, of in found.items()}
+    averaged = [name for name in columns if all(name in of for of in found.values() if of)]
+    entries = []
+    for row in dict.fromkeys([*TABLE_5, *found]):
+        of = found.get(row, {})
+        average = plain.mean(of[name].median for name in averaged) if averaged and of else None
+        text = lambda one: f'{percent(one.median)} ({span(one.low, one.high)})' if one.runs > 1 else percent(one.median)
+        words = _ROWS_OF_TABLE_5.get(row, row)
+        entries.append((words, percent(average), *(text(of[name]) if name in of else None for name in columns)))
+        if published := TABLE_5.get(row):
+            average = _papers_average(row, averaged)
+            entries.append((f'paper: {words}', *_papers((average, *map(published.get, columns)))))
+    yield Table(
+        f'{lines[0].owner.label}, in per cent',
+        ('', 'average', *columns),
+        entries,
+        (
+            'Ours: on dev, medians over seeds (and the lowest to the highest), the first metric of each set; of MNLI '
+            'the mean of matched and mismatched. The paper: on test. Averages: over the sets that every row of ours '
+            f'has, each once: {", ".join(averaged) or "none"}.',
+            _models(lines),
+        ),
+    )
+    yield from _against_full(table, columns)
+
+
+def _models(lines):
+    """What the rows' models are, and whether their vocabularies differ."""
+    runs = {_ROWS_OF_TABLE_5.get(line.variant, line.variant): line.finished[0] for line in lines if line.finished}
+    words = [f'{row}: {run.model_words}, vocabulary {run.vocabulary or "unknown"}' for row, run in runs.items()]
+    known = {run.vocabulary for run in runs.values()}
+    warning = ' The vocabularies differ, so the rows differ in more than their names say.' if len(known) > 1 else ''
+    return f'Models. {"; ".join(words)}.{warning}'
+
+
+def _against_full(table, columns) -> Iterable[Block]:
+    """Each row less the full one, with the paper's difference."""
+    full, entries, gaps = table.get('full', {}), [], []
+    for row in [name for name in table if name != 'full']:
+        found = {}
+        for name in columns:
+            pair = table[row].get(name), full.get(name)
+            if all(line and line.finished for line in pair):
+                one = rows.compare(*pair)
+                if isinstance(one, Difference):
+                    found[name] = one
+                else:
+                    gaps.append(Gap(f'{pair[0].label}, {name}: no difference from full: {one}.'))
+        if not found:
+            continue
+        words = f'{_ROWS_OF_TABLE_5.get(row, row)} less full'
+        for name, one in (*found.items(), ('average', mean_difference(list(found.values())))):
+            entries.append((words, name, *rows.cells(one), whole(one.seeds), _papers_difference(row, name, found)))
+    if entries:
+        yield Table(
+            'Differences from the full method',
+            ('rows', 'set', 'difference', '95 %, examples', '95 %, examples and seeds', 'seeds', 'paper'),
+            entries,
+            (rows.HOW, 'Of MNLI: matched. The average is over the sets above it.'),
+        )
+    yield from gaps
+
+
+def _papers_difference(row, name, found):
+    """The paper's row less its full one, on a set or on the average of those in `found`."""
+    ours, full = (_papers_average(one, found if name == 'average' else [name]) for one in (row, 'full'))
+    return '' if ours is None else Paper(signed((ours - full) / 100))
+
+
+def _papers_average(row, names):
+    """Of a row of table 5 over some sets: as it is printed if these are all; None where it lacks one."""
+    published = TABLE_5.get(row, {})
+    if not names or not set(names) <= set(published):
+        return None
+    return TABLE_5_AVERAGE[row] if set(names) == set(published) else plain.mean(published[name] for name in names)

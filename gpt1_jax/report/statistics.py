@@ -1,0 +1,181 @@
+"""How sure a score is, and a difference of two: spreads over seeds, the bootstrap over the dev examples.
+
+A resample draws as many dev examples as there are, with replacement (Efron & Tibshirani 1993, An Introduction to the
+Bootstrap). All that is compared is scored on the same resamples, so it is paired. Intervals are percentiles.
+"""
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpt1_jax.evaluation.metrics import METRICS
+
+RESAMPLES = 1000
+_SEED = 0
+_AT_ONCE = 4_000_000  # counts in memory as float64
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Of the values of several seeds."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two rows' medians over seeds: the first less the second.
+
+    Attributes:
+      value: on the examples as they are.
+      examples: its values on the resamples, [RESAMPLES].
+      both: the same, with the seeds resampled too.
+      seeds: how many.
+    """
+
+    value: float
+    examples: np.ndarray
+    both: np.ndarray
+    seeds: int
+
+    def interval(self, seeds: bool) -> tuple[float, float]:
+        """95 % of the values on the resamples: of the examples, and of the `seeds` too if that is asked."""
+        low, high = np.percentile(self.both if seeds else self.examples, [2.5, 97.5])
+        return float(low), float(high)
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval over examples and seeds leaves 0 out."""
+        low, high = self.interval(seeds=True)
+        return low > 0 or high < 0
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, lowest and highest of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def on_resamples(metric: str, labels: np.ndarray, predicted: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
+    """A metric of k predictions on resamples of the n examples: [k, resamples], equal for equal n and seed.
+
+    Args:
+      metric: of evaluation.metrics.METRICS.
+      labels: [n], label ids or scores.
+      predicted: [k, n].
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    if metric in ('pearson', 'spearman'):
+        of = _correlations
+    else:
+        of = _class_metrics(metric, labels, predicted)
+    counts = _counts(len(labels), resamples)
+    parts = np.array_split(counts, -(-counts.size // _AT_ONCE))
+    return np.concatenate([of(metric, labels, predicted, part.astype(np.float64)) for part in parts], axis=1)
+
+
+def standard_error(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Of a metric on the dev examples: the standard deviation over the resamples. labels, predicted: [n]."""
+    return float(np.std(on_resamples(metric, labels, np.asarray(predicted)[None]), ddof=1))
+
+
+def difference(metrics: Sequence[str], labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference:
+    """The difference of two rows, paired by example and seed.
+
+    Args:
+      metrics: names; their mean is compared.
+      labels: [n].
+      first, second: [seeds, n], predictions of the two rows for the same seeds.
+    """
+    predicted = np.concatenate([first, second])
+    whole = np.mean([[METRICS[name](labels, row) for row in predicted] for name in metrics], axis=0)
+    drawn = np.mean([on_resamples(name, labels, predicted) for name in metrics], axis=0)
+    seeds = len(first)
+    chosen = np.random.default_rng(_SEED + 1).integers(seeds, size=(seeds, drawn.shape[1]))
+    median = lambda values, rows: np.median(np.take_along_axis(values, rows, axis=0), axis=0)
+    medians = lambda values: np.median(values[:seeds], axis=0) - np.median(values[seeds:], axis=0)
+    both = median(drawn[:seeds], chosen) - median(drawn[seeds:], chosen)
+    return Difference(float(medians(whole)), medians(drawn), both, seeds)
+
+
+def mean_difference(differences: Sequence[Difference]) -> Difference:
+    """The mean over data sets, whose examples are resampled independently of each other."""
+    # Sets of one size have the same resamples: shifted against each other, they are independent.
+    mean = lambda of: np.mean([np.roll(values, shift) for shift, values in enumerate(of)], axis=0)
+    return Difference(
+        float(np.mean([one.value for one in differences])),
+        mean([one.examples for one in differences]),
+        mean([one.both for one in differences]),
+        min(one.seeds for one in differences),
+    )
+
+
+@functools.lru_cache(maxsize=4)  # the sets of a report come one after the other, and each has several rows
+def _counts(n, resamples) -> np.ndarray:
+    """How often each example is in each resample, uint8 [resamples, n]."""
+    rng = np.random.default_rng(_SEED)
+    draw = lambda: np.bincount(rng.integers(n, size=n), minlength=n).astype(np.uint8)
+    return np.stack([draw() for _ in range(resamples)])
+
+
+def _class_metrics(metric, labels, predicted):
+    """A function like `_correlations`; what does not depend on the resample is done once."""
+    classes = int(max(labels.max(), predicted.max(), 1)) + 1
+    cells = labels.astype(int) * classes + predicted.astype(int)  # [k, n]
+    one_hot = (cells[..., None] == np.arange(classes**2)).transpose(1, 0, 2).astype(np.float64)  # [n, k, cells]
+
+    def of(metric, labels, predicted, counts):
+        table = np.tensordot(counts, one_hot, axes=1).reshape(len(counts), len(predicted), classes, classes)
+        return _OF_TABLE[metric](table.transpose(1, 0, 2, 3))
+
+    return of
+
+
+def _accuracy(table):
+    return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
+
+
+def _f1(table):
+    """Of label 1, as metrics.METRICS has it."""
+    return _ratio(2 * table[..., 1, 1], table[..., 1, :].sum(-1) + table[..., :, 1].sum(-1))
+
+
+def _matthews(table):
+    """Gorodkin 2004, for any number of classes."""
+    total, true, said = table.sum((-2, -1)), table.sum(-1), table.sum(-2)
+    covariance = np.trace(table, axis1=-2, axis2=-1) * total - (true * said).sum(-1)
+    variances = (total**2 - (true**2).sum(-1)) * (total**2 - (said**2).sum(-1))
+    return _ratio(covariance, np.sqrt(variances))
+
+
+_OF_TABLE = {'accuracy': _accuracy, 'f1': _f1, 'matthews': _matthews}
+
+
+def _correlations(metric, labels, predicted, counts):
+    """[k, r]; counts: [r, n]."""
+    ranks = _ranks if metric == 'spearman' else lambda values, counts: values[None] - values.mean()
+    x, total = ranks(labels, counts), counts.sum(1)
+    centre = lambda values: values - (counts * values).sum(1, keepdims=True) / total[:, None]
+    x, values = centre(x), []
+    for row in predicted:
+        y = centre(ranks(row, counts))
+        values.append(_ratio((counts * x * y).sum(1), np.sqrt((counts * x**2).sum(1) * (counts * y**2).sum(1))))
+    return np.stack(values)
+
+
+def _ranks(values, counts):
+    """The mean rank of each example in each resample, [r, n]."""
+    _, group = np.unique(values, return_inverse=True)
+    sizes = np.zeros((group.max() + 1, len(counts)))
+    np.add.at(sizes, group, counts.T)
+    return ((np.cumsum(sizes, axis=0) - (sizes - 1) / 2).T)[:, group]
+
+
+def _ratio(above, below):
+    """0 where it is undefined, as in evaluation.metrics."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 1e-9)

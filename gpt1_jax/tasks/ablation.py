@@ -1,0 +1,135 @@
+"""Parts of the method left out or varied, over many data sets (Radford et al. 2018, table 5)."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from gpt1_jax.config import check_choice
+from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation.paper import TABLE_5
+from gpt1_jax.report.results import Result
+from gpt1_jax.report.tables import format_table
+from gpt1_jax.saved_models import store
+from gpt1_jax.tasks import sweep
+
+
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
+    """Fine-tunes on each of `config.datasets` in each variant of `config.study`; prints a table.
+
+    Scores, facts and files are those of `sweep.fine_tune_all`. More facts: `averages`, variant -> `average` over the
+    sets in `averaged`, those that every variant has; `notes`, what a reader of the table must know. WORKDIR/table.txt
+    is the table.
+    """
+    check_choice('study', config.study, _STUDIES)
+    variants, notes = _STUDIES[config.study](config)
+    if not variants:
+        raise UserError(f'study: There is no value for {config.study}. Give some with coefficients or shares.')
+    runs = sweep.with_variants(
+        config, variants, without=('study', 'lstm_from', 'coefficients', 'shares'), n_transfer=None, rest='fresh'
+    )
+    started = sweep.begin(config, workdir)
+    result = sweep.fine_tune_all(runs, workdir)
+    rows = {variant: {name: median for name, (median, _) in of.items()} for variant, of in of_sets(result).items()}
+    averaged = in_every_row(rows)
+    result.facts |= {
+        'averaged': averaged,
+        'averages': {variant: average(of, averaged) for variant, of in rows.items()},
+        'notes': notes,
+    }
+    return sweep.finish(config, workdir, started, result, format_scores(result, list(variants)))
+
+
+def _table5(config):
+    variants = {'full': {}, 'no_pretraining': {'n_transfer': -1}, 'no_auxiliary': {'lm_coefficient': 0.0}}
+    transformer = _open('init_from', config, 'transformer')
+    if not config.lstm_from:
+        return variants, ['lstm: left out: lstm_from is empty.']
+    lstm, notes = _open('lstm_from', config, 'lstm'), []
+    if lstm.tokenizer.fingerprint != transformer.tokenizer.fingerprint:
+        notes = ['lstm: Its vocabulary is not that of the other rows, so they are not quite comparable.']
+        logging.warning('%s: %s', config.lstm_from, notes[0])
+    return variants | {'lstm': {'init_from': config.lstm_from}}, notes
+
+
+def _lambda(config):
+    return {f'lambda{value:g}': {'lm_coefficient': float(value)} for value in config.coefficients}, []
+
+
+def _share(config):
+    variants = {}
+    for share in config.shares:
+        data = {'share': float(share)}
+        variants |= {f'share{share:g}': {'data': data}, f'share{share:g}_scratch': {'data': data, 'n_transfer': -1}}
+    return variants, []
+
+
+# Each a function: config -> (variant -> changed keys of a run's config; what a reader of the table must know).
+_STUDIES = {'table5': _table5, 'lambda': _lambda, 'share': _share}
+
+
+def _open(key, config, kind):
+    saved = store.open_model(config[key])
+    if saved.architecture.kind != kind:
+        raise UserError(
+            f'{key}: {config[key]} is a model of kind {saved.architecture.kind}. Name a run with one of kind {kind}.'
+        )
+    return saved
+
+
+def of_sets(result: Result) -> dict[str, dict[str, tuple[float, float]]]:
+    """Variant -> data set -> the median over the seeds, and the difference of the best and the worst, of the first
+    metric on dev; of MNLI the means of these of matched and mismatched."""
+    found = {}
+    for (name, variant, _, subset, metric), of in sweep.summary(result.scores).items():
+        if not subset and metric == REGISTRY[name].metrics[0]:
+            found.setdefault(variant, {}).setdefault(name, []).append((of['median'], of['best'] - of['worst']))
+    return {
+        variant: {name: tuple(map(statistics.mean, zip(*parts))) for name, parts in of.items()}
+        for variant, of in found.items()
+    }
+
+
+def in_every_row(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The data sets that every row has. rows: row -> data set -> score."""
+    first, *others = rows.values()
+    return [name for name in first if all(name in of for of in others)]
+
+
+def average(of: Mapping[str, float], names: Sequence[str]) -> float | None:
+    """The mean of a row over some data sets by the rule of table 5: each counts once, with its first metric. None for
+    no sets."""
+    return statistics.mean(of[name] for name in names) if names else None
+
+
+def format_scores(result: Result, variants: Sequence[str]) -> str:
+    """A row a variant, scores in per cent, with the spread over seeds and the paper's row of table 5 below it.
+
+    variants: all of them, in their order.
+    """
+    found, averaged = of_sets(result), result.facts['averaged']
+    names = list(result.facts['train_examples'])
+    percent = lambda value: None if value is None else 100 * value
+    entries = []
+    for variant in variants:
+        of = found.get(variant, {})
+        medians, spreads = ([percent(of[name][i]) if name in of else None for name in names] for i in range(2))
+        entries.append((variant, percent(result.facts['averages'].get(variant)), *medians))
+        if result.config['seeds'] > 1:
+            entries.append(('  best - worst', None, *spreads))
+        if published := TABLE_5.get(variant):
+            of_all = average(published, averaged) if set(averaged) <= set(published) else None
+            entries.append(('  paper, test', of_all, *map(published.get, names)))
+    columns = [('', 18, ''), ('average', 9, '.1f'), *((name, 8, '.1f') for name in names)]
+    return '\n'.join(
+        [
+            format_table(columns, entries),
+            f'On dev, medians of {result.config["seeds"]} run(s) at their best epoch; the first metric of each set.',
+            f'The average is over the sets that every row has: {", ".join(averaged) or "none"}.',
+            *result.facts['notes'],
+            *(f'{path}: left out: {reason}' for path, reason in result.facts['left_out'].items()),
+        ]
+    )

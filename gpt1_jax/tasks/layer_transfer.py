@@ -1,0 +1,76 @@
+"""Fine-tuning with 0, 1, ... layers transferred (Radford et al. 2018, section 5 and figure 2, left)."""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.errors import UserError
+from gpt1_jax.report.results import Result
+from gpt1_jax.report.tables import format_table
+from gpt1_jax.saved_models import layers, store
+from gpt1_jax.tasks import sweep
+
+_PAPER = 'The paper (section 5, figure 2): more layers are better, up to all 12; on mnli these give about 9 points.'
+
+
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
+    """Fine-tunes on `config.data.dataset` with each of `config.layers` layers transferred; prints a table.
+
+    Scores, facts and files are those of `sweep.fine_tune_all`, with the variants 'layersN'; WORKDIR/table.txt is the
+    table.
+    """
+    variants = {f'layers{n}': {'n_transfer': n} for n in _numbers(config)}
+    runs = sweep.with_variants(config, variants, without=('layers',), n_transfer=None, datasets=(config.data.dataset,))
+    started = sweep.begin(config, workdir)
+    result = sweep.fine_tune_all(runs, workdir)
+    return sweep.finish(config, workdir, started, result, format_scores(result))
+
+
+def _numbers(config):
+    """The numbers of layers, ascending; each is possible."""
+    saved = store.open_model(config.init_from)
+    most = saved.architecture.sizes['layers']
+    numbers = sorted(set(config.layers or range(most + 1)))
+    for n in numbers:
+        if n not in range(most + 1):
+            raise UserError(
+                f'layers: {n} layers cannot be transferred from {config.init_from}, which has {most}. Give numbers '
+                f'from 0 to {most}.'
+            )
+        layers.architecture(saved, n, config.rest)
+    return numbers
+
+
+def format_scores(result: Result) -> str:
+    """The table over the number of layers, scores in per cent, and what they change, beside the paper's words."""
+    ((name, by_variant),) = result.facts['train_examples'].items()
+    metric = REGISTRY[name].metrics[0]
+    of = {split: sweep.summary(result.scores, split) for split in ('train', 'dev')}
+    medians, entries = [], []
+    for variant in sorted(by_variant, key=_number):
+        key = name, variant
+        train, dev = (of[split].get((*key, split, '', metric)) for split in ('train', 'dev'))
+        medians.append(dev['median'])
+        entries.append(
+            (
+                _number(variant),
+                dev['runs'],
+                *(train and 100 * train[which] for which in ('median', 'best', 'worst')),
+                *(100 * dev[which] for which in ('median', 'best', 'worst')),
+            )
+        )
+    columns = [('layers', 8, 'd'), ('runs', 6, 'd'), *((which, 8, '.1f') for which in 2 * ('median', 'best', 'worst'))]
+    change = 100 * (medians[-1] - medians[0])
+    return '\n'.join(
+        [
+            f'{f"{name}, {metric}":<14}{"train":^24}{"dev":^24}',
+            format_table(columns, entries),
+            f'From {entries[0][0]} to {entries[-1][0]} layers the median on dev changes by {change:+.1f} points.',
+            _PAPER,
+            *(f'{path}: left out: {reason}' for path, reason in result.facts['left_out'].items()),
+        ]
+    )
+
+
+def _number(variant):
+    return int(variant.removeprefix('layers'))

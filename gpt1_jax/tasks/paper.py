@@ -1,0 +1,313 @@
+"""The whole paper as one command: each part is an ordinary run, in a folder of its own."""
+
+import dataclasses
+import math
+import time
+
+import jax
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from gpt1_jax.config import as_json, cache_compiled_steps, check_choice, open_workdir
+from gpt1_jax.data.corpus.shards import load_shards
+from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.errors import UserError
+from gpt1_jax.processes import cores
+from gpt1_jax.progress import duration
+from gpt1_jax.report.plan import Part, Run, format_plan, seconds_left
+from gpt1_jax.report.results import Result
+from gpt1_jax.report.tables import format_table
+from gpt1_jax.saved_models import store
+from gpt1_jax.tasks import ablation, generate, layer_transfer, prepare, pretrain, report, sweep, zero_shot
+from gpt1_jax.training import cost
+from gpt1_jax.training.partitioning import is_writer
+
+_TASKS = {
+    'prepare': prepare,
+    'pretrain': pretrain,
+    'zero_shot': zero_shot,
+    'generate': generate,
+    'sweep': sweep,
+    'layer_transfer': layer_transfer,
+    'ablation': ablation,
+    'report': report,
+}
+# The parts in their order, and which others each needs: the first one's model is where it starts from.
+_NEEDS = {
+    'prepare': (),
+    'pretrain': ('prepare',),
+    'pretrain_lstm': ('prepare',),
+    'zero_shot': ('pretrain',),
+    'zero_shot_lstm': ('pretrain_lstm',),
+    'samples': ('pretrain',),
+    'finetune': ('pretrain',),
+    'layer_transfer_mnli': ('pretrain',),
+    'layer_transfer_race': ('pretrain',),
+    'ablation_table5': ('pretrain', 'pretrain_lstm'),
+    'ablation_lambda': ('pretrain',),
+    'ablation_share': ('pretrain',),
+    'report': (),
+}
+# Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
+_START, _SAMPLES, _REPORT = 10, 15, 20  # of a run; of the texts from one checkpoint; of the report
+_BYTES = 3.9e6  # of text that one core prepares in a second
+_STEP = 'STEP'  # in the plan, stands for the checkpoints that there will be
+
+
+def run(config: ConfigDict, workdir: epath.Path) -> Result:
+    """Runs those of `config.parts` that are not finished, one after the other, each in WORKDIR/PART; prints the plan
+    before, and at the end what is done. The report is written anew each time.
+
+    A part that needs data which are not there is left out; one that fails is, too, unless others need it. Facts:
+    `parts`, name -> {'state': see Part.state, or 'failed'; 'seconds': that it took, None if unknown}; `left_out`, part,
+    or part and data set -> why. With `config.dry_run` nothing is run and nothing written.
+
+    Raises UserError for an unknown part, one that needs an unfinished one, and at the end if one has failed.
+    """
+    started = time.monotonic()
+    chosen = _chosen(config.parts)
+    parts = _plan(config, workdir, chosen)
+    _say(format_plan([parts[name] for name in chosen], seconds_left(list(parts.values()))))
+    if config.dry_run:
+        return Result(config.task, [], _facts(parts, {}), None, as_json(config), time.monotonic() - started)
+    open_workdir(config, workdir, write=is_writer())
+    cache_compiled_steps(workdir / 'compiled')  # of all parts
+    failed = {}
+    for name in chosen:
+        part = parts[name] = dataclasses.replace(parts[name], runs=_runs(name, config, workdir))
+        if part.left_out:
+            continue
+        try:
+            for one in part.runs:
+                if name == 'report' or not one.result():
+                    _start(name, one)
+        except UserError as error:
+            if any(name in needs for needs in _NEEDS.values()):
+                raise
+            failed[name] = str(error)
+            logging.error('%s: %s', name, error)
+    return _finish(config, workdir, started, _facts(parts, failed))
+
+
+def _chosen(names: str) -> list[str]:
+    """The parts in their order. names: separated by commas, or empty."""
+    wanted = [name.strip() for name in names.split(',') if name.strip()]
+    for name in wanted:
+        check_choice('parts', name, _NEEDS)
+    return [name for name in _NEEDS if name in wanted or not wanted]
+
+
+def _start(name, one):
+    _say(f'\n{name}:\n  {one.command()}')
+    if one.config.task != 'prepare' or is_writer():
+        _TASKS[one.config.task].run(one.config, one.workdir)
+    if jax.process_count() > 1:  # the others must see what the writer has written
+        multihost_utils.sync_global_devices(str(one.workdir))
+
+
+def _finish(config, workdir, started, facts) -> Result:
+    result = Result(config.task, [], facts, None, as_json(config), time.monotonic() - started)
+    if is_writer():
+        result.write(workdir)
+    _say(f'\n{format_parts(facts)}')
+    page = workdir / 'report' / 'report.html'
+    if page.exists():
+        _say(f'\nThe report is {page}')
+    if failed := [name for name, part in facts['parts'].items() if part['state'] == 'failed']:
+        reasons = ' '.join(f'{name}: {facts["left_out"][name]}' for name in failed)
+        raise UserError(
+            f'parts: Not all could be finished. {reasons} Then run the same command again; the other parts are done.'
+        )
+    return result
+
+
+def _facts(parts, failed):
+    """Those of the result. failed: part -> why."""
+    states, left_out = {}, dict(failed)
+    for name, part in parts.items():
+        states[name] = {'state': 'failed' if name in failed else part.state(), 'seconds': part.progress()[1]}
+        if part.left_out:
+            left_out[name] = part.left_out
+        for one in part.runs:
+            of_sets = result.facts.get('left_out', {}) if (result := one.result()) else {}
+            left_out |= {f'{name}/{path}': reason for path, reason in of_sets.items()}
+    return {'parts': states, 'left_out': left_out}
+
+
+def format_parts(facts: dict) -> str:
+    """The facts of the result: a table of the parts, then what is left out."""
+    entries = [
+        (name, part['state'], None if part['seconds'] is None else duration(part['seconds']))
+        for name, part in facts['parts'].items()
+    ]
+    table = format_table([('part', 22, ''), ('state', 10, ''), ('time', 9, '>')], entries)
+    return '\n'.join([table, *(f'{name} is left out: {reason}' for name, reason in facts['left_out'].items())])
+
+
+def _say(text):
+    if is_writer():
+        print(text, flush=True)
+
+
+# ----------------------------------------------------------------- the runs of each part
+
+
+def _runs(name, config, workdir) -> tuple[Run, ...]:
+    """The runs of a part: its config, with the keys that join it to the others filled in."""
+    part, file, folder = config[name].copy_and_resolve_references(), dict(config.files)[name], workdir / name
+    models = [str(workdir / need) for need in _NEEDS[name]]
+    if part.task == 'prepare':
+        part.data.source = config.text
+    elif part.task == 'pretrain':
+        part.data.source = config.text if _is_prepared(config) else f'shards:{_shards(config, workdir)}'
+    elif part.task == 'report':
+        part.runs = str(workdir)
+    elif part.task == 'generate':
+        return tuple(
+            Run(file, _with(part, init_from=f'{models[0]}@{step}'), folder / str(step))
+            for step in _sampled_steps(config, workdir)
+        )
+    else:
+        part.init_from = models[0] + '@all' * (part.task == 'zero_shot')
+        part.data.source = config.source
+        if 'seeds' in part:
+            part.seeds = config.seeds
+        if 'lstm_from' in part and len(models) > 1:
+            part.lstm_from = models[1]
+    return (Run(file, part, folder),)
+
+
+def _with(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update(changes)
+    return config
+
+
+def _is_prepared(config):
+    return config.text.startswith('shards:')
+
+
+def _shards(config, workdir):
+    if _is_prepared(config):
+        return epath.Path(config.text.removeprefix('shards:')).expanduser()
+    return epath.Path(config.prepare.data.output or workdir / 'prepare' / 'shards')
+
+
+def _sampled_steps(config, workdir):
+    """Of the checkpoints kept, the first at or after each power of ten, and the last."""
+    (language_model,) = _runs('pretrain', config, workdir)
+    if not language_model.result():
+        return [_STEP]
+    steps = store.kept_steps(str(language_model.workdir))
+    powers = [10**i for i in range(len(str(steps[-1])))]
+    return sorted({min(step for step in steps if step >= power) for power in powers} | {steps[-1]})
+
+
+# ----------------------------------------------------------------- the plan
+
+
+def _plan(config, workdir, chosen) -> dict[str, Part]:
+    """All parts; with estimates of those chosen or done, and why some of the others cannot be run."""
+    parts = {name: Part(name, _runs(name, config, workdir)) for name in _NEEDS}
+    if _is_prepared(config):
+        parts['prepare'] = dataclasses.replace(parts['prepare'], left_out=f'{config.text} is prepared already')
+    done = {name for name, part in parts.items() if part.is_done() or part.left_out}
+    for name in chosen:
+        for need in _NEEDS[name]:
+            if name not in done and need not in done.union(chosen):
+                raise UserError(
+                    f'parts: {name} needs {need}, which is not finished in {workdir}. Run that part first, or give '
+                    f'--config.parts={need},{name}.'
+                )
+    if not set(chosen) - done - {'report'}:
+        return parts
+    if not config.text and 'prepare' not in done:
+        raise UserError('text: It is empty. Name the corpus, for example --config.text=text:DIR.')
+    counted = [name for name in _NEEDS if name in done.union(chosen)]
+    wanted = dict.fromkeys(of_set for name in counted for of_set in _datasets(config[name]))
+    sets = {name: cost.labelled_set(name, config.source, config.pretrain.model.n_positions) for name in wanted}
+    speed = cost.training_speed(config.pretrain.model.width)
+    steps = {name: _steps(parts[name].runs[0], config, workdir) for name in counted if name.startswith('pretrain')}
+    for name in counted:
+        if not parts[name].left_out:
+            parts[name] = _estimated(parts[name], config, steps, sets, speed)
+    return parts
+
+
+def _datasets(part) -> tuple[str, ...]:
+    """The labelled sets that a part asks for."""
+    return (part.data.dataset,) if part.task == 'layer_transfer' else part.get('datasets', ())
+
+
+def _steps(one, config, workdir) -> int:
+    """Of a pre-training run."""
+    if result := one.result():
+        return result.facts['steps']
+    data, tokens = one.config.data, one.config.data.tokens
+    if not tokens:
+        shards = _shards(config, workdir)
+        prepared = (shards / 'index.json').exists()
+        whole = (
+            load_shards(shards).splits['train'].tokens if prepared else open_corpus(config.text).size / cost.CHARACTERS
+        )
+        tokens = data.epochs * whole
+    return max(1, round(tokens / (data.batch_size * one.config.model.n_positions)))
+
+
+def _estimated(part, config, steps, sets, speed) -> Part:
+    """The part with `seconds`, `work`, `units`, `lacks` and `left_out`.
+
+    Args:
+      steps: of each pre-training run.
+      sets: name -> cost.LabelledSet.
+      speed: of training, FLOP/s.
+    """
+    one, name, (need, *_) = part.runs[0].config, part.name, (*_NEEDS[part.name], '')
+    if one.task == 'prepare':
+        seconds = 0.0 if part.is_done() else open_corpus(config.text).size / _BYTES / (one.data.workers or cores())
+        return dataclasses.replace(part, seconds=seconds, work=name)
+    if one.task == 'pretrain':
+        tokens = steps[name] * one.data.batch_size * one.model.n_positions
+        seconds = _START + tokens * cost.flops_per_token(one) / speed
+        return dataclasses.replace(part, seconds=seconds, work=name, units=steps[name])
+    if one.task == 'report':
+        return dataclasses.replace(part, seconds=_REPORT, work=name)
+    if one.task == 'generate':
+        count = len(part.runs) if part.runs[0].workdir.name != _STEP else 2 + int(math.log10(steps[need]))
+        return dataclasses.replace(part, seconds=_SAMPLES * count, work=name)
+    a_token = cost.flops_per_token(config[need]) / speed
+    problems = {name: problem for name in _datasets(one) if (problem := _problem(one, name, sets[name]))}
+    names = [name for name in _datasets(one) if name not in problems]
+    lacks = tuple(f'{name}: {problem.rstrip(".")}.' for name, problem in problems.items())
+    part = dataclasses.replace(part, lacks=lacks, left_out='' if names else ' '.join(lacks))
+    if one.task == 'zero_shot':
+        count = cost.checkpoints(config[need].checkpoint, steps[need])
+        tokens = count * sum(cost.zero_shot_tokens(name, sets[name], one.data.limit) for name in names)
+        return dataclasses.replace(part, seconds=2 * count + tokens * a_token, work=one.task, units=count)
+    runs = [(name, share) for name in names for share in _shares(one, config)]
+    tokens = sum(cost.finetuning_tokens(sets[name], one.data, share) for name, share in runs)
+    seconds = one.seeds * (_START * len(runs) + tokens * a_token)
+    return dataclasses.replace(part, seconds=seconds, work='fine-tuning')
+
+
+def _problem(part, name, of_set) -> str:
+    """Why a part cannot use a data set; '' if it can, as far as is known before it begins."""
+    if part.task == 'zero_shot':
+        there = 'dev' in of_set.rows and (name != 'cola' or 'train' in of_set.rows)
+        return '' if there else of_set.problem
+    too_few = not of_set.problem and of_set.rows['train'] < part.data.batch_size
+    return 'it has fewer training examples than data.batch_size' if too_few else of_set.problem
+
+
+def _shares(part, config) -> list[float]:
+    """The share of the training examples that each variant of a sweep uses."""
+    if part.task == 'layer_transfer':
+        return [1.0] * (len(part.layers) or config.pretrain.model.layers + 1)
+    studies = {
+        'table5': [1.0] * 4,
+        'lambda': [1.0] * len(part.get('coefficients', ())),
+        'share': 2 * [*part.get('shares', ())],
+    }
+    return studies[part.study] if part.task == 'ablation' else [1.0]

@@ -1,0 +1,129 @@
+"""What a run will cost, roughly, before it begins: the machine's speed, and the tokens that it reads."""
+
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from gpt1_jax.data.labelled.examples import Examples
+from gpt1_jax.data.labelled.loading import available_splits, load_examples, uri_of
+from gpt1_jax.data.labelled.registry import REGISTRY, Dataset
+from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.errors import UserError
+from gpt1_jax.model import architecture
+
+CHARACTERS = 4  # of a token, about; of novels with 40,000 pieces 4.17
+_SPECIAL = 3  # tokens around the texts of a sequence
+_SAMPLE = 500  # rows of a split whose length is measured
+_ROWS = 2**14  # of the matrix that is multiplied
+# Speed of a training step, as a share of that of a matrix product of its width. Measured on 2 CPU cores that other work
+# shared: 0.6 to 1.2, for transformer and LSTM of the sizes tiny and small.
+_STEP = 0.6
+
+
+def training_speed(width: int) -> float:
+    """FLOP/s of training a model of this width on all devices, from about a second of matrix products."""
+    cpu = jax.default_backend() == 'cpu'
+    dtype = jnp.float32 if cpu else jnp.bfloat16
+    product, a, b = jax.jit(jnp.matmul), jnp.ones((_ROWS, width), dtype), jnp.ones((width, 4 * width), dtype)
+    product(a, b).block_until_ready()  # compiles
+    products, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < 1:
+        product(a, b).block_until_ready()
+        products += 1
+    devices = 1 if cpu else jax.device_count()  # CPU devices share the cores
+    return _STEP * devices * products * 2 * a.size * 4 * width / seconds
+
+
+def flops_per_token(pretraining: ConfigDict) -> float:
+    """Of training the model of a pre-training config."""
+    model = architecture.build(
+        pretraining.model, pretraining.data.vocab_size, N_SPECIAL, platform=jax.default_backend()
+    )
+    return model.flops_per_token()
+
+
+def checkpoints(checkpoint: ConfigDict, steps: int) -> int:
+    """How many checkpoints a run of so many steps keeps, about; the best one may be one more."""
+    log = 1 + int(checkpoint.keep_log * math.log10(steps)) if checkpoint.keep_log else 0
+    every = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+    return min(steps, log + every + checkpoint.keep_latest)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledSet:
+    """Sizes of a labelled set.
+
+    Attributes:
+      rows: split -> examples, of the splits that can be read; of 'train' and 'dev' only if they are labelled.
+      tokens: of an example in fine-tuning, about; a text that choices share is read once.
+      separate: tokens of an example whose choices are sequences of their own, about.
+      problem: why nothing can be fine-tuned on it; '' if it can be.
+    """
+
+    rows: dict[str, int]
+    tokens: float
+    separate: float
+    problem: str
+
+
+def labelled_set(name: str, source: str, n_positions: int) -> LabelledSet:
+    """The sizes of a set of the registry in a source of many, see loading.uri_of, for a model of that context."""
+    dataset, rows, problems, lengths = REGISTRY[name], {}, [], []
+    uri = uri_of(dataset, source)
+    if uri is None:
+        return LabelledSet({}, 0.0, 0.0, f'{source} has no folder for it')
+    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri))):
+        try:
+            examples = load_examples(dataset, uri, split)
+            if split in ('train', 'dev'):
+                if examples.labels is None:
+                    raise UserError(f'its {split} split has no labels')
+                lengths += _lengths(dataset, examples)
+            rows[split] = len(examples)
+        except UserError as error:
+            problems.append(str(error))
+    mean = lambda tokens: sum(tokens) / max(1, len(lengths))
+    cut = lambda length: min(n_positions, length)
+    return LabelledSet(
+        rows,
+        mean(cut(context) + sum(map(cut, own)) for context, own in lengths),
+        mean(sum(cut(context + of_one) for of_one in own) for context, own in lengths),
+        ''.join(problems[:1]),
+    )
+
+
+def _lengths(dataset: Dataset, examples: Examples) -> list[tuple[float, list[float]]]:
+    """Of some examples, about: tokens of what choices share, or 0, and tokens of each sequence without that."""
+    tokens = lambda *texts: sum(map(len, texts)) / CHARACTERS
+    lengths = []
+    for i in range(0, len(examples), max(1, len(examples) // _SAMPLE)):
+        *texts, last = (column[i] for column in examples.fields.values())
+        if dataset.kind == 'multiple_choice':
+            context, *given = texts
+            lengths.append((tokens(context), [tokens(*given, choice) + _SPECIAL for choice in last]))
+        else:
+            orders = 2 if dataset.kind == 'similarity' else 1
+            lengths.append((0.0, orders * [tokens(*texts, last) + _SPECIAL]))
+    return lengths
+
+
+# Work in tokens that a training step costs as much as; one that is only scored costs a third.
+
+
+def finetuning_tokens(of_set: LabelledSet, data: ConfigDict, share: float = 1.0) -> float:
+    """Of a fine-tuning run with `data` of its config, on this share of the training examples."""
+    trained = data.epochs * share * min(of_set.rows['train'], data.limit or math.inf)
+    others = sum(rows for split, rows in of_set.rows.items() if split not in ('train', 'dev'))
+    scored = (data.epochs + 1) * of_set.rows['dev'] + others + data.score_train
+    return of_set.tokens * (trained + scored / 3)
+
+
+def zero_shot_tokens(name: str, of_set: LabelledSet, limit: int | None) -> float:
+    """Of the zero-shot scores of one checkpoint on a data set."""
+    splits = ('train', 'dev') if name == 'cola' else ('dev',)  # the threshold is chosen on train
+    rows = sum(min(of_set.rows[split], limit or math.inf) for split in splits)
+    return rows * (2 if name == 'sst2' else 1) * of_set.separate / 3

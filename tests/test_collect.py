@@ -1,0 +1,209 @@
+"""The runs below a folder: found, joined over seeds, and what is damaged named while the rest is read."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+
+import recorded
+from gpt1_jax.errors import UserError
+from gpt1_jax.report import collect
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sweep of two runs, and the model that it starts from."""
+    folder = epath.Path(tmp_path) / 'runs'
+    recorded.write_pretraining(folder / 'pretrain', 'tiny', recorded.MODEL, 6.0)
+    recorded.write_samples(folder / 'samples', folder / 'pretrain', 10)
+    recorded.write_sst2(folder / 'tuned', seeds=2)
+    return folder
+
+
+def named(folder):
+    return {run.name: run for run in collect.collect(folder)}
+
+
+def test_all_runs_are_found_with_what_they_left(folder):
+    runs = named(folder)
+    assert list(runs) == ['pretrain', 'samples', 'tuned', 'tuned/sst2/seed0', 'tuned/sst2/seed1']
+    run = runs['tuned/sst2/seed1']
+    assert (run.task, run.state, run.label) == ('finetune', 'finished', 'tuned/sst2/seed1')
+    assert run.setting('seed') == 1 and run.setting('data.dataset') == 'sst2' and run.setting('data.none', 3) == 3
+    assert run.vocabulary == 'a' * 16 and run.device['platform'] == 'cpu' and 'jax' in run.versions
+    assert run.model_words == 'transformer, 4 layers, 128 wide, 1.32 M parameters'
+    stored = json.loads((folder / 'tuned/sst2/seed1/results.json').read_text())
+    assert [score.value for score in run.result.scores] == [one['value'] for one in stored['scores']]
+    with np.load(folder / 'tuned/sst2/seed1/dev.npz') as file:
+        np.testing.assert_array_equal(run.dev['logits'], file['logits'])
+    assert len(run.errors) == 15 and run.errors[1]['index'] == 4
+    assert runs['samples'].generations[2]['sample'] == 2
+    assert len(runs['pretrain'].metrics) == 110 and runs['pretrain'].metrics[0]['step'] == 10
+    assert [entry['path'] for entry in runs['tuned'].plan] == ['sst2/seed0', 'sst2/seed1']
+
+
+def test_the_folder_itself_may_be_a_run(folder):
+    (run,) = collect.collect(folder / 'pretrain')
+    assert (run.name, run.label, run.state) == ('.', 'pretrain', 'finished')
+    (line,) = collect.lines(collect.collect(folder / 'tuned'))
+    assert line.label == 'tuned' and len(line.finished) == 2
+
+
+def test_lines_join_the_seeds_of_a_sweep_and_leave_other_runs_alone(folder):
+    shutil.copytree(folder / 'tuned/sst2/seed0', folder / 'single')
+    shutil.rmtree(folder / 'tuned/sst2/seed1')
+    plan = json.loads((folder / 'tuned/runs.json').read_text())
+    (folder / 'tuned/runs.json').write_text(
+        json.dumps([*plan, {'dataset': 'cola', 'variant': 'odd', 'seed': 0, 'path': 'cola/odd/seed0'}])
+    )
+    sst2, cola, single = collect.lines(collect.collect(folder))
+    assert (sst2.label, sst2.dataset, sst2.planned, len(sst2.runs), len(sst2.finished)) == ('tuned', 'sst2', 2, 1, 1)
+    assert (cola.label, cola.dataset, cola.planned, cola.runs) == ('tuned: odd', 'cola', 1, ())
+    assert (single.label, single.dataset, single.planned, len(single.finished)) == ('single', 'sst2', 1, 1)
+
+
+def test_unfinished_runs_are_told_from_finished_ones(folder):
+    (folder / 'tuned/sst2/seed0/results.json').unlink()
+    recorded.write_pretraining(folder / 'half', 'tiny', recorded.MODEL, 6.0, finished=False)
+    runs = named(folder)
+    assert runs['tuned/sst2/seed0'].state == runs['half'].state == 'unfinished'
+    assert runs['half'].facts == runs['half'].model == {}
+    assert runs['half'].model_words == 'transformer, 4 layers, 128 wide'  # of its config
+
+
+def corrupt_archive(path):
+    data = bytearray(path.read_bytes())
+    data[60:200] = bytes(140)
+    path.write_bytes(data)
+
+
+def not_finite(path):
+    np.savez(path, labels=np.zeros(2, int), logits=np.array([[np.nan, 0], [0, 1]], np.float32))
+
+
+def other_length(path):
+    np.savez(path, labels=np.zeros(3, int), logits=np.zeros((2, 2), np.float32))
+
+
+def pickled(path):
+    np.savez(path, labels=np.array([{}, {}], object), logits=np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'words'),
+    [
+        ('results.json', '{"format_version": 1, "sco', 'results.json: The file is damaged'),
+        ('results.json', '{"format_version": 1}', "results.json: The file is damaged (KeyError('task')"),
+        ('results.json', '[1]', 'results.json: The file is damaged (AttributeError'),
+        ('results.json', '{"format_version": 99}', 'results.json: It is of another version of the program.'),
+        ('config.json', '{"seed": 1}', 'config.json: It names no task.'),
+        ('config.json', '', 'config.json: The file is damaged'),
+        ('metrics.jsonl', '{"loss": 2}\n', 'metrics.jsonl: A line has no step.'),
+        ('metrics.jsonl', '[2]\n', 'metrics.jsonl: The file is damaged (AttributeError'),
+        ('dev_errors.jsonl', '{"index": 3}\n{}\n', 'dev_errors.jsonl: Line 1 is damaged.'),
+        ('dev.npz', 'no archive', 'dev.npz: The file is damaged ('),
+        ('dev.npz', corrupt_archive, 'dev.npz: The file is damaged ('),
+        ('dev.npz', not_finite, 'dev.npz: The logits are not finite.'),
+        ('dev.npz', other_length, 'dev.npz: Labels and logits do not fit each other.'),
+        ('dev.npz', pickled, 'dev.npz: The file is damaged (ValueError'),
+        ('tokenizer/tokenizer.json', '[]', 'tokenizer/tokenizer.json: The file is damaged (AttributeError'),
+    ],
+)
+def test_what_is_damaged_is_named_and_the_rest_is_read(folder, file, content, words):
+    before = named(folder)
+    path = folder / 'tuned/sst2/seed0' / file
+    content(path) if callable(content) else path.write_text(content)
+    runs = named(folder)
+    damaged = runs.pop('tuned/sst2/seed0')
+    assert damaged.state == 'damaged' and damaged.damage[0].startswith(words), damaged.damage
+    assert str(folder) not in damaged.damage[0]
+    if file != 'results.json':
+        assert len(damaged.result.scores) == 3
+    if file == 'config.json':
+        assert damaged.task == 'finetune'  # results.json has it too
+    assert [(run.name, run.state, run.result) for run in runs.values()] == [
+        (run.name, run.state, run.result) for run in before.values() if run.name in runs
+    ]
+
+
+def test_a_score_that_is_no_number_is_damage(folder):
+    path = folder / 'tuned/sst2/seed0/results.json'
+    stored = json.loads(path.read_text())
+    stored['scores'][0]['value'] = 'high'
+    path.write_text(json.dumps(stored))
+    assert named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is no number.',)
+
+
+def test_a_damaged_plan_leaves_its_runs_to_themselves(folder):
+    (folder / 'tuned/runs.json').write_text('[{"dataset": "sst2"}]')
+    runs = collect.collect(folder)
+    assert "KeyError('variant')" in named(folder)['tuned'].damage[0]
+    assert [line.label for line in collect.lines(runs)] == ['tuned/sst2/seed0', 'tuned/sst2/seed1']
+
+
+def test_a_last_line_that_was_cut_short_is_no_damage(folder):
+    for file in ('metrics.jsonl', 'dev_errors.jsonl'):
+        path = folder / 'tuned/sst2/seed0' / file
+        path.write_text(path.read_text() + '{"step": 61, "lo')
+    run = named(folder)['tuned/sst2/seed0']
+    assert run.state == 'finished' and len(run.errors) == 15 and run.metrics[-1]['step'] == 60
+
+
+def test_checkpoints_are_not_searched_and_links_that_run_round_end(folder):
+    shutil.copytree(folder / 'samples', folder / 'pretrain/checkpoints/10')
+    os.symlink(folder, folder / 'samples/again')
+    assert len(named(folder)) == 5
+    os.symlink(folder / 'pretrain', folder / 'linked')
+    assert len(named(folder)) == 6  # runs may be linked into one folder
+
+
+def test_reports_and_the_paper_task_are_no_runs(folder):
+    for task in ('report', 'paper'):
+        (folder / task).mkdir()
+        (folder / task / 'config.json').write_text(json.dumps({'task': task}))
+    assert len(named(folder)) == 5
+
+
+def test_where_there_are_no_runs_it_says_so(tmp_path):
+    for path, words in ((tmp_path / 'none', 'is no folder'), (tmp_path, 'holds no runs')):
+        with pytest.raises(UserError, match=rf'^runs: {path} {words}.*[.] Name the one that holds the workdirs'):
+            collect.collect(epath.Path(path))
+
+
+def test_numbers_in_names_are_sorted_by_value():
+    names = ['layers10', 'layers2', 'lambda0.5', 'lambda0.25', 'lambda', '3x', 'x']
+    assert sorted(names, key=collect.natural) == [
+        *('3x', 'lambda', 'lambda0.25', 'lambda0.5', 'layers2', 'layers10', 'x')
+    ]
+
+
+@pytest.mark.parametrize(
+    ('uri', 'parts'),
+    [
+        ('runs/a', ('runs/a', '')),
+        ('runs/a/@10', ('runs/a', '10')),
+        ('/home/me@here/a@all', ('/home/me@here/a', 'all')),
+        ('/home/me@here/a', ('/home/me@here/a', '')),
+        ('', ('', '')),
+    ],
+)
+def test_the_step_of_a_uri(uri, parts):
+    assert collect.split_step(uri) == parts
+
+
+def test_the_origin_of_a_model_is_found_also_when_all_was_moved(folder, tmp_path):
+    runs = collect.collect(folder)
+    origin = {run.name: collect.origin(run, runs) for run in runs}
+    assert origin['samples'].name == origin['tuned/sst2/seed0'].name == 'pretrain' and origin['pretrain'] is None
+    (folder / 'other').mkdir()
+    shutil.copytree(folder / 'pretrain', folder / 'other/pretrain')
+    shutil.move(folder, tmp_path / 'moved')
+    runs = collect.collect(epath.Path(tmp_path) / 'moved')
+    sample = next(run for run in runs if run.name == 'samples')
+    assert collect.origin(sample, runs).name == collect.model_name(sample, runs) == 'pretrain'
+    assert collect.model_name(sample, []) == 'pretrain'  # it is elsewhere
+    recorded.write_pretraining(folder / 'pretrain', 'tiny', recorded.MODEL, 6.0)
+    assert collect.origin(sample, runs) is None  # another run has its name

@@ -1,0 +1,130 @@
+"""Learning curves and perplexities against the files of the runs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import recorded
+from gpt1_jax.report import curves
+from gpt1_jax.report.blocks import Gap, Paper
+from recorded import entry
+
+TOKENS = 16 * 128  # of an update of the tiny models
+BEST = dict(split='dev', metric='matthews', checkpoint='best')
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    panels = {}
+    monkeypatch.setattr(curves, 'panel', lambda name, *rest: str(panels.setdefault(name, rest) and name))
+    return panels
+
+
+def logged(path, key):
+    lines = map(json.loads, (recorded.everything() / path / 'metrics.jsonl').read_text().splitlines())
+    return [(line['step'], line[key]) for line in lines if key in line]
+
+
+def test_pretraining_has_a_panel_for_each_vocabulary(drawn):
+    curves.pretraining(recorded.collected()[0])
+    panels = {axes.title: (axes, of) for name, (axes, of) in drawn.items() if name.startswith('pretrain')}
+    assert list(panels) == [f'vocabulary {"a" * 16}', f'vocabulary {"b" * 16}']
+    axes, of = panels[f'vocabulary {"a" * 16}']
+    assert (axes.x, axes.y, axes.log) == ('tokens', 'loss, nats a token', True)
+    assert [(curve.label, curve.dashed) for curve in of] == [
+        ('pretrain, held out', False),
+        ('pretrain, train', True),
+        ('pretrain_half (not finished), held out', False),
+        ('pretrain_half (not finished), train', True),
+        ('pretrain_lstm, held out', False),
+        ('pretrain_lstm, train', True),
+    ]
+    expected = logged('pretrain', 'valid_loss')
+    np.testing.assert_allclose(of[0].x, [step * TOKENS for step, _ in expected])
+    np.testing.assert_allclose(of[0].y, [loss for _, loss in expected])
+    losses = [loss for _, loss in logged('pretrain', 'loss')]
+    np.testing.assert_allclose(of[1].y, [np.mean(losses[i : i + 2]) for i in range(0, 100, 2)])  # at most 60 points
+    assert of[1].x[-1] == 1000 * TOKENS and of[3].x[-1] == 500 * TOKENS
+
+
+def test_the_numbers_of_the_curves(drawn):
+    tables = recorded.tables(curves.pretraining(recorded.collected()[0]))
+    row = entry([row for row in tables[''] if 'train loss' in row], run='pretrain', updates='300')
+    assert row['tokens'] == f'{300 * TOKENS:,}'
+    losses, valid = dict(logged('pretrain', 'loss')), dict(logged('pretrain', 'valid_loss'))
+    assert (row['train loss'], row['held-out loss']) == (f'{losses[300]:.3f}', f'{valid[300]:.3f}')
+    assert row['held-out perplexity'] == f'{np.exp(valid[300]):,.2f}'
+
+
+def test_perplexities_of_two_vocabularies_are_not_compared_without_saying_so(drawn):
+    runs = recorded.collected()[0]
+    blocks = curves.pretraining(runs)
+    rows = recorded.tables(blocks)['How well the models predict text']
+    (table,) = [block for block in blocks if getattr(block, 'caption', '') == 'How well the models predict text']
+    assert table.notes[0].startswith('The vocabularies here differ: do not compare these lines.')
+    row = entry(rows, run='text')
+    assert (row['text'], row['tokens'], row['loss']) == ('text:/other, text', '1,205', '5.432')
+    assert (row['perplexity'], row['of a word'], row['vocabulary']) == ('228.63', '1,234.5', 'a' * 16)
+    row = entry(rows, run='pretrain_other', checkpoint='best')
+    perplexity = recorded.value('pretrain_other', metric='perplexity', checkpoint='best')
+    assert (row['perplexity'], row['vocabulary']) == (f'{perplexity:.2f}', 'b' * 16)
+    assert rows[-1]['run'] == 'paper' and rows[-1]['perplexity'] == '18.4'
+    assert all(cell == '' or isinstance(cell, Paper) for cell in table.entries[-1][1:])
+    assert not any(row['run'] == 'pretrain_half' for row in rows)
+    same = [run for run in runs if run.name in ('pretrain', 'pretrain_lstm')]
+    (table,) = [block for block in curves.pretraining(same) if getattr(block, 'caption', '').startswith('How')]
+    assert 'differ' not in table.notes[0]
+
+
+def test_zero_shot_scores_during_pretraining(drawn):
+    tables = recorded.tables(curves.pretraining(recorded.collected()[0]))
+    axes, (cola, sst2) = drawn['meanwhile0']
+    assert (axes.title, cola.label, sst2.label) == ('pretrain', 'cola', 'sst2')
+    np.testing.assert_allclose(cola.y, [100 * score for _, score in logged('pretrain', 'zero_shot_cola')])
+    row = entry([row for row in tables[''] if 'score' in row], run='pretrain', set='cola', updates='700')
+    assert row['score'] == '7.0'
+
+
+def test_finetuning_has_the_median_of_the_seeds_and_their_band(drawn):
+    lines = [line for line in recorded.collected()[1] if line.owner.name == 'ablation_table5']
+    changed = dataclasses.replace(
+        lines[0].runs[0],
+        metrics=tuple(line | ({'task_loss': 9.0} if 'loss' in line else {}) for line in lines[0].runs[0].metrics),
+    )
+    lines[0] = dataclasses.replace(lines[0], runs=(changed, *lines[0].runs[1:]))
+    tables = recorded.tables(curves.fine_tuning(lines))
+    axes, of = drawn['tune0colatask_loss']
+    assert (axes.title, axes.x, axes.y) == ('cola', 'updates', 'task loss')
+    assert [curve.label for curve in of] == ['full', 'no_pretraining', 'no_auxiliary', 'lstm']
+    expected = [loss for _, loss in logged('ablation_table5/cola/full/seed1', 'task_loss')]
+    np.testing.assert_allclose(of[0].y, expected)
+    np.testing.assert_allclose(of[0].low, expected)
+    assert set(of[0].high) == {9.0}
+    axes, of = drawn['tune0coladev_score']
+    np.testing.assert_allclose(of[1].y, [100 * 0.6 * step / 60 for step in (20, 40, 60)])
+    row = entry(tables[''], set='cola', row='no_pretraining')
+    assert (row['runs'], row['updates'], row['task loss, first']) == ('3 of 3', '60', '1.600')
+    assert (row['task loss, last'], row['dev, first'], row['dev, last']) == ('0.617', '20.0', '60.0')
+    best = [recorded.value(f'ablation_table5/cola/no_pretraining/seed{i}', **BEST) for i in range(3)]
+    assert row['dev, best'] == f'{100 * np.median(best):.1f}'
+
+
+def test_curves_of_unfinished_runs_are_shown(drawn):
+    lines = [line for line in recorded.collected()[1] if line.owner.name == 'half']
+    row = entry(recorded.tables(curves.fine_tuning(lines))[''], set='mrpc')
+    assert row['runs'] == '0 of 2' and row['updates'] == '30' and row['dev, best'] is None
+    assert drawn['tune0mrpctask_loss'][1][0].x[-1] == 30
+
+
+def test_nothing_logged_is_a_gap_and_no_runs_no_section():
+    line = recorded.collected()[1][0]
+    silent = dataclasses.replace(line, runs=(dataclasses.replace(line.runs[0], metrics=()),))
+    assert recorded.texts(curves.fine_tuning([silent]), Gap) == ['No run of fine-tuning has logged anything.']
+    assert curves.fine_tuning([]) == curves.pretraining([]) == []
+
+
+def test_some_keeps_the_last():
+    assert curves._some(list(range(100))) == [9, 19, 29, 39, 49, 59, 69, 79, 89, 99]
+    assert curves._some([1, 2, 3]) == [1, 2, 3] and curves._some([]) == []

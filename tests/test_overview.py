@@ -1,0 +1,153 @@
+"""What was run and what was not, and what it cost, against the files of the runs."""
+
+import dataclasses
+
+import pytest
+
+import recorded
+from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.report import overview
+from gpt1_jax.report.blocks import Gap, Paper, Text
+from recorded import entry, stored
+
+
+@pytest.fixture(scope='module')
+def tables():
+    return recorded.tables(overview.summary(*recorded.collected()))
+
+
+def test_each_run_is_listed_and_the_runs_of_a_sweep_counted(tables):
+    rows = tables['Runs, by folder']
+    assert [row['run'] for row in rows] == [
+        *('ablation_lambda', 'ablation_share', 'ablation_table5', 'evaluation', 'finetune', 'half'),
+        *('layer_transfer_race', 'prepare', 'pretrain', 'pretrain_half', 'pretrain_lstm', 'pretrain_other'),
+        *('samples/10', 'samples/1000', 'text', 'zero_shot', 'zero_shot_lstm'),
+    ]
+    assert entry(rows, run='half')['state'] == 'unfinished, 1 of 4 runs'
+    assert entry(rows, run='ablation_table5')['state'] == 'finished, 36 of 36 runs'
+    row = entry(rows, run='pretrain_lstm')
+    assert (row['task'], row['time'], row['vocabulary']) == ('pretrain', '0:02:46', 'a' * 16)
+    assert row['model'] == 'lstm, 1 layer, 128 wide, 344 units, 1.29 M parameters' and row['from'] == 'text:/books'
+    assert entry(rows, run='samples/10')['from'] == 'pretrain@10'
+    assert entry(rows, run='zero_shot')['from'] == 'pretrain@all'
+    assert entry(rows, run='pretrain_half')['time'] is None
+
+
+def test_gaps_are_named():
+    gaps = recorded.texts(overview.summary(*recorded.collected()), Gap)
+    assert {
+        'pretrain_half is not finished, so it has no scores here.',
+        'half, rte: 1 of 2 runs are finished.',
+        'half, mrpc: 0 of 2 runs are finished.',
+        'wnli is left out in ablation_lambda, ablation_share, ablation_table5, finetune, layer_transfer_race: '
+        'no folder for it',
+    } == set(gaps[:4])
+    assert not any('ablation_table5,' in gap for gap in gaps if 'are finished' in gap)
+
+
+def test_a_damaged_run_is_named():
+    runs, lines = recorded.collected()
+    broken = [dataclasses.replace(run, damage=('dev.npz: Bad.',)) if run.name == 'text' else run for run in runs]
+    blocks = overview.summary(broken, lines)
+    assert 'text is damaged. dev.npz: Bad.' in recorded.texts(blocks, Gap)
+    assert entry(recorded.tables(blocks)['Runs, by folder'], run='text')['state'] == 'damaged'
+
+
+def test_the_data(tables):
+    (row,) = tables['Texts for pre-training']
+    facts = stored('prepare')['facts']
+    for column, what, split in (
+        ('documents', 'documents', 'train'),
+        ('held out', 'documents', 'valid'),
+        ('tokens', 'tokens', 'train'),
+        ('held-out tokens', 'tokens', 'valid'),
+    ):
+        assert row[column] == f'{facts[what][split]:,}'
+    row = entry(tables['Labelled sets'], set='cola', runs='ablation_table5')
+    assert (row['training examples'], row['dev examples'], row['seeds']) == ('640', '200', '0, 1, 2')
+    assert (row['which'], row['finished']) == ('partial: the first 640', '12 of 12')
+    assert entry(tables['Labelled sets'], set='mrpc')['training examples'] is None
+    assert entry(tables['Labelled sets'], set='race', runs='finetune')['which'] == "all of the source's"
+
+
+@pytest.mark.parametrize(
+    ('data', 'words'),
+    [
+        ({}, "all of the source's"),
+        ({'limit': 1000, 'share': 1.0}, 'partial: the first 1,000'),
+        ({'share': 0.03}, 'partial: 3 %'),
+        ({'limit': 1000, 'share': 0.1}, 'partial: the first 1,000, of these 10 %'),
+    ],
+)
+def test_which_part_of_a_set_a_run_used(data, words):
+    run = recorded.collected()[0][0]
+    assert overview.part_of(dataclasses.replace(run, config={'data': data})) == words
+
+
+def test_devices_and_versions(tables):
+    rows = tables['Devices and programs']
+    runs = [run for run in recorded.collected()[0] if run.result]
+    assert sum(int(row['runs']) for row in rows) == len(runs)
+    with_device, *_ = [row for row in rows if row['device'] != 'none used']
+    assert (
+        with_device['device'] == '8 x cpu' and f'jax {stored("pretrain")["versions"]["jax"]}' in with_device['versions']
+    )
+
+
+def not_run(runs, lines):
+    blocks = overview.summary(runs, lines)
+    start = next(i for i, block in enumerate(blocks) if getattr(block, 'text', '') == 'What of the paper is missing')
+    return recorded.texts(blocks[start:], Gap), recorded.texts(blocks[start:], Text)
+
+
+def test_what_of_the_paper_was_not_run():
+    gaps, _ = not_run(*recorded.collected())
+    assert gaps[0] == 'Fine-tuning (tables 2 to 4) on mrpc, qqp, qnli, wnli, snli, scitail, story_cloze.'
+    assert gaps[1] == 'Layer transfer (figure 2, left) on mnli.'
+    assert gaps[2:] == [
+        f'The row {row!r} of table 5 on sst2, mrpc, qqp, qnli, rte.'
+        for row in ('full', 'no_pretraining', 'no_auxiliary', 'lstm')
+    ]
+
+
+def test_of_nothing_all_is_missing():
+    runs, _ = recorded.collected()
+    gaps, _ = not_run([run for run in runs if run.name == 'prepare'], [])
+    published = ', '.join(name for name, dataset in REGISTRY.items() if dataset.paper)
+    assert gaps[:6] == [
+        'Pre-training of a transformer.',
+        'Pre-training of an LSTM.',
+        'Zero-shot scores (figure 2, right) of the transformer on cola, sst2, race, dpr.',
+        'Zero-shot scores (figure 2, right) of the lstm on cola, sst2, race, dpr.',
+        f'Fine-tuning (tables 2 to 4) on {published}.',
+        'Layer transfer (figure 2, left) on mnli, race.',
+    ]
+    assert gaps[6:] == ['The ablations of table 5.']
+
+
+def test_cost_stands_beside_the_papers():
+    blocks = overview.cost(*recorded.collected())
+    tables = recorded.tables(blocks)
+    facts = stored('pretrain')['facts']
+    row = entry(tables['Pre-training'], run='pretrain')
+    assert row['tokens'] == f'{facts["tokens"]:,}' and row['tokens/s'] == f'{facts["tokens_per_second"]:,.0f}'
+    assert float(row['petaFLOP/s-days']) == pytest.approx(facts['flops'] / 8.64e19, rel=5e-3)
+    assert (row['time'], row['device']) == ('0:02:46', '8 x cpu')
+    (table,) = [block for block in blocks if getattr(block, 'caption', '') == 'Pre-training']
+    assert tables['Pre-training'][-1]['petaFLOP/s-days'] == '0.96' and isinstance(table.entries[-1][3], Paper)
+    assert not any(row['run'] == 'pretrain_half' for row in tables['Pre-training'])
+
+
+def test_the_time_of_all_else_is_a_sum_over_the_runs_of_a_sweep():
+    rows = recorded.tables(overview.cost(*recorded.collected()))['All else']
+    row = entry(rows, run='ablation_table5')
+    seconds = 36 * 12
+    assert row['finished runs'] == '36' and row['time'] == f'0:{seconds // 60:02}:{seconds % 60:02}'
+    assert entry(rows, run='half')['finished runs'] == '1'
+    assert entry(rows, run='prepare')['time'] == '0:01:01' and not any(row['run'] == 'pretrain' for row in rows)
+
+
+def test_no_finished_pre_training_is_a_gap():
+    runs, lines = recorded.collected()
+    blocks = overview.cost([run for run in runs if run.name == 'pretrain_half'], [])
+    assert recorded.texts(blocks, Gap) == ['No run of pre-training is finished.']

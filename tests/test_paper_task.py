@@ -1,0 +1,406 @@
+"""The whole paper in miniature: the plan, the commands, which parts run, and a run that is killed and resumed."""
+
+import contextlib
+import io
+import json
+import pathlib
+import random
+import re
+import shlex
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from etils import epath
+
+import runs
+import zero_shot_sets
+from configs import paper as config_file
+from gpt1_jax import files, main
+from gpt1_jax.config import as_json, cache_compiled_steps
+from gpt1_jax.errors import UserError
+from gpt1_jax.report import results
+from gpt1_jax.report.results import Result
+from gpt1_jax.tasks import finetune, generate, paper, pretrain, zero_shot
+from gpt1_jax.training import cost
+from gpt1_jax.training.checkpoint import Checkpointer
+from gpt1_jax.training.metric_writer import MetricWriter
+from helpers import ENVIRONMENT, ROOT, some_words, write_lines
+
+PARTS = [
+    *('prepare', 'pretrain', 'pretrain_lstm', 'zero_shot', 'zero_shot_lstm', 'samples', 'finetune'),
+    *('layer_transfer_mnli', 'layer_transfer_race', 'ablation_table5', 'ablation_lambda', 'ablation_share', 'report'),
+]
+TINY_LSTM = dict(layers=1, width=16, units=24, n_positions=32)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _one_device():
+    with runs.on_one_device(pretrain, zero_shot, generate, finetune):
+        yield
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """`books`, and `data` with sets of all kinds: those of zero-shot scores, mnli and stsb; no qqp."""
+    folder, rng = epath.Path(tmp_path_factory.mktemp('paper')), random.Random(0)
+    runs.write_data(folder)
+    for name in zero_shot_sets.NAMES:
+        for split in {'train', *zero_shot_sets.FILES[name]}:
+            entries = [zero_shot_sets.entry(name, rng, number) for number in range(24)]
+            zero_shot_sets.write(folder / 'data', name, entries, split)
+    for name, fields, label in (
+        ('mnli', ('premise', 'hypothesis'), lambda: rng.randrange(3)),
+        ('stsb', ('sentence1', 'sentence2'), lambda: rng.randrange(11) / 2),
+    ):
+        (folder / 'data' / name).mkdir()
+        for split in ('train', 'dev', 'dev_matched'):
+            entries = [{**{field: some_words(rng, 4) for field in fields}, 'label': label()} for _ in range(24)]
+            write_lines(folder / 'data' / name / f'{split}.jsonl', entries)
+    return folder
+
+
+def miniature(folder, **changes):
+    """A few steps of each part."""
+    config = config_file.get_config('tiny')
+    config.update(dict(text=f'text:{folder}/books', source=f'files:{folder}/data', seeds=1) | changes)
+    config.prepare.data.update(vocab_size=320, held_out=0.25, workers=1)
+    for part, sizes in ((config.pretrain, runs.TINY), (config.pretrain_lstm, TINY_LSTM)):
+        part.model.update(sizes)
+        part.data.update(batch_size=8, tokens=10 * 8 * 32)
+        part.optimizer.warmup_steps = 2
+        part.log.update(every=1, eval_every=4)
+        part.checkpoint.update(every=4, keep_log=2)
+    for name in PARTS[6:-1]:
+        config[name].data.update(cache='off', batch_size=8, epochs=1.0, limit=16)
+    config.finetune.datasets = ('sst2', 'mnli', 'race', 'stsb', 'qqp')
+    config.ablation_table5.datasets = ('stsb',)
+    config.ablation_lambda.update(datasets=('sst2',), coefficients=(0.0, 0.5))
+    config.ablation_share.update(datasets=('cola',), shares=(0.5, 1.0))
+    config.samples.update(prompt='the ship', samples=2, max_tokens=4)
+    return config
+
+
+def plan(folder, workdir, capsys, **changes):
+    """(the result of a dry run, what it printed)"""
+    capsys.readouterr()
+    result = paper.run(miniature(folder, dry_run=True, **changes), epath.Path(workdir))
+    return result, capsys.readouterr().out
+
+
+def commands(printed):
+    """Part -> its commands."""
+    return {
+        name: [shlex.split(line) for line in lines.splitlines()]
+        for name, lines in re.findall(r'^(\w+):\n((?:  python .*\n?)+)', printed, re.MULTILINE)
+    }
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, tmp_path, capsys):
+    result, printed = plan(folder, tmp_path / 'new', capsys)
+    table = [line.split() for line in printed.splitlines()]
+    states = {line[0]: line[1:-1] for line in table[1 : 1 + len(PARTS)]}
+    assert states == {name: ['to', 'do'] for name in PARTS}
+    assert {name: part['state'] for name, part in result.facts['parts'].items()} == dict.fromkeys(PARTS, 'to do')
+    seconds = lambda text: sum(int(number) * 60**i for i, number in enumerate(reversed(text.split(':'))))
+    times = [seconds(line[-1]) for line in table[1 : 2 + len(PARTS)]]
+    assert table[1 + len(PARTS)][0] == 'all' and abs(sum(times[:-1]) - times[-1]) <= len(PARTS)  # rounded
+    assert all(times[1:-1])
+    assert [*commands(printed)] == PARTS
+    assert commands(printed)['ablation_table5'][0][3:] == [
+        '--config=configs/ablation.py:table5',
+        '--config.data.batch_size=8',
+        '--config.data.cache=off',
+        '--config.data.epochs=1.0',
+        '--config.data.limit=16',
+        f'--config.data.source=files:{folder}/data',
+        '--config.datasets=("stsb",)',
+        f'--config.init_from={tmp_path}/new/pretrain',
+        f'--config.lstm_from={tmp_path}/new/pretrain_lstm',
+        '--config.optimizer.learning_rate=0.0005',
+        f'--workdir={tmp_path}/new/ablation_table5',
+    ]
+    assert not (tmp_path / 'new').exists()
+
+
+def test_the_paper_is_the_default_and_its_values_are_not_changed():
+    config = config_file.get_config()
+    assert dict(config.files)['pretrain_lstm'] == 'pretrain:lstm' and config.pretrain.data.vocab_size == 40000
+    changes = [
+        flag.removeprefix('--config.')
+        for one in (paper._runs(name, config, epath.Path('W')) for name in PARTS)
+        for flag in shlex.split(one[0].command())[4:]
+    ]
+    joined = ('data.source', 'init_from', 'lstm_from', 'runs', 'seeds', '--workdir', 'prompt', 'samples', 'max_tokens')
+    assert {change.partition('=')[0] for change in changes} - {*joined} == {'checkpoint.keep_log'}
+    with pytest.raises(UserError, match="^argument: 'huge' is unknown. Choose one of tiny, small, gpt1"):
+        config_file.get_config('huge')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(parts='pretrain,fine'), f"^parts: 'fine' is unknown. Choose one of {', '.join(PARTS)}"),
+        (dict(parts='zero_shot,report'), '^parts: zero_shot needs pretrain, which is not finished in .*/new. Run that'),
+        (dict(parts='pretrain'), '^parts: pretrain needs prepare'),
+        (dict(parts='pretrain,prepare,ablation_table5'), '^parts: ablation_table5 needs pretrain_lstm'),
+        (dict(text=''), '^text: It is empty. Name the corpus'),
+        (dict(text='text:/nowhere'), '^text:/nowhere: There is no text'),
+        (dict(source='files:/nowhere'), '^/nowhere: This is not a directory'),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        paper.run(miniature(folder, **changes), epath.Path(tmp_path) / 'new')
+    assert not (tmp_path / 'new').exists()
+
+
+@pytest.fixture
+def lacking(folder, tmp_path):
+    """A source with too few examples of race, no labels of mnli to train on, no cola, only dev of sst2, and stsb."""
+    source = tmp_path / 'data'
+    for name in ('mnli', 'sst2', 'race'):
+        (source / name).mkdir(parents=True)
+    (source / 'stsb').symlink_to(folder / 'data' / 'stsb')
+    for split, label in (('train', -1), ('dev_matched', 1)):
+        write_lines(source / 'mnli' / f'{split}.jsonl', [{'premise': 'a', 'hypothesis': 'b', 'label': label}])
+    write_lines(source / 'sst2' / 'dev.jsonl', [{'sentence': 'a', 'label': 1}])
+    for split in ('train', 'dev'):
+        write_lines(source / 'race' / f'{split}.jsonl', [zero_shot_sets.entry('race', random.Random(0), 0)])
+    return f'files:{source}'
+
+
+LACKED = {'layer_transfer_mnli', 'layer_transfer_race', 'ablation_lambda', 'ablation_share'}
+
+
+def test_what_the_source_lacks_is_left_out_and_named(folder, lacking, tmp_path, capsys):
+    sets = dict(datasets=('cola', 'sst2'))  # zero-shot scores need no labels of sst2's train
+    result, printed = plan(folder, tmp_path / 'new', capsys, source=lacking, zero_shot=sets)
+    left_out = result.facts['left_out']
+    assert set(left_out) == LACKED
+    assert left_out['layer_transfer_race'] == 'race: it has fewer training examples than data.batch_size.'
+    assert left_out['ablation_share'] == f'cola: {lacking} has no folder for it.'
+    assert 'label' in left_out['layer_transfer_mnli'] and left_out['ablation_lambda'].startswith('sst2: ')
+    assert all(f'{name} is left out: {reason}' in printed for name, reason in left_out.items())
+    assert f'zero_shot will leave out cola: {lacking} has no folder for it.' in printed
+    assert not commands(printed).keys() & left_out.keys()
+
+
+def test_shards_that_are_there_are_not_prepared(folder, tmp_path, capsys):
+    shards = f'shards:{folder}/shards'
+    result, printed = plan(folder, tmp_path, capsys, text=shards, parts='prepare,pretrain')
+    assert result.facts['left_out'] == {'prepare': f'{shards} is prepared already'}
+    assert f'--config.data.source={shards}' in commands(printed)['pretrain'][0]
+
+
+# ----------------------------------------------------------------- with stand-ins for the tasks
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """`made`: the folders of the runs that began, with their configs; those named in `broken` fail."""
+    calls = types.SimpleNamespace(made={}, broken=set(), compiled=set())
+
+    def run(config, workdir):
+        name = str(workdir.relative_to(tmp_path))
+        calls.made[name] = config
+        cache_compiled_steps(workdir / 'compiled')  # as a sweep does
+        calls.compiled.add(jax.config.jax_compilation_cache_dir)
+        if name in calls.broken:
+            raise UserError(f'{name}: It is broken. Repair it.')
+        facts = {'steps': 40, 'left_out': {'qqp': 'no folder'} if name == 'finetune' else {}}
+        Result(config.task, [], facts, None, as_json(config), 2.0).write(workdir)
+
+    for task in paper._TASKS.values():
+        monkeypatch.setattr(task, 'run', run)
+    monkeypatch.setattr(paper.store, 'kept_steps', lambda folder: [1, 3, 12, 32, 36, 40])
+    monkeypatch.setattr(cost, 'training_speed', lambda width: 1e9)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', None)
+    yield calls
+    jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_each_part_has_the_models_and_data_of_others(folder, tmp_path, calls, capsys):
+    result = paper.run(miniature(folder, seeds=2), epath.Path(tmp_path))
+    samples = [f'samples/{step}' for step in (1, 12, 40)]
+    assert [*calls.made] == [*PARTS[:5], *samples, *PARTS[6:]]
+    made = calls.made
+    assert made['prepare'].data.source == f'text:{folder}/books'
+    assert made['pretrain'].data.source == made['pretrain_lstm'].data.source == f'shards:{tmp_path}/prepare/shards'
+    init_from = {
+        name: config.init_from.removeprefix(f'{tmp_path}/') for name, config in made.items() if 'init_from' in config
+    }
+    assert init_from == {
+        **{'pretrain': '', 'pretrain_lstm': '', 'zero_shot': 'pretrain@all', 'zero_shot_lstm': 'pretrain_lstm@all'},
+        **{f'samples/{step}': f'pretrain@{step}' for step in (1, 12, 40)},
+        **{name: 'pretrain' for name in PARTS[6:-1]},
+    }
+    assert made['ablation_table5'].lstm_from == f'{tmp_path}/pretrain_lstm' and made['report'].runs == f'{tmp_path}'
+    assert {made[name].data.source for name in PARTS[3:5] + PARTS[6:-1]} == {f'files:{folder}/data'}
+    assert {made[name].seeds for name in PARTS[6:-1]} == {2}
+    assert calls.compiled == {f'{tmp_path}/compiled'}
+    stored = results.read(epath.Path(tmp_path))
+    assert stored.facts == result.facts and stored.task == 'paper'
+    assert stored.facts['left_out'] == {'finetune/qqp': 'no folder'}
+    assert {part['state'] for part in stored.facts['parts'].values()} == {'done'}
+    assert stored.facts['parts']['samples']['seconds'] == 6.0
+    assert 'finetune/qqp is left out: no folder' in capsys.readouterr().out
+
+
+def test_what_is_finished_is_not_done_again_but_shown_anew(folder, tmp_path, calls):
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    (workdir / 'zero_shot' / 'results.json').unlink()
+    (workdir / 'samples' / '12' / 'results.json').unlink()
+    calls.made.clear()
+    paper.run(config, workdir)
+    assert [*calls.made] == ['zero_shot', 'samples/12', 'report']
+    calls.made.clear()
+    paper.run(config, workdir)
+    assert [*calls.made] == ['report']
+    calls.made.clear()
+    config.finetune.data.limit = 17
+    config.parts = 'finetune'
+    paper.run(config, workdir)
+    assert [*calls.made] == ['finetune']
+
+
+def test_a_part_that_fails_is_named_at_the_end(folder, tmp_path, calls):
+    calls.broken = {'zero_shot', 'ablation_lambda'}
+    with pytest.raises(UserError, match='^parts: .* zero_shot: It is broken. Repair it. ablation_lambda: .* Then run'):
+        paper.run(miniature(folder), epath.Path(tmp_path))
+    assert [*calls.made][-1] == 'report'
+    stored = results.read(epath.Path(tmp_path)).facts
+    assert stored['parts']['zero_shot'] == {'state': 'failed', 'seconds': None}
+    assert stored['left_out']['ablation_lambda'] == 'ablation_lambda: It is broken. Repair it.'
+    calls.broken.clear()
+    calls.made.clear()
+    paper.run(miniature(folder), epath.Path(tmp_path))
+    assert [*calls.made] == ['zero_shot', 'ablation_lambda', 'report']
+
+
+def test_what_is_left_out_is_not_run(folder, lacking, tmp_path, calls):
+    result = paper.run(miniature(folder, source=lacking), epath.Path(tmp_path))
+    assert {name.partition('/')[0] for name in calls.made} == {*PARTS} - LACKED
+    assert {name for name, part in result.facts['parts'].items() if part['state'] == 'left out'} == LACKED
+
+
+def test_a_part_that_others_need_ends_the_run(folder, tmp_path, calls):
+    calls.broken = {'pretrain_lstm'}
+    with pytest.raises(UserError, match='^pretrain_lstm: It is broken'):
+        paper.run(miniature(folder), epath.Path(tmp_path))
+    assert [*calls.made] == PARTS[:3]
+
+
+# ----------------------------------------------------------------- with the tasks themselves
+
+
+@pytest.fixture(scope='module')
+def begun(folder):
+    """The workdir in which the first parts have run, and what was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main.run_task(miniature(folder, parts='prepare, pretrain'), str(folder / 'begun'))
+    return folder / 'begun', printed.getvalue()
+
+
+def test_two_parts_run_once(folder, begun):
+    workdir, printed = begun
+    in_plan_and_before_each = [line for line in printed.splitlines() if line.startswith('  python')]
+    assert len(in_plan_and_before_each) == 4 and in_plan_and_before_each[:2] == in_plan_and_before_each[2:]
+    stored = results.read(workdir)
+    assert {name for name, part in stored.facts['parts'].items() if part['state'] == 'done'} == {'prepare', 'pretrain'}
+    assert stored.facts['parts']['pretrain']['seconds'] > 0 and stored.config['parts'] == 'prepare, pretrain'
+    times = lambda: {path: path.stat().mtime for path in workdir.glob('pr*/results.json')}
+    before = times()
+    main.run_task(miniature(folder, parts='prepare,pretrain'), str(workdir))
+    assert len(before) == 2 and times() == before
+
+
+@pytest.mark.slow
+def test_a_printed_command_does_the_same(begun, tmp_path):
+    workdir, printed = begun
+    ((python, *argv),) = commands(printed)['pretrain']
+    assert argv[-1] == f'--workdir={workdir}/pretrain'
+    environment = ENVIRONMENT | {'XLA_FLAGS': ENVIRONMENT['XLA_FLAGS'].replace('device_count=2', 'device_count=1')}
+    argv[-1] = f'--workdir={tmp_path}'
+    done = subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone, part = (results.read(epath.Path(path)) for path in (tmp_path, workdir / 'pretrain'))
+    assert alone.config == part.config and alone.facts['steps'] == part.facts['steps'] == 10
+    assert [score.value for score in alone.scores] == pytest.approx([score.value for score in part.scores], rel=1e-5)
+    assert runs.losses(tmp_path) == pytest.approx(runs.losses(workdir / 'pretrain'), rel=1e-5)
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """`points` counts the writes: of files that are whole or not there, of metrics, of checkpoints. The one with the
+    number `at` kills."""
+    kill = types.SimpleNamespace(points=0, at=None)
+
+    def watched(write):
+        def counted(*args, **kwargs):
+            kill.points += 1
+            if kill.points == kill.at:
+                raise Killed
+            return write(*args, **kwargs)
+
+        return counted
+
+    for owner, name in ((files, 'write_atomically'), (MetricWriter, 'write'), (Checkpointer, 'save')):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    return kill
+
+
+def found(workdir):
+    """What all runs in a workdir found, by file, without times and speeds."""
+    result, folder = {}, pathlib.Path(workdir)
+    for path in folder.glob('**/results.json'):
+        stored = json.loads(path.read_text())
+        del stored['seconds']
+        for name in ('tokens_per_second', 'characters_per_token', 'parts'):  # known to one process, or with seconds
+            stored['facts'].pop(name, None)
+        result[str(path.relative_to(folder))] = stored
+    for pattern in ('samples/*/generations.jsonl', '*/zero_shot.json', '*/table.txt'):
+        result |= {str(path.relative_to(folder)): path.read_text() for path in folder.glob(pattern)}
+    report = folder / 'report' / 'report'
+    result['figures'] = re.findall('<svg.*?</svg>', report.with_suffix('.html').read_text(), re.DOTALL)
+    return result | {'report': without_times(report.with_suffix('.md').read_text())}
+
+
+def without_times(page):
+    """The lines of a page in Markdown, without the cells of a table's columns `time` and `tokens/s`."""
+    lines, timed = [], ()
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split('|')]
+        if {'time', 'tokens/s'} & set(cells):
+            timed = [i for i, cell in enumerate(cells) if cell in ('time', 'tokens/s')]
+        if len(cells) < 2:
+            timed = ()
+        lines.append([cell for i, cell in enumerate(cells) if i not in timed])
+    return lines
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_ends_with_the_same_report(folder, kill):
+    workdir = epath.Path(folder / 'killed')
+    config = miniature(folder)
+    assert {*paper.run(config, workdir).facts['left_out']} == {'finetune/qqp'}
+    whole, points = found(workdir), kill.points
+    assert {name.partition('/')[0] for name in whole} == {*PARTS, 'results.json', 'figures'}
+    assert points > 100 and whole['figures']
+    workdir.rename(folder / 'whole')
+    rng = random.Random(1)
+    for _ in range(3):
+        kill.points, kill.at = 0, rng.randrange(1, points // 3)
+        with pytest.raises(Killed):
+            paper.run(config, workdir)
+    kill.at = None
+    paper.run(config, workdir)
+    assert found(workdir) == whole

@@ -1,0 +1,148 @@
+"""The plan of several runs: commands that mean the same configs, what is done, and what is left."""
+
+import json
+import shlex
+import sys
+
+import pytest
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from configs import ablation, finetune, pretrain
+from gpt1_jax.config import as_json
+from gpt1_jax.report.plan import Part, Run, format_plan, seconds_left
+from gpt1_jax.report.results import Result
+from helpers import ROOT
+
+
+def changed(module, argument, **changes):
+    config = module.get_config(argument)
+    config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    return config
+
+
+RUNS = [
+    Run('pretrain:tiny', changed(pretrain, 'tiny', data__source='text:/my books', optimizer__learning_rate=2e-3), 'a'),
+    Run('finetune:all', changed(finetune, 'all', datasets=('rte', 'sst2'), data__limit=7, log__wandb=True), 'b c'),
+    Run('ablation:lambda', changed(ablation, 'lambda', datasets=('rte',), coefficients=(0.0, 0.5)), 'd'),
+    Run('pretrain', pretrain.get_config(), 'e'),
+]
+
+
+@pytest.mark.parametrize('run', RUNS, ids=lambda run: run.file)
+def test_the_command_means_the_same_config(run, monkeypatch):
+    """As the program's own flags read it; it has no more than what differs from the config file."""
+    python, *argv = shlex.split(run.command())
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', argv[1:])  # where config_flags looks for keys
+    assert [python, *argv[:2]] == ['python', '-m', 'gpt1_jax.main']
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file('config', flag_values=values)
+    workdir = flags.DEFINE_string('workdir', None, 'folder', flag_values=values)
+    values(argv[1:])
+    assert as_json(config.value) == as_json(run.config) and config.value.task == run.config.task
+    assert workdir.value == run.workdir
+    numbers = {'pretrain:tiny': 2, 'finetune:all': 3, 'ablation:lambda': 2, 'pretrain': 0}
+    assert len(argv) == 4 + numbers[run.file]
+
+
+def run_in(folder, file='pretrain:tiny', config=None):
+    return Run(file, config or pretrain.get_config('tiny'), epath.Path(folder))
+
+
+def finish(run, seconds, folder=None, config=None):
+    Result('any', [], {}, None, config or as_json(run.config), seconds).write(folder or run.workdir)
+
+
+def test_a_run_is_done_if_its_result_is_of_this_config(tmp_path):
+    run = run_in(tmp_path / 'lm')
+    part = Part('lm', (run,))
+    assert part.state() == 'to do' and not part.is_done()
+    run.workdir.mkdir()
+    (run.workdir / 'config.json').write_text('{}')
+    assert part.state() == 'begun'
+    finish(run, 1.0, config=as_json(run.config) | {'seed': 1})
+    assert part.state() == 'begun'
+    finish(run, 1.0)
+    assert part.state() == 'done' and part.is_done()
+    assert Part('two', (run, run_in(tmp_path / 'other'))).state() == 'begun'
+    assert Part('x', (run_in(tmp_path / 'no'),), left_out='It cannot.').state() == 'left out'
+
+
+def test_pretraining_is_as_far_as_its_log(tmp_path):
+    """Of 8 steps 6, each of 16 * 128 tokens, at 100 tokens/s."""
+    run = run_in(tmp_path)
+    run.config.data.batch_size = 16
+    lines = [{'step': 2, 'tokens_per_second': 10}, {'step': 4, 'tokens_per_second': 100}, {'step': 4, 'valid_loss': 3}]
+    lines.append({'step': 6, 'tokens_per_second': 900})
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert Part('lm', (run,), units=8).progress() == (0.75, 6 * 16 * 128 / 100)
+    assert Part('lm', (run_in(tmp_path / 'new'),), units=8).progress() == (0.0, None)
+
+
+def test_zero_shot_scores_are_as_far_as_their_checkpoints(tmp_path):
+    run = run_in(tmp_path, 'zero_shot', finetune.get_config('rte'))
+    (tmp_path / 'zero_shot.json').write_text(json.dumps([{'step': 1}, {'step': 10}]))
+    part = Part('zero_shot', (run,), units=8)
+    assert part.progress() == (0.25, None)
+    finish(run, 7.0)
+    assert part.progress() == (1.0, 7.0)
+
+
+def sweep(folder, seconds, planned):
+    """A part with a run for each of `seconds`, of `planned`."""
+    run = run_in(folder, 'finetune:all', finetune.get_config('all'))
+    run.workdir.mkdir()
+    entries = [{'dataset': 'rte', 'variant': '', 'seed': i, 'path': f'rte/seed{i}'} for i in range(planned)]
+    (run.workdir / 'runs.json').write_text(json.dumps(entries))
+    for i, of_run in enumerate(seconds):
+        finish(run, of_run, run.workdir / f'rte/seed{i}')
+    return run
+
+
+def test_a_sweep_is_as_far_as_its_runs(tmp_path):
+    run = sweep(tmp_path / 'sweep', [3.0, 5.0], 8)
+    assert Part('sweep', (run,)).progress() == (0.25, 8.0)
+    finish(run, 1.0)  # of the process that ended it: the runs know better
+    assert Part('sweep', (run,)).progress() == (1.0, 8.0)
+
+
+def test_what_is_left_is_corrected_by_what_like_work_took(tmp_path):
+    """8 s for a quarter of what was to take 64 s: half as long as was thought."""
+    begun = Part('begun', (sweep(tmp_path / 'begun', [3.0, 5.0], 8),), seconds=64.0, work='fine-tuning')
+    parts = [
+        begun,
+        Part('alike', (run_in(tmp_path / 'a'),), seconds=10.0, work='fine-tuning'),
+        Part('other', (run_in(tmp_path / 'b'),), seconds=10.0, work='pretrain'),
+        Part('none', (run_in(tmp_path / 'c'),), seconds=10.0, work='pretrain', left_out='No data.'),
+    ]
+    assert seconds_left(parts) == {'begun': 0.75 * 64 / 2, 'alike': 5.0, 'other': 10.0, 'none': 0.0}
+
+
+def test_the_plan_as_text(tmp_path):
+    done, left = run_in(tmp_path / 'lm'), {'lm': 0.0, 'scores': 3725.0, 'transfer': 0.0}
+    done.workdir.mkdir()
+    finish(done, 1.0)
+    scores = run_in(tmp_path / 'scores')
+    parts = [
+        Part('lm', (done,), lacks=('cola: Gone.',)),
+        Part('scores', (scores, scores), lacks=('race: No folder.', 'dpr: No labels.')),
+        Part('transfer', (scores,), lacks=('mnli: No.',), left_out='No mnli.'),
+    ]
+    assert format_plan(parts, left).splitlines() == [
+        'part                  state      time left, about',
+        'lm                    done                       ',
+        'scores                to do               1:02:05',
+        'transfer              left out                   ',
+        'all                                       1:02:05',
+        'scores will leave out race: No folder.',
+        'scores will leave out dpr: No labels.',
+        'transfer is left out: No mnli.',
+        '',
+        'lm:',
+        f'  {done.command()}',
+        '',
+        'scores:',
+        *2 * [f'  {scores.command()}'],
+    ]
