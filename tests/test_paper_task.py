@@ -1,86 +1,30 @@
-"""The whole paper in miniature: the plan, the commands, which parts run, and a run that is killed and resumed."""
+"""The whole paper: its plan, the commands, and which parts run, with stand-ins for the tasks."""
 
-import contextlib
-import io
-import json
-import pathlib
 import random
-import re
 import shlex
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
 from etils import epath
 
-import runs
 import zero_shot_sets
 from configs import paper as config_file
-from gpt1_jax import files, main
 from gpt1_jax.config import as_json, cache_compiled_steps
 from gpt1_jax.errors import UserError
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
-from gpt1_jax.tasks import finetune, generate, paper, pretrain, zero_shot
+from gpt1_jax.tasks import paper
 from gpt1_jax.training import cost
-from gpt1_jax.training.checkpoint import Checkpointer
-from gpt1_jax.training.metric_writer import MetricWriter
-from helpers import ENVIRONMENT, ROOT, some_words, write_lines
-
-PARTS = [
-    *('prepare', 'pretrain', 'pretrain_lstm', 'zero_shot', 'zero_shot_lstm', 'samples', 'finetune'),
-    *('layer_transfer_mnli', 'layer_transfer_race', 'ablation_table5', 'ablation_lambda', 'ablation_share', 'report'),
-]
-TINY_LSTM = dict(layers=1, width=16, units=24, n_positions=32)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_device():
-    with runs.on_one_device(pretrain, zero_shot, generate, finetune):
-        yield
+from helpers import write_lines
+from miniature_paper import PARTS, commands, miniature, write_books_and_sets
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """`books`, and `data` with sets of all kinds: those of zero-shot scores, mnli and stsb; no qqp."""
-    folder, rng = epath.Path(tmp_path_factory.mktemp('paper')), random.Random(0)
-    runs.write_data(folder)
-    for name in zero_shot_sets.NAMES:
-        for split in {'train', *zero_shot_sets.FILES[name]}:
-            entries = [zero_shot_sets.entry(name, rng, number) for number in range(24)]
-            zero_shot_sets.write(folder / 'data', name, entries, split)
-    for name, fields, label in (
-        ('mnli', ('premise', 'hypothesis'), lambda: rng.randrange(3)),
-        ('stsb', ('sentence1', 'sentence2'), lambda: rng.randrange(11) / 2),
-    ):
-        (folder / 'data' / name).mkdir()
-        for split in ('train', 'dev', 'dev_matched'):
-            entries = [{**{field: some_words(rng, 4) for field in fields}, 'label': label()} for _ in range(24)]
-            write_lines(folder / 'data' / name / f'{split}.jsonl', entries)
+    folder = epath.Path(tmp_path_factory.mktemp('paper'))
+    write_books_and_sets(folder)
     return folder
-
-
-def miniature(folder, **changes):
-    """A few steps of each part."""
-    config = config_file.get_config('tiny')
-    config.update(dict(text=f'text:{folder}/books', source=f'files:{folder}/data', seeds=1) | changes)
-    config.prepare.data.update(vocab_size=320, held_out=0.25, workers=1)
-    for part, sizes in ((config.pretrain, runs.TINY), (config.pretrain_lstm, TINY_LSTM)):
-        part.model.update(sizes)
-        part.data.update(batch_size=8, tokens=10 * 8 * 32)
-        part.optimizer.warmup_steps = 2
-        part.log.update(every=1, eval_every=4)
-        part.checkpoint.update(every=4, keep_log=2)
-    for name in PARTS[6:-1]:
-        config[name].data.update(cache='off', batch_size=8, epochs=1.0, limit=16)
-    config.finetune.datasets = ('sst2', 'mnli', 'race', 'stsb', 'qqp')
-    config.ablation_table5.datasets = ('stsb',)
-    config.ablation_lambda.update(datasets=('sst2',), coefficients=(0.0, 0.5))
-    config.ablation_share.update(datasets=('cola',), shares=(0.5, 1.0))
-    config.samples.update(prompt='the ship', samples=2, max_tokens=4)
-    return config
 
 
 def plan(folder, workdir, capsys, **changes):
@@ -88,14 +32,6 @@ def plan(folder, workdir, capsys, **changes):
     capsys.readouterr()
     result = paper.run(miniature(folder, dry_run=True, **changes), epath.Path(workdir))
     return result, capsys.readouterr().out
-
-
-def commands(printed):
-    """Part -> its commands."""
-    return {
-        name: [shlex.split(line) for line in lines.splitlines()]
-        for name, lines in re.findall(r'^(\w+):\n((?:  python .*\n?)+)', printed, re.MULTILINE)
-    }
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, tmp_path, capsys):
@@ -293,114 +229,3 @@ def test_a_part_that_others_need_ends_the_run(folder, tmp_path, calls):
     with pytest.raises(UserError, match='^pretrain_lstm: It is broken'):
         paper.run(miniature(folder), epath.Path(tmp_path))
     assert [*calls.made] == PARTS[:3]
-
-
-# ----------------------------------------------------------------- with the tasks themselves
-
-
-@pytest.fixture(scope='module')
-def begun(folder):
-    """The workdir in which the first parts have run, and what was printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main.run_task(miniature(folder, parts='prepare, pretrain'), str(folder / 'begun'))
-    return folder / 'begun', printed.getvalue()
-
-
-def test_two_parts_run_once(folder, begun):
-    workdir, printed = begun
-    in_plan_and_before_each = [line for line in printed.splitlines() if line.startswith('  python')]
-    assert len(in_plan_and_before_each) == 4 and in_plan_and_before_each[:2] == in_plan_and_before_each[2:]
-    stored = results.read(workdir)
-    assert {name for name, part in stored.facts['parts'].items() if part['state'] == 'done'} == {'prepare', 'pretrain'}
-    assert stored.facts['parts']['pretrain']['seconds'] > 0 and stored.config['parts'] == 'prepare, pretrain'
-    times = lambda: {path: path.stat().mtime for path in workdir.glob('pr*/results.json')}
-    before = times()
-    main.run_task(miniature(folder, parts='prepare,pretrain'), str(workdir))
-    assert len(before) == 2 and times() == before
-
-
-@pytest.mark.slow
-def test_a_printed_command_does_the_same(begun, tmp_path):
-    workdir, printed = begun
-    ((python, *argv),) = commands(printed)['pretrain']
-    assert argv[-1] == f'--workdir={workdir}/pretrain'
-    environment = ENVIRONMENT | {'XLA_FLAGS': ENVIRONMENT['XLA_FLAGS'].replace('device_count=2', 'device_count=1')}
-    argv[-1] = f'--workdir={tmp_path}'
-    done = subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    alone, part = (results.read(epath.Path(path)) for path in (tmp_path, workdir / 'pretrain'))
-    assert alone.config == part.config and alone.facts['steps'] == part.facts['steps'] == 10
-    assert [score.value for score in alone.scores] == pytest.approx([score.value for score in part.scores], rel=1e-5)
-    assert runs.losses(tmp_path) == pytest.approx(runs.losses(workdir / 'pretrain'), rel=1e-5)
-
-
-class Killed(BaseException):
-    """Nothing catches it."""
-
-
-@pytest.fixture
-def kill(monkeypatch):
-    """`points` counts the writes: of files that are whole or not there, of metrics, of checkpoints. The one with the
-    number `at` kills."""
-    kill = types.SimpleNamespace(points=0, at=None)
-
-    def watched(write):
-        def counted(*args, **kwargs):
-            kill.points += 1
-            if kill.points == kill.at:
-                raise Killed
-            return write(*args, **kwargs)
-
-        return counted
-
-    for owner, name in ((files, 'write_atomically'), (MetricWriter, 'write'), (Checkpointer, 'save')):
-        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    return kill
-
-
-def found(workdir):
-    """What all runs in a workdir found, by file, without times and speeds."""
-    result, folder = {}, pathlib.Path(workdir)
-    for path in folder.glob('**/results.json'):
-        stored = json.loads(path.read_text())
-        del stored['seconds']
-        for name in ('tokens_per_second', 'characters_per_token', 'parts'):  # known to one process, or with seconds
-            stored['facts'].pop(name, None)
-        result[str(path.relative_to(folder))] = stored
-    for pattern in ('samples/*/generations.jsonl', '*/zero_shot.json', '*/table.txt'):
-        result |= {str(path.relative_to(folder)): path.read_text() for path in folder.glob(pattern)}
-    report = folder / 'report' / 'report'
-    result['figures'] = re.findall('<svg.*?</svg>', report.with_suffix('.html').read_text(), re.DOTALL)
-    return result | {'report': without_times(report.with_suffix('.md').read_text())}
-
-
-def without_times(page):
-    """The lines of a page in Markdown, without the cells of a table's columns `time` and `tokens/s`."""
-    lines, timed = [], ()
-    for line in page.splitlines():
-        cells = [cell.strip() for cell in line.split('|')]
-        if {'time', 'tokens/s'} & set(cells):
-            timed = [i for i, cell in enumerate(cells) if cell in ('time', 'tokens/s')]
-        if len(cells) < 2:
-            timed = ()
-        lines.append([cell for i, cell in enumerate(cells) if i not in timed])
-    return lines
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_three_times_ends_with_the_same_report(folder, kill):
-    workdir = epath.Path(folder / 'killed')
-    config = miniature(folder)
-    assert {*paper.run(config, workdir).facts['left_out']} == {'finetune/qqp'}
-    whole, points = found(workdir), kill.points
-    assert {name.partition('/')[0] for name in whole} == {*PARTS, 'results.json', 'figures'}
-    assert points > 100 and whole['figures']
-    workdir.rename(folder / 'whole')
-    rng = random.Random(1)
-    for _ in range(3):
-        kill.points, kill.at = 0, rng.randrange(1, points // 3)
-        with pytest.raises(Killed):
-            paper.run(config, workdir)
-    kill.at = None
-    paper.run(config, workdir)
-    assert found(workdir) == whole

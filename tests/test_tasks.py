@@ -11,16 +11,21 @@ from etils import epath
 
 import runs
 from configs import (
+    ablation as ablation_config,
     convert as convert_config,
     finetune as finetune_config,
     generate as generate_config,
+    layer_transfer as layer_transfer_config,
+    paper as paper_config,
     prepare as prepare_config,
     quickstart as quickstart_config,
+    report as report_config,
+    zero_shot as zero_shot_config,
 )
 from gpt1_jax import main, tasks
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result, Score
-from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, quickstart, sweep
+from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, quickstart, sweep, zero_shot
 from gpt1_jax.training.partitioning import Partitioner
 
 pytestmark = pytest.mark.slow
@@ -35,9 +40,18 @@ def configs(folder):
     generation, conversion = generate_config.get_config(), convert_config.get_config()
     generation.update(init_from=f'{folder}/pretrain', prompt='the ship', max_tokens=3, stream=False)
     conversion.update(source=f'{folder}/finetune', target=f'hf:{folder}/hf')
-    sweeping = finetune_config.get_config('all')
-    sweeping.update(init_from=f'{folder}/pretrain', datasets=('story_cloze',))
-    sweeping.data.update(source=f'files:{folder}', cache='off', epochs=1.0, batch_size=8)
+    sweeping, ablating = finetune_config.get_config('all'), ablation_config.get_config('lambda')
+    transferring = layer_transfer_config.get_config('story_cloze')
+    for sweep_of in (sweeping, ablating, transferring):
+        sweep_of.init_from = f'{folder}/pretrain'
+        sweep_of.data.update(source=f'files:{folder}', cache='off', epochs=1.0, batch_size=8)
+    sweeping.datasets = ablating.datasets = ('story_cloze',)
+    ablating.coefficients, transferring.layers, transferring.rest = (0.25,), (1,), 'fresh'
+    without_training, reporting, whole = (of.get_config() for of in (zero_shot_config, report_config, paper_config))
+    without_training.update(init_from=f'{folder}/pretrain', datasets=('story_cloze',))
+    without_training.data.source, reporting.runs = f'files:{folder}', str(folder)
+    whole.update(text=f'text:{folder}/books', parts='prepare')
+    whole.prepare.data.update(vocab_size=320, workers=1)
     return [
         prepared,
         runs.pretraining(folder),
@@ -47,6 +61,11 @@ def configs(folder):
         generation,
         conversion,
         sweeping,
+        ablating,
+        transferring,
+        without_training,
+        whole,
+        reporting,
         quickstart_config.get_config(),
     ]
 
@@ -63,7 +82,14 @@ def ran(tmp_path_factory):
     fine_tuned = Result('sweep', dev, {'left_out': {}}, None, {}, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, 'info', lambda message, *args: messages.append(str(message) % args))
-        for task in (evaluate, evaluate_text, finetune, generate, pretrain):  # on one device, which is quicker
+        for task in (
+            evaluate,
+            evaluate_text,
+            finetune,
+            generate,
+            pretrain,
+            zero_shot,
+        ):  # on one device, which is quicker
             patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
         patch.setattr(generate, '_keep_compiled', lambda: None)
         for task in (sweep, quickstart):
@@ -84,7 +110,9 @@ def test_the_config_is_saved_and_logged(ran, task):
     assert config['task'] == task
     assert json.loads((workdir / 'config.json').read_text()) == config
     logged = [message.removeprefix('config: ') for message in messages if message.startswith('config: ')]
-    assert json.loads(logged[0]) == config and len(logged) == (2 if task == 'sweep' else 1)
+    assert json.loads(logged[0]) == config and len(logged) == (
+        2 if task in ('sweep', 'ablation', 'layer_transfer', 'paper') else 1
+    )
 
 
 @pytest.mark.parametrize('task', NAMES)
@@ -102,11 +130,11 @@ def test_the_result_has_the_one_form(ran, task):
     if task != 'generate':  # it returns the texts
         assert json.loads(json.dumps(dataclasses.asdict(returned))) == dataclasses.asdict(result)
     assert result.config == config
-    if task == 'prepare':
+    if task in ('prepare', 'report', 'paper'):
         assert result.model is None
     else:
         assert result.model.keys() == {'kind', 'sizes', 'parameters', 'tokens_seen'}
         assert result.model['kind'] == 'transformer' and result.model['tokens_seen'] == 2048
         assert result.model['sizes'] == runs.TINY
-    assert bool(result.scores) == (task not in ('prepare', 'generate', 'convert'))
+    assert bool(result.scores) == (task not in ('prepare', 'generate', 'convert', 'report', 'paper'))
     assert bool(result.facts) == (task != 'convert')
