@@ -52,13 +52,15 @@ def random_params(seed=0, classes=2, sizes=SIZES, **changes):
     return reference.init_params(np.random.default_rng(seed), classes=classes, **sizes | changes)
 
 
+def shape(sizes):
+    """The attributes that a model of any kind takes from the sizes of a reference."""
+    names = {'vocab_size': 'vocab', 'n_special': 'n_special', 'n_positions': 'n_positions', 'width': 'width'}
+    return {name: sizes[key] for name, key in names.items()}
+
+
 def decoder(sizes=SIZES, **changes):
     """The package's model, without dropout."""
-    values = dict(
-        vocab_size=sizes['vocab'],
-        n_special=sizes['n_special'],
-        n_positions=sizes['n_positions'],
-        width=sizes['width'],
+    values = shape(sizes) | dict(
         layers=sizes['layers'],
         heads=sizes['heads'],
         mlp_width=sizes['mlp'],
@@ -71,16 +73,7 @@ def decoder(sizes=SIZES, **changes):
 
 def lstm(sizes=SIZES, **changes):
     """The package's LSTM of as many units as `mlp`, without dropout."""
-    values = dict(
-        vocab_size=sizes['vocab'],
-        n_special=sizes['n_special'],
-        n_positions=sizes['n_positions'],
-        width=sizes['width'],
-        layers=1,
-        units=sizes['mlp'],
-        dropout=0.0,
-        residual_dropout=0.0,
-    )
+    values = shape(sizes) | dict(layers=1, units=sizes['mlp'], dropout=0.0, residual_dropout=0.0)
     return LSTM(**values | changes)
 
 

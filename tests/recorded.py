@@ -141,7 +141,9 @@ def write_pretraining(folder, size, model, loss, *, vocabulary='a' * 16, finishe
     rng, lines = np.random.default_rng(3), []
     for step in range(10, 1001 if finished else 501, 10):
         value = loss + 3 * np.exp(-step / 150)
-        lines.append({'step': step, 'loss': value + 0.05 * rng.normal(), 'tokens_per_second': 12_345.0, 'skipped': 0.0})
+        lines.append(
+            {'step': step, 'loss': value + 0.05 * rng.normal(), 'tokens_per_second': 12_345.0 + step, 'skipped': 0.0}
+        )
         if step % 100 == 0:
             evaluated = {'valid_loss': value + 0.1, 'valid_perplexity': float(np.exp(value + 0.1))}
             lines.append({'step': step} | evaluated | {'zero_shot_cola': 0.01 * step / 100, 'zero_shot_sst2': 0.5})
@@ -155,7 +157,7 @@ def write_pretraining(folder, size, model, loss, *, vocabulary='a' * 16, finishe
             for checkpoint in ('last', 'best')
             for metric, value in (('loss', evaluated['valid_loss']), ('perplexity', evaluated['valid_perplexity']))
         ]
-        facts = {'steps': 1000, 'tokens': 2_048_000, 'flops': 1.234e15, 'tokens_per_second': 12_345.0}
+        facts = {'steps': 1000, 'tokens': 2_048_000, 'flops': 1.234e15}
         _write(folder, Result('pretrain', scores, facts, model, as_json(config), 166.0))
 
 

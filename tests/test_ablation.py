@@ -70,19 +70,6 @@ def trained(monkeypatch):
     return configs
 
 
-def test_the_average_of_the_papers_rows():
-    """To one decimal those of the paper are 74.7, 59.9, 75.0 and 69.1; of the full row 74.65 is rounded up."""
-    of = {row: ablation.average(scores, EIGHT) for row, scores in TABLE_5.items()}
-    assert of == {
-        'full': pytest.approx(74.65),
-        'no_pretraining': pytest.approx(59.925),
-        'no_auxiliary': pytest.approx(75.025),
-        'lstm': pytest.approx(69.1625),
-    }
-    assert of['full'] - of['no_pretraining'] == pytest.approx(14.8, abs=0.1)  # the paper's words: 14.8
-    assert of['full'] - of['lstm'] == pytest.approx(5.6, abs=0.15)  # 5.6
-
-
 def test_the_papers_rows_are_those_of_the_registry():
     """The full model's scores are also in tables 2 and 4."""
     mnli = REGISTRY['mnli'].paper
@@ -92,15 +79,6 @@ def test_the_papers_rows_are_those_of_the_registry():
             of_registry = (of_registry + mnli['mismatched_accuracy'][0]) / 2
         assert value == pytest.approx(of_registry, abs=0.051)
     assert {tuple(row) for row in TABLE_5.values()} == {EIGHT}
-
-
-def test_only_sets_that_every_row_has_are_averaged():
-    rows = {'full': {'cola': 0.2, 'rte': 0.6, 'sst2': 1.0}, 'lstm': {'sst2': 0.5, 'cola': 0.1}}
-    names = ablation.in_every_row(rows)
-    assert names == ['cola', 'sst2']
-    assert ablation.average(rows['full'], names) == pytest.approx(0.6)
-    assert ablation.average(rows['lstm'], names) == pytest.approx(0.3)
-    assert ablation.in_every_row({'full': {'cola': 1.0}, 'lstm': {}}) == [] and ablation.average({}, []) is None
 
 
 def test_table_5(source, tmp_path, trained, capsys):

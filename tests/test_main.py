@@ -11,7 +11,6 @@ import pytest
 from etils import epath
 
 from gpt1_jax.report import results
-from gpt1_jax.training.metric_writer import read_metrics
 from helpers import ENVIRONMENT, ROOT, checksums, command, run, sentence
 
 pytestmark = pytest.mark.slow
@@ -84,8 +83,6 @@ def test_pretraining_learns(language_model):
     result = result_of(language_model)
     last, best = (list(result.select(split='valid', metric='loss', checkpoint=which)) for which in ('last', 'best'))
     assert result.facts['steps'] == last[0].step == best[0].step == 120
-    speeds = [line['tokens_per_second'] for line in read_metrics(language_model) if 'tokens_per_second' in line]
-    assert min(speeds) <= result.facts['tokens_per_second'] <= max(speeds)
     # A multiplication and an addition a parameter, forward once and backward twice, and less for attention.
     assert 1 < result.facts['flops'] / (6 * result.model['parameters'] * result.facts['tokens']) < 1.3
     evaluations = [line['valid_loss'] for line in metrics(language_model) if 'valid_loss' in line]
@@ -119,9 +116,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder, shards, lan
     assert checksums(workdir, 120) == checksums(language_model, 120)
     assert metrics(workdir) == metrics(language_model)
     one, other = (json.loads((where / 'results.json').read_text()) for where in (workdir, language_model))
-    for record in (one, other):
-        del record['seconds'], record['facts']['tokens_per_second']
-    assert one == other
+    assert one | {'seconds': None} == other | {'seconds': None}
 
 
 def finetune_flags(folder, language_model, workdir):

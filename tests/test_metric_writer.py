@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.training.metric_writer import MetricWriter, read_metrics
+from gpt1_jax.training.metric_writer import MetricWriter, median_speed, read_metrics
 
 
 def reject(constant):
@@ -65,6 +65,7 @@ def test_lines_are_read_back(tmp_path):
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 3, "lo')
     lines = [{name: value for name, value in line.items() if name != 'time'} for line in read_metrics(tmp_path)]
+    assert median_speed(lines) is None and median_speed([{'tokens_per_second': x} for x in (1, 5, 3)] + lines) == 3
     assert lines == [{'step': 1, 'loss': 2.5}, {'step': 2, 'loss': np.inf, 'down': -np.inf}]
 
 

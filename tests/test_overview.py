@@ -1,7 +1,9 @@
 """What was run and what was not, and what it cost, against the files of the runs."""
 
 import dataclasses
+import re
 
+import numpy as np
 import pytest
 
 import recorded
@@ -128,9 +130,10 @@ def test_of_nothing_all_is_missing():
 def test_cost_stands_beside_the_papers():
     blocks = overview.cost(*recorded.collected())
     tables = recorded.tables(blocks)
-    facts = stored('pretrain')['facts']
+    facts, lines = stored('pretrain')['facts'], (recorded.everything() / 'pretrain' / 'metrics.jsonl').read_text()
+    speeds = [float(speed) for speed in re.findall('"tokens_per_second": ([0-9.]+)', lines)]
     row = entry(tables['Pre-training'], run='pretrain')
-    assert row['tokens'] == f'{facts["tokens"]:,}' and row['tokens/s'] == f'{facts["tokens_per_second"]:,.0f}'
+    assert row['tokens'] == f'{facts["tokens"]:,}' and row['tokens/s'] == f'{np.median(speeds):,.0f}'
     assert float(row['petaFLOP/s-days']) == pytest.approx(facts['flops'] / 8.64e19, rel=5e-3)
     assert (row['time'], row['device']) == ('0:02:46', '8 x cpu')
     (table,) = [block for block in blocks if getattr(block, 'caption', '') == 'Pre-training']

@@ -1,4 +1,4 @@
-"""The average of GLUE's nine tasks, on the figures of the paper's own entry."""
+"""The averages of GLUE and of table 5, on the paper's own figures."""
 
 import pytest
 
@@ -32,3 +32,27 @@ def test_no_average_of_fewer_tasks(task):
 def test_scores_are_those_of_the_tables():
     for name, values in ENTRY.items():
         assert next(iter(REGISTRY[name].paper.values()))[0] == values[0]
+
+
+def test_the_averages_of_table_5():
+    """As printed for all eight sets, which the rows themselves give to about a decimal (of the full row 74.65)."""
+    assert {row: paper.table_5_average(row, of) for row, of in paper.TABLE_5.items()} == paper.TABLE_5_AVERAGE
+    assert {row: sum(of.values()) / 8 for row, of in paper.TABLE_5.items()} == {
+        'full': pytest.approx(74.65),
+        'no_pretraining': pytest.approx(59.925),
+        'no_auxiliary': pytest.approx(75.025),
+        'lstm': pytest.approx(69.1625),
+    }
+    for row, printed in paper.TABLE_5_AVERAGE.items():
+        assert sum(paper.TABLE_5[row].values()) / 8 == pytest.approx(printed, abs=0.07)
+    full, lstm, scratch = (paper.TABLE_5_AVERAGE[row] for row in ('full', 'lstm', 'no_pretraining'))
+    assert full - scratch == pytest.approx(14.8, abs=0.01) and full - lstm == pytest.approx(5.6, abs=0.01)  # its words
+    assert paper.table_5_average('lstm', ['cola', 'rte']) == pytest.approx((30.3 + 54.6) / 2)
+    assert paper.table_5_average('lstm', ['cola', 'wnli']) is paper.table_5_average('lstm', []) is None
+    assert paper.table_5_average('mine', ['cola']) is None
+
+
+def test_only_sets_that_every_row_has_are_averaged():
+    rows = {'full': {'cola': 0.2, 'rte': 0.6, 'sst2': 1.0}, 'lstm': {'sst2': 0.5, 'cola': 0.1}}
+    assert paper.in_every_row(rows) == ['cola', 'sst2']
+    assert paper.in_every_row({'full': {'cola': 1.0}, 'lstm': {}}) == []

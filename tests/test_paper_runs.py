@@ -102,7 +102,7 @@ def found(workdir):
     for path in folder.glob('**/results.json'):
         stored = json.loads(path.read_text())
         del stored['seconds']
-        for name in ('tokens_per_second', 'characters_per_token', 'parts'):  # known to one process, or with seconds
+        for name in ('characters_per_token', 'parts'):  # known to one process, or with seconds
             stored['facts'].pop(name, None)
         result[str(path.relative_to(folder))] = stored
     for pattern in ('samples/*/generations.jsonl', '*/zero_shot.json', '*/table.txt'):

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from configs import ablation, finetune, pretrain
 from gpt1_jax.config import as_json
-from gpt1_jax.report.plan import Part, Run, format_plan, seconds_left
+from gpt1_jax.report.plan import Part, PlannedRun, format_plan, seconds_left
 from gpt1_jax.report.results import Result
 from helpers import ROOT
 
@@ -23,10 +23,14 @@ def changed(module, argument, **changes):
 
 
 RUNS = [
-    Run('pretrain:tiny', changed(pretrain, 'tiny', data__source='text:/my books', optimizer__learning_rate=2e-3), 'a'),
-    Run('finetune:all', changed(finetune, 'all', datasets=('rte', 'sst2'), data__limit=7, log__wandb=True), 'b c'),
-    Run('ablation:lambda', changed(ablation, 'lambda', datasets=('rte',), coefficients=(0.0, 0.5)), 'd'),
-    Run('pretrain', pretrain.get_config(), 'e'),
+    PlannedRun(
+        'pretrain:tiny', changed(pretrain, 'tiny', data__source='text:/my books', optimizer__learning_rate=2e-3), 'a'
+    ),
+    PlannedRun(
+        'finetune:all', changed(finetune, 'all', datasets=('rte', 'sst2'), data__limit=7, log__wandb=True), 'b c'
+    ),
+    PlannedRun('ablation:lambda', changed(ablation, 'lambda', datasets=('rte',), coefficients=(0.0, 0.5)), 'd'),
+    PlannedRun('pretrain', pretrain.get_config(), 'e'),
 ]
 
 
@@ -48,7 +52,7 @@ def test_the_command_means_the_same_config(run, monkeypatch):
 
 
 def run_in(folder, file='pretrain:tiny', config=None):
-    return Run(file, config or pretrain.get_config('tiny'), epath.Path(folder))
+    return PlannedRun(file, config or pretrain.get_config('tiny'), epath.Path(folder))
 
 
 def finish(run, seconds, folder=None, config=None):

@@ -7,7 +7,7 @@ import pytest
 
 import recorded
 from gpt1_jax.data.labelled.registry import REGISTRY, SUITES
-from gpt1_jax.evaluation.paper import TABLE_5, TABLE_5_AVERAGE
+from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.report import scores
 from gpt1_jax.report.blocks import Gap, Heading, Paper
 from gpt1_jax.report.collect import Line, Run
@@ -150,13 +150,8 @@ def test_each_row_of_table_5_stands_above_the_papers(table_5):
             assert (ours[name] is GAP) == (name not in medians)
 
 
-def test_the_papers_average_of_all_sets_is_the_printed_one():
-    assert {row: scores._papers_average(row, list(TABLE_5[row])) for row in TABLE_5} == TABLE_5_AVERAGE
-    for row, printed in TABLE_5_AVERAGE.items():  # our table has them right
-        assert np.mean(list(TABLE_5[row].values())) == pytest.approx(printed, abs=0.07)
+def test_the_papers_average_stands_beside_ours():
     assert scores._papers_difference('lstm', 'average', TABLE_5['lstm']).text == '\N{MINUS SIGN}5.6'
-    assert scores._papers_average('lstm', ['cola', 'rte']) == pytest.approx((30.3 + 54.6) / 2)
-    assert scores._papers_average('lstm', ['cola', 'wnli']) is scores._papers_average('lstm', []) is None
 
 
 def test_differences_from_the_full_method(table_5):

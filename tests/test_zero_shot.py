@@ -344,7 +344,7 @@ def test_what_cannot_be_used_is_named(tmp_path, sentencepiece):
     assert 'no train.jsonl' in left_out['cola'] and "cannot write 'positive'" in left_out['sst2']
     assert left_out['copa'].startswith(f'files:{tmp_path}: There is no folder for it.')
     with pytest.raises(
-        UserError, match=r'^datasets: None of them can be used \(cola: .*; copa: .*\)\. Name the folder'
+        UserError, match=r'^datasets: None of them can be used \(cola: .*; copa: .*\)\. Set --config.data.source'
     ):
         zero_shot.load(('cola', 'copa'), f'files:{tmp_path}', None, sentencepiece, 32, Variant())
     with pytest.raises(UserError, match="^datasets: 'mnli' is unknown. Choose one of cola"):

@@ -1,5 +1,8 @@
 """GLUE's average, table 5, and the scale of zero-shot scores. Dataset.paper has the paper's scores of each data set."""
 
+import statistics
+from collections.abc import Collection, Mapping
+
 from gpt1_jax.data.labelled.registry import SUITES
 
 GLUE_AVERAGE = (72.8, 68.9)  # the paper's and the best before it, in per cent (Radford et al. 2018, table 4)
@@ -39,6 +42,21 @@ def glue_average(scores: dict[str, list[float]]) -> float | None:
     if not all(scores.get(task) for task in tasks):
         return None
     return sum(sum(scores[task]) / len(scores[task]) for task in tasks) / len(tasks)
+
+
+def in_every_row(rows: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """The data sets that every row has, in the order of the first. rows: row -> data set -> anything."""
+    first, *others = rows.values()
+    return [name for name in first if all(name in of for of in others)]
+
+
+def table_5_average(row: str, names: Collection[str]) -> float | None:
+    """The average of a row of TABLE_5 over some data sets, each counted once, in per cent: as it is printed, if these
+    are all. None where it lacks one, or for no sets."""
+    published = TABLE_5.get(row, {})
+    if not names or not set(names) <= set(published):
+        return None
+    return TABLE_5_AVERAGE[row] if set(names) == set(published) else statistics.mean(map(published.get, names))
 
 
 def scaled(dataset: str, value: float) -> float | None:

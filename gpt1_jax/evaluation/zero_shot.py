@@ -29,7 +29,7 @@ from absl import logging
 
 from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.examples import Examples
-from gpt1_jax.data.labelled.loading import available_splits, load_examples, uri_of
+from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.data.tokenizers.loading import Tokenizer
@@ -116,11 +116,7 @@ def load(
             left_out[name] = str(error)
             logging.warning('%s is left out: %s', name, error)
     if not found:
-        reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
-        raise UserError(
-            f'datasets: None of them can be used ({reasons}). Name the folder that holds them with '
-            '--config.data.source=files:DIR.'
-        )
+        raise none_usable(left_out)
     return found, left_out
 
 

@@ -7,6 +7,7 @@ from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.progress import duration
 from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, significant, whole
 from gpt1_jax.report.collect import Line, Run, model_name, natural, split_step
+from gpt1_jax.training.metric_writer import median_speed
 
 _PETAFLOPS_DAY = 1e15 * 86_400  # floating-point operations
 _PAPERS_COST = '0.96'  # petaFLOP/s-days, on 8 GPUs for one month (OpenAI's post on the paper, 2018)
@@ -222,7 +223,7 @@ def cost(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
             run.model_words,
             whole(run.facts.get('tokens')),
             significant(run.facts['flops'] / _PETAFLOPS_DAY) if run.facts.get('flops') else None,
-            whole(run.facts.get('tokens_per_second')),
+            whole(median_speed(run.metrics)),
             duration(run.result.seconds),
             run.device_words or None,
         )

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import shlex
-import statistics
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -15,11 +14,11 @@ from gpt1_jax.progress import duration
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
 from gpt1_jax.report.tables import format_table
-from gpt1_jax.training.metric_writer import read_metrics
+from gpt1_jax.training.metric_writer import median_speed, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """An ordinary run of the program.
 
     Attributes:
@@ -70,7 +69,7 @@ class Part:
     """
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
     seconds: float = 0.0
     work: str = ''
     units: int = 1
@@ -111,9 +110,9 @@ def _steps_done(run, steps):
     """Of pre-training: (their share, the seconds that they took at the speed that is logged)."""
     lines = read_metrics(run.workdir)
     done = max((line['step'] for line in lines), default=0.0)
-    speeds = [line['tokens_per_second'] for line in lines if 'tokens_per_second' in line]
+    speed = median_speed(lines)
     tokens = done * run.config.data.batch_size * run.config.model.n_positions
-    return min(1.0, done / steps), tokens / statistics.median(speeds) if speeds else None
+    return min(1.0, done / steps), tokens / speed if speed else None
 
 
 def seconds_left(parts: Sequence[Part]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import statistics as plain
 from collections.abc import Iterable, Sequence
 
 from gpt1_jax.data.labelled.registry import REGISTRY
-from gpt1_jax.evaluation.paper import GLUE_AVERAGE, TABLE_5, TABLE_5_AVERAGE, glue_average
+from gpt1_jax.evaluation.paper import GLUE_AVERAGE, TABLE_5, glue_average, in_every_row, table_5_average
 from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, fixed, percent, signed, span, whole
 from gpt1_jax.report.collect import Line, Run
@@ -171,7 +171,8 @@ def _ablation(lines) -> Iterable[Block]:
     columns = [*TABLE_5['full'], *dict.fromkeys(line.dataset for line in lines if line.dataset not in TABLE_5['full'])]
     found = {row: {name: rows.first_metric(line) for name, line in of.items()} for row, of in table.items()}
     found = {row: {name: one for name, one in of.items() if one} for row, of in found.items()}
-    averaged = [name for name in columns if all(name in of for of in found.values() if of)]
+    shared = in_every_row({row: of for row, of in found.items() if of})
+    averaged = [name for name in columns if name in shared]
     entries = []
     for row in dict.fromkeys([*TABLE_5, *found]):
         of = found.get(row, {})
@@ -180,7 +181,7 @@ def _ablation(lines) -> Iterable[Block]:
         words = _ROWS_OF_TABLE_5.get(row, row)
         entries.append((words, percent(average), *(text(of[name]) if name in of else None for name in columns)))
         if published := TABLE_5.get(row):
-            average = _papers_average(row, averaged)
+            average = table_5_average(row, averaged)
             entries.append((f'paper: {words}', *_papers((average, *map(published.get, columns)))))
     yield Table(
         f'{lines[0].owner.label}, in per cent',
@@ -235,13 +236,5 @@ def _against_full(table, columns) -> Iterable[Block]:
 
 def _papers_difference(row, name, found):
     """The paper's row less its full one, on a set or on the average of those in `found`."""
-    ours, full = (_papers_average(one, found if name == 'average' else [name]) for one in (row, 'full'))
+    ours, full = (table_5_average(one, found if name == 'average' else [name]) for one in (row, 'full'))
     return '' if ours is None else Paper(signed((ours - full) / 100))
-
-
-def _papers_average(row, names):
-    """Of a row of table 5 over some sets: as it is printed if these are all; None where it lacks one."""
-    published = TABLE_5.get(row, {})
-    if not names or not set(names) <= set(published):
-        return None
-    return TABLE_5_AVERAGE[row] if set(names) == set(published) else plain.mean(published[name] for name in names)

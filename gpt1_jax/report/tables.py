@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from etils import epath
+
+from gpt1_jax.files import write_atomically
+
 
 def format_table(columns: Sequence[tuple[str, int, str]], entries: Iterable[Sequence]) -> str:
     """A header line, then one line an entry.
@@ -25,3 +29,9 @@ def format_table(columns: Sequence[tuple[str, int, str]], entries: Iterable[Sequ
         for spec, width, length in zip(formats, least, longest, strict=True)
     ]
     return '\n'.join(''.join(map(format, line, aligned)) for line in cells)
+
+
+def publish(workdir: epath.Path, text: str) -> None:
+    """Writes a task's table to WORKDIR/table.txt, and prints it. Raises UserError where it cannot be written."""
+    write_atomically(workdir / 'table.txt', [f'{text}\n'.encode()])
+    print(f'\n{text}')

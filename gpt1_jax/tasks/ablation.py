@@ -1,7 +1,7 @@
 """Parts of the method left out or varied, over many data sets (Radford et al. 2018, table 5)."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from absl import logging
 from etils import epath
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation.paper import TABLE_5
+from gpt1_jax.evaluation.paper import TABLE_5, in_every_row, table_5_average
 from gpt1_jax.report.results import Result
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
@@ -37,7 +37,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     averaged = in_every_row(rows)
     result.facts |= {
         'averaged': averaged,
-        'averages': {variant: average(of, averaged) for variant, of in rows.items()},
+        # By the rule of table 5: each set counts once, with its first metric.
+        'averages': {
+            variant: statistics.mean(map(of.get, averaged)) if averaged else None for variant, of in rows.items()
+        },
         'notes': notes,
     }
     return sweep.finish(config, workdir, started, result, format_scores(result, list(variants)))
@@ -93,18 +96,6 @@ def of_sets(result: Result) -> dict[str, dict[str, tuple[float, float]]]:
     }
 
 
-def in_every_row(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The data sets that every row has. rows: row -> data set -> score."""
-    first, *others = rows.values()
-    return [name for name in first if all(name in of for of in others)]
-
-
-def average(of: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """The mean of a row over some data sets by the rule of table 5: each counts once, with its first metric. None for
-    no sets."""
-    return statistics.mean(of[name] for name in names) if names else None
-
-
 def format_scores(result: Result, variants: Sequence[str]) -> str:
     """A row a variant, scores in per cent, with the spread over seeds and the paper's row of table 5 below it.
 
@@ -121,8 +112,7 @@ def format_scores(result: Result, variants: Sequence[str]) -> str:
         if result.config['seeds'] > 1:
             entries.append(('  best - worst', None, *spreads))
         if published := TABLE_5.get(variant):
-            of_all = average(published, averaged) if set(averaged) <= set(published) else None
-            entries.append(('  paper, test', of_all, *map(published.get, names)))
+            entries.append(('  paper, test', table_5_average(variant, averaged), *map(published.get, names)))
     columns = [('', 18, ''), ('average', 9, '.1f'), *((name, 8, '.1f') for name in names)]
     return '\n'.join(
         [

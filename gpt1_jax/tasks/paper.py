@@ -16,7 +16,7 @@ from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
 from gpt1_jax.processes import cores
 from gpt1_jax.progress import duration
-from gpt1_jax.report.plan import Part, Run, format_plan, seconds_left
+from gpt1_jax.report.plan import Part, PlannedRun, format_plan, seconds_left
 from gpt1_jax.report.results import Result
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
@@ -154,7 +154,7 @@ def _say(text):
 # ----------------------------------------------------------------- the runs of each part
 
 
-def _runs(name, config, workdir) -> tuple[Run, ...]:
+def _runs(name, config, workdir) -> tuple[PlannedRun, ...]:
     """The runs of a part: its config, with the keys that join it to the others filled in."""
     part, file, folder = config[name].copy_and_resolve_references(), dict(config.files)[name], workdir / name
     models = [str(workdir / need) for need in _NEEDS[name]]
@@ -166,7 +166,7 @@ def _runs(name, config, workdir) -> tuple[Run, ...]:
         part.runs = str(workdir)
     elif part.task == 'generate':
         return tuple(
-            Run(file, _with(part, init_from=f'{models[0]}@{step}'), folder / str(step))
+            PlannedRun(file, _with(part, init_from=f'{models[0]}@{step}'), folder / str(step))
             for step in _sampled_steps(config, workdir)
         )
     else:
@@ -176,7 +176,7 @@ def _runs(name, config, workdir) -> tuple[Run, ...]:
             part.seeds = config.seeds
         if 'lstm_from' in part and len(models) > 1:
             part.lstm_from = models[1]
-    return (Run(file, part, folder),)
+    return (PlannedRun(file, part, folder),)
 
 
 def _with(config, **changes):

@@ -1,7 +1,6 @@
 """Generative pre-training: shards -> language model (Radford et al. 2018, section 3.1)."""
 
 import functools
-import statistics
 import time
 
 import jax
@@ -24,7 +23,6 @@ from gpt1_jax.model.architecture import KINDS
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
-from gpt1_jax.training.metric_writer import read_metrics
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import pretraining, text_evaluation
 
@@ -33,8 +31,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Trains in `workdir`, or resumes training there; writes and returns the result.
 
     Scores: `loss` (nats a token, vocabulary rows only) and `perplexity` of the split 'valid', of the last checkpoint
-    and of the best one. Facts: `steps`, `tokens` trained on, `flops` of that, `tokens_per_second`, the median of those
-    logged.
+    and of the best one. Facts: `steps`, `tokens` trained on, `flops` of that.
     """
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
@@ -101,7 +98,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         for metric in ('loss', 'perplexity')
     ]
     tokens_seen = None if tokens_before is None else tokens_before + tokens
-    speeds = [line['tokens_per_second'] for line in read_metrics(workdir) if 'tokens_per_second' in line]
     logging.info(
         'held-out perplexity %.2f (%.4f nats a token); best %.2f at step %d',
         outcome.evaluations[-1]['valid_perplexity'],
@@ -114,12 +110,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         workdir,
         started,
         scores=scores,
-        facts={
-            'steps': total_steps,
-            'tokens': tokens,
-            'flops': tokens * program.classifier.model.flops_per_token(),
-            'tokens_per_second': statistics.median(speeds) if speeds else None,
-        },
+        facts={'steps': total_steps, 'tokens': tokens, 'flops': tokens * program.classifier.model.flops_per_token()},
         model=store.summary(program.classifier.model, program.abstract.params, tokens_seen),
     )
 

@@ -9,14 +9,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import as_json, cache_compiled_steps, check, check_choice, open_workdir
-from gpt1_jax.data.labelled.loading import available_splits, load_examples, uri_of
+from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.token_folder import count_examples
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import paper
 from gpt1_jax.files import make_directory, write_json
 from gpt1_jax.report.results import Result, Score, paper_key
-from gpt1_jax.report.tables import format_table
+from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.tasks import finetune
 from gpt1_jax.training.partitioning import is_writer
 
@@ -45,8 +45,7 @@ def finish(config: ConfigDict, workdir: epath.Path, started: float, result: Resu
     result = dataclasses.replace(result, task=config.task, config=as_json(config), seconds=seconds)
     if is_writer():
         result.write(workdir)
-        (workdir / 'table.txt').write_text(table + '\n')
-        print(f'\n{table}')
+        publish(workdir, table)
     return result
 
 
@@ -94,10 +93,7 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
         if _path(name, variant) not in left_out
     }
     if not configs:
-        reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
-        raise UserError(
-            f'datasets: None of them can be used ({reasons}). Set --config.data.source to the folder that holds them.'
-        )
+        raise none_usable(left_out)
     if is_writer():
         entries = [
             {'dataset': name, 'variant': variant, 'seed': run_config.seed, 'path': _path(name, variant, f'seed{seed}')}

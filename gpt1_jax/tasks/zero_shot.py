@@ -14,7 +14,7 @@ from gpt1_jax.evaluation.paper import ZERO_SHOT, scaled
 from gpt1_jax.evaluation.perplexity import make_scorer
 from gpt1_jax.files import read_json, write_json
 from gpt1_jax.report.results import Result, Score, record
-from gpt1_jax.report.tables import format_table
+from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 
@@ -67,9 +67,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     }
     result = record(config, workdir, started, scores=scores, facts=facts, model=found[-1]['model'])
     if is_writer():
-        text = format_scores(result)
-        (workdir / 'table.txt').write_text(text + '\n')
-        print(f'\n{text}')
+        publish(workdir, format_scores(result))
     return result
 
 

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import math
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from absl import logging
 from etils import epath
@@ -103,6 +104,12 @@ def read_metrics(workdir: epath.Path) -> list[dict]:
         with contextlib.suppress(ValueError):
             lines.append({name: float(value) for name, value in json.loads(line).items()})
     return lines
+
+
+def median_speed(lines: Iterable[Mapping[str, float]]) -> float | None:
+    """The median of the tokens/s in the lines of `read_metrics`; None if there are none."""
+    speeds = [line['tokens_per_second'] for line in lines if 'tokens_per_second' in line]
+    return statistics.median(speeds) if speeds else None
 
 
 def _open_tensorboard(workdir, first_step):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 
 from etils import epath
 from sklearn.model_selection import train_test_split
@@ -96,6 +97,14 @@ def uri_of(dataset: Dataset, source: str) -> str | None:
         return source
     folder = folder_of(dataset, path)
     return None if folder is None else f'{scheme}:{folder}'
+
+
+def none_usable(left_out: Mapping[str, str]) -> UserError:
+    """The error where a task is left with no data set. left_out: data set -> why it cannot be used."""
+    reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
+    return UserError(
+        f'datasets: None of them can be used ({reasons}). Set --config.data.source to the folder that holds them.'
+    )
 
 
 def _parts(dataset: Dataset, uri: str) -> tuple[str, str, str]:
