@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt1_jax.config import check
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
+from gpt1_jax.processes import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; default runs/TASK')
@@ -62,6 +63,7 @@ def _stop(signum, frame):
 
 def _set_up():
     """Must run before JAX and TensorFlow are imported."""
+    keep_freed_memory()
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # silences a note about oneDNN
     if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):

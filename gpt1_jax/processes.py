@@ -1,9 +1,11 @@
-"""Worker processes that start quickly, stay small, and end with their parent."""
+"""Worker processes that start quickly, stay small, and end with their parent; and the memory of this process."""
 
 import concurrent.futures
 import contextlib
+import ctypes
 import multiprocessing.context
 import os
+import platform
 import signal
 import sys
 import threading
@@ -35,6 +37,18 @@ def process_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecuto
 def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory that XLA frees after each step, for the next one.
+
+    Otherwise it goes back to Linux, which must clear each page before the next step may use it: on a CPU a third of the
+    time of a small model's step. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie free at the end of the heap
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: larger ones are always given back
 
 
 class _LightProcess(multiprocessing.context.SpawnProcess):

@@ -1,9 +1,11 @@
 """Worker processes (test_preparation.py tests that they die with their parent)."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -42,3 +44,30 @@ def test_a_killed_worker_is_a_user_error():
     with pytest.raises(UserError, match='data.workers: A worker process was killed.* Use fewer workers'):
         with process_pool(2) as pool:
             pool.submit(eval, KILL_ITSELF).result()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is changed')
+def test_freed_memory_is_kept():
+    program = textwrap.dedent("""
+        import resource, sys
+        import numpy as np
+        from gpt1_jax.processes import keep_freed_memory
+
+        if sys.argv[1] == 'keep':
+            keep_freed_memory()
+        for i in range(20):
+            if i == 10:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(40 << 20, np.uint8)  # more than glibc keeps by itself
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """)
+    pages = {}
+    for how in ('keep', 'leave'):
+        done = subprocess.run(
+            [sys.executable, '-c', program, how],
+            env=os.environ | {'PYTHONPATH': str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        pages[how] = int(done.stdout)
+    assert 10 * pages['keep'] < pages['leave'] > 100

@@ -64,6 +64,10 @@ def _by_tf_data(batches, start, stop):
         .map(lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS, deterministic=True)
         .prefetch(_AHEAD - _READERS)
     )
+    # There is nothing to tune, and the thread that would do it sleeps up to a minute, which the end of a run waits for.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = dataset.with_options(options)
     try:
         for values in dataset.as_numpy_iterator():
             yield dict(zip(first, values, strict=True))
