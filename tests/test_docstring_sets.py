@@ -12,9 +12,12 @@ from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
 
-PACKAGES = ('tensorflow', 'scipy', 'keras', 'jax', 'small')
-NAMES = ('docs_package', 'docs_follows', 'docs_same', 'docs_continuation')
-FILLER = 'this these other which where whose with from into when then more most some many each same'.split()
+NAMES = ('docs_number', 'docs_next', 'docs_same', 'docs_cloze')
+SINGULAR, PLURAL = ('is', 'was', 'has', 'does'), ('are', 'were', 'have', 'do')
+CHOICES = ('the', 'of', 'to', 'is')
+ANSWERS = ('is', 'are', 'the', 'of', 'to', 'was', 'were', 'the', 'of', 'to', 'have', 'has', 'do', 'the', 'is')
+SIZES = {'train': 200, 'dev': 40, 'test': 60}
+MANY = dict.fromkeys(SIZES, 10**6)
 
 
 def word(number):
@@ -22,265 +25,326 @@ def word(number):
     return 'q' + ''.join('abcdefghij'[int(digit)] for digit in f'{number:06d}')
 
 
-def make_files(per_package=40, docstrings=3, parts=4, dev=0.25, packages=PACKAGES):
-    """Docstrings of `parts` passages of 20 words; the second and the last but one are found nowhere else."""
+def own_words(first, n):
+    return [word(number) for number in range(first, first + n)]
+
+
+def as_text(words):
+    return ' '.join(words).capitalize() + '.'
+
+
+def make_files(per_package=60, sentences=16):
+    """Sentences with one answer between own words. Packages and lengths have their favourite answers."""
     rng, files, number = np.random.default_rng(0), [], 0
-    for package in packages:
-        for i in range(per_package if package != 'small' else 2):
-            texts = []
-            for _ in range(docstrings):
-                sentences = []
-                for _ in range(parts):
-                    number += 2
-                    words = ['Passage', word(number), *rng.choice(FILLER, 16), word(number + 1), 'here.']
-                    sentences.append(' '.join(words))
-                texts.append('\n\n'.join(sentences))
-            files.append(DocFile(package, f'{package}/f{i:03d}.py', i < dev * per_package, texts))
+    for i, package in enumerate(('jax', 'keras', 'scipy')):
+        for j in range(per_package):
+            paragraphs = []
+            for _ in range(sentences):
+                before, after = rng.integers(3, 13), rng.integers(4, 10)
+                answer = ANSWERS[i + before if rng.random() < 0.3 else rng.integers(len(ANSWERS))]
+                paragraphs.append(as_text([*own_words(number, before), answer, *own_words(number + before, after)]))
+                number += before + after
+            docs = ['\n\n'.join(paragraphs[: sentences // 2]), ' '.join(paragraphs[sentences // 2 :])]
+            files.append(DocFile(package, f'{package}/f{j:03d}.py', j % 2 == 1, docs))
     return files
 
 
-def beginning(passage):
-    return ' '.join(passage.split()[: docstring_sets._MOST_OF_PAIR])
-
-
-def origins(files):
-    """The text's (file, number of docstring, passage): passages, and both parts of each where it is cut."""
-    found = {}
+def index_of(files):
+    """Own word -> (file, words of its sentence, which of them)."""
+    index = {}
     for file in files:
-        for n, docstring in enumerate(file.docstrings):
-            for passage in docstring.split('\n\n'):
-                words = passage.split()
-                parts = [' '.join(part) for cut in range(8, 13) for part in (words[:cut], words[cut:])]
-                for text in (passage, beginning(passage), *parts):
-                    assert text not in found
-                    found[text] = file, n, passage
-    return found
+        for sentence in ' '.join(file.docstrings).replace('. ', '.\n').split('\n'):
+            for i, found in enumerate(sentence.split()):
+                if found.lower().startswith('q'):
+                    index[found.lower().rstrip('.')] = file, sentence.split(), i
+    return index
 
 
 FILES = make_files()
-ORIGIN = origins(FILES)
-PAIRS = ('docs_follows', 'docs_same')
+INDEX = index_of(FILES)
+PARTS = docstring_sets.by_split(FILES)
 
 
-def build(name, **kwargs):
-    return docstring_sets.build_from_files(name, FILES, **{'train': 200, 'dev': 80, **kwargs})
+def place(text, index=INDEX):
+    """(file, sentence, the number of the text's first word in it)"""
+    words = text.split()
+    i = next(i for i, found in enumerate(words) if found.lower().startswith('q'))
+    file, sentence, position = index[words[i].lower().rstrip('.')]
+    start = position - i
+    assert start >= 0 and sentence[start : start + len(words)] == words
+    return file, sentence, start
 
 
-def texts_of(examples):
-    """All passages of each example."""
-    flat = lambda value: value if isinstance(value, list) else [value]
-    return [[text for value in row for text in flat(value)] for row in zip(*examples.fields.values())]
+def word_after(text, index=INDEX):
+    _, sentence, start = place(text, index)
+    assert start == 0
+    return sentence[len(text.split())]
 
 
-def test_passages_are_running_text_of_some_length():
-    docstring = (
-        """Returns the sum of the values along one axis of the array that was given.
-
-    >>> add([1, 2, 3])
-
-The values are summed in pairs, which is a little slower but keeps the errors small. This is
-the way that most people expect. Short.
-
-Parameters
-----------
-x : array_like
-    The values that are going to be summed up here, in any order that may be wanted by the caller.
-
-See https://example.org/a/very/long/address for all of the things that are not explained in here at all.
-
-"""
-        + 'word ' * 95
-    )
-    found = docstring_sets.passages(docstring)
-    prose = [passage for passage in found if not passage.startswith('word')]
-    assert ' '.join(prose) == (
-        'Returns the sum of the values along one axis of the array that was given. '
-        'The values are summed in pairs, which is a little slower but keeps the errors small.'
-    )
-    assert found[len(prose)].startswith('word')  # what stood between, 9 words, is too short
-    assert all(10 <= len(passage.split()) <= docstring_sets._MOST_WORDS <= 40 for passage in found)
-    assert not any('address' in passage or 'caller' in passage for passage in found)
-    assert docstring_sets.passages('Too short.') == docstring_sets.passages('') == []
+def rows(examples):
+    return list(zip(*examples.fields.values(), examples.labels.tolist(), strict=True))
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_balanced_deterministic_and_split_by_file(name):
-    splits, again = build(name), build(name)
-    dataset = REGISTRY[name]
-    # The one numerical package has no more than two pairs from each of three docstrings in 30 and in 10 files.
-    for part, size, pairs in (('train', 200, 180), ('dev', 80, 60)):
-        assert len(splits[part]) == (pairs if name == 'docs_same' else size)
-    for part, examples in splits.items():
-        assert examples.fields == again[part].fields and tuple(examples.fields) == dataset.fields
-        assert examples.labels.tolist() == again[part].labels.tolist() and examples.labels.dtype == np.int32
-        counts = collections.Counter(examples.labels.tolist())
-        assert counts == {label: len(examples) // len(dataset.labels) for label in range(len(dataset.labels))}
-        assert len(set(examples.ids)) == len(examples)
-        for texts in texts_of(examples):
-            assert all(ORIGIN[text][0].held_out == (part == 'dev') for text in texts)
-    assert build(name, seed=1)['train'].fields != splits['train'].fields
-    labels = splits['train'].labels
-    assert len(set(labels[:20].tolist())) == len(dataset.labels)  # shuffled, so that any first part is of use
-
-
-def test_package():
-    names = sorted(PACKAGES[:4])  # the four with most files
-    examples = build('docs_package')['train']
-    for (text,), label in zip(texts_of(examples), examples.labels, strict=True):
-        assert ORIGIN[text][0].package == names[label]
-    assert len({text for (text,) in texts_of(examples)}) == len(examples)
-
-
-def test_package_leaves_out_passages_that_name_one():
-    names = ['SciPy', 'keras', 'tf.function', 'TensorFlow', 'my_tf_op']
-    files = []
-    for i, file in enumerate(FILES):
-        name = names[i % len(names)] if i % 2 else 'Wtfx'
-        docstrings = [text.replace('Passage', name) for text in file.docstrings]
-        files.append(DocFile(file.package, file.path, file.held_out, docstrings))
-    for examples in docstring_sets.build_from_files('docs_package', files, train=100, dev=40).values():
-        assert {text.split()[0] for (text,) in texts_of(examples)} == {'Wtfx'}
-
-
-def package_of(text, origin=ORIGIN):
-    return origin[text][0].package
-
-
-def is_true(name, label):
-    return REGISTRY[name].labels[label] in ('follows', 'same')
-
-
-def assert_pair(name, first, second, origin=ORIGIN):
-    """These are the halves of one passage, or two passages of one docstring."""
-    (file1, n1, passage1), (file2, n2, passage2) = origin[first], origin[second]
-    if name == 'docs_same':
-        assert (file1.path, n1) == (file2.path, n2)
-        assert first == beginning(passage1) and second == beginning(passage2)
-        assert file1.docstrings[n1].index(first) < file1.docstrings[n1].index(second)
-    else:
-        assert passage1 == passage2 == f'{first} {second}'
-
-
-def check_pairs(name, examples, origin=ORIGIN):
-    """True ones are pairs, false ones are of two packages, and each text is used once."""
-    for (first, second), label in zip(texts_of(examples), examples.labels, strict=True):
-        if is_true(name, label):
-            assert_pair(name, first, second, origin)
+def check(name, examples, index=INDEX):
+    """Every label is true, and no sentence is there more often than promised."""
+    texts = collections.Counter(row[0] for row in rows(examples))
+    assert set(texts.values()) == {2 if name == 'docs_same' else 1}
+    for text, *second, label in rows(examples):
+        label_name = REGISTRY[name].labels[label]
+        if name == 'docs_same':
+            check_pair(text, *second, label_name == 'same', index)
+            continue
+        following = word_after(text, index)
+        assert 3 <= len(text.split()) <= 16
+        if name == 'docs_number':
+            assert following in {'singular': SINGULAR, 'plural': PLURAL}[label_name]
+        elif name == 'docs_next':
+            assert (second == [following]) == (label_name == 'follows') and following in ('the', 'of')
         else:
-            assert package_of(first, origin) != package_of(second, origin)
-    for column in examples.fields.values():
-        assert len(set(column)) == len(column)
+            assert second[0][label] == following and sorted(second[0]) == sorted(CHOICES)
 
 
-def check_choices(examples, origin=ORIGIN):
-    """One ending is of the context's passage, three are of other packages, each right one is used once."""
-    right, wrong = collections.Counter(), collections.Counter()
-    for context, endings, label in zip(*examples.fields.values(), examples.labels, strict=True):
-        assert len(endings) == len(set(endings)) == 4
-        assert_pair('docs_continuation', context, endings[label], origin)
-        others = [ending for i, ending in enumerate(endings) if i != label]
-        assert package_of(context, origin) not in {package_of(other, origin) for other in others}
-        right[endings[label]] += 1
-        wrong.update(others)
-    assert not right or max(right.values()) == 1
-    assert not wrong or max(wrong.values()) - min(wrong.values()) <= 1
-    return right, wrong
+def check_pair(first, second, right, index):
+    (file, sentence, start), (other_file, other, cut) = place(first, index), place(second, index)
+    assert start == 0 and cut + len(second.split()) == len(other)
+    assert (sentence == other) == right and (not right or cut == len(first.split()))
+    assert file.package == other_file.package and len(second.split()) == len(sentence) - len(first.split())
 
 
-@pytest.mark.parametrize('size', [200, 10**6])
-@pytest.mark.parametrize('name', PAIRS)
-@pytest.mark.parametrize('part', ['train', 'dev'])  # only dev has the package 'small': the halves are the same
-def test_true_and_false_pairs(name, part, size):
-    examples = build(name, train=size, dev=size)[part]
-    check_pairs(name, examples)
-    firsts, seconds = examples.fields.values()
-    wrong = [text for text, label in zip(seconds, examples.labels) if not is_true(name, label)]
-    home, foreign = ({package_of(text) for text in texts} for texts in (firsts, wrong))
-    assert home == {'scipy'} and {'jax', 'keras', 'tensorflow'} <= foreign <= set(PACKAGES) - home
-    # In each package of the firsts as many are true as false.
-    counts = collections.Counter(
-        (package_of(first), is_true(name, label)) for first, label in zip(firsts, examples.labels)
-    )
-    assert all(abs(counts[package, True] - counts[package, False]) <= 1 for package in home)
+def kinds(name, examples, index=INDEX):
+    """(package, length) -> how often each of the answers between which nothing but language may tell."""
+    found = collections.defaultdict(collections.Counter)
+    for text, *second, label in rows(examples):
+        package = place(text, index)[0].package
+        if name == 'docs_same':
+            found[package, len(second[0].split()), 'second'][label] += 1
+            found[package, len(text.split()), 'first'][label] += 1
+        else:
+            alike = package, len(text.split()) // 3
+            if name != 'docs_number':
+                found[*alike, 'word'][word_after(text, index)] += 1
+            if name != 'docs_cloze':
+                found[*alike, 'label'][label] += 1
+    return found
 
 
-@pytest.mark.parametrize('size', [200, 10**6])
-@pytest.mark.parametrize('part', ['train', 'dev'])
-def test_continuation(part, size):
-    right, wrong = check_choices(build('docs_continuation', train=size, dev=size)[part])
-    assert {package_of(text) for text in right} == {'scipy'}
-    assert {'jax', 'keras', 'tensorflow'} <= {package_of(text) for text in wrong} <= set(PACKAGES) - {'scipy'}
-
-
-def test_packages_of_one_subject():
-    """Every second one is then the subject of the right texts."""
-    for packages in (('scipy', 'numpy'), ('jax', 'keras', 'small')):
-        files = make_files(packages=packages)
-        first, second = docstring_sets.build_from_files('docs_same', files, train=40, dev=20)['train'].fields.values()
-        origin = origins(files)
-        assert {package_of(text, origin) for text in first} <= set(sorted(packages)[::2])
-        assert {package_of(text, origin) for text in second} >= set(sorted(packages)[1::2])
-
-
-def test_repeated_passages_are_used_once():
-    copies = [DocFile(file.package, 'copy/' + file.path, file.held_out, file.docstrings) for file in FILES]
-    for name in NAMES:
-        examples = docstring_sets.build_from_files(name, FILES + copies, train=10**6, dev=80)['train']
-        first = next(iter(examples.fields.values()))
-        assert len(set(first)) == len(first)
+@pytest.mark.parametrize('sizes', [SIZES, MANY], ids=['some', 'all'])
+@pytest.mark.parametrize('name', NAMES)
+def test_labels_are_true_and_neither_subject_nor_length_tells_them(name, sizes):
+    for split, examples in docstring_sets.make(name, PARTS, sizes=sizes).items():
+        assert len(examples) == SIZES[split] if sizes is SIZES else len(examples) > SIZES[split]
+        check(name, examples)
+        found = kinds(name, examples)
+        assert len({package for package, *_ in found}) == 3 and len({length for _, length, _ in found}) >= 3
+        for (*_, what), counts in found.items():
+            assert len(counts) == (4 if (name, what) == ('docs_cloze', 'word') else 2)
+            assert len(set(counts.values())) == 1
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_one_package_is_too_little(name):
-    """Where there is no other package there are no wrong texts."""
-    with pytest.raises(UserError, match=f'only 0 train examples of {name!r}.*name larger ones'):
-        docstring_sets.build_from_files(name, [file for file in FILES if file.package == 'jax'])
+def test_random_but_the_same_each_time(name):
+    splits, again, other = (docstring_sets.make(name, PARTS, seed, SIZES) for seed in (0, 0, 1))
+    for split, examples in splits.items():
+        assert examples.fields == again[split].fields and tuple(examples.fields) == REGISTRY[name].fields
+        assert examples.labels.tolist() == again[split].labels.tolist() and examples.labels.dtype == np.int32
+        first, of_other = ({place(row[0])[1][0] for row in rows(found[split])} for found in (splits, other))
+        assert first != of_other  # other sentences, not only in another order
+        assert len(set(examples.ids)) == len(examples)
+        labels = examples.labels.tolist()
+        # In random order: any first part has all labels, and labels do not repeat with a period.
+        assert set(labels[:20]) == set(range(len(REGISTRY[name].labels)))
+        assert all(labels[:-period] != labels[period:] for period in range(1, 9))
 
 
-def test_too_little_text_and_other_names():
-    with pytest.raises(UserError, match="only 0 train examples of 'docs_package'"):
-        docstring_sets.build_from_files('docs_package', [f for f in FILES if f.package in ('jax', 'keras')])
-    with pytest.raises(UserError, match="only 0 dev examples of 'docs_same'"):
-        docstring_sets.build_from_files('docs_same', [file for file in FILES if not file.held_out])
-    with pytest.raises(UserError, match="docs: There is no data set 'sst2'"):
+@pytest.mark.parametrize('name', NAMES)
+def test_a_file_is_of_one_split(name):
+    splits = {}
+    for split, examples in docstring_sets.make(name, PARTS, sizes=MANY).items():
+        texts = [text for row in rows(examples) for text in row[: 2 if name == 'docs_same' else 1]]
+        splits[split] = {place(text)[0].path for text in texts}
+    train, held_out = ({file.path for file in FILES if file.held_out == side} for side in (False, True))
+    assert splits['train'] == train  # every file gives some
+    assert splits['dev'] | splits['test'] == held_out and not splits['dev'] & splits['test']
+    assert 0.25 < len(splits['dev']) / len(held_out) < 0.55
+
+
+def test_a_second_text_alone_says_nothing():
+    # One more group than an even number of them: words are also then as often right as wrong.
+    parts = {'train': [('p', [[*own_words(20 * i, 6), word, 'x'] for i in range(9) for word in ('the', 'of')])]}
+    uneven = docstring_sets.make('docs_next', parts, sizes={'train': 10**6})['train']
+    for examples in (uneven, *docstring_sets.make('docs_next', PARTS, sizes=SIZES).values()):
+        counts = collections.Counter(zip(examples.fields['word'], examples.labels.tolist()))
+        assert all(counts[word, 0] == counts[word, 1] > 0 for word in ('the', 'of'))
+    for examples in docstring_sets.make('docs_same', PARTS, sizes=SIZES).values():
+        counts = collections.Counter(zip(examples.fields['second'], examples.labels.tolist()))
+        assert set(counts.values()) == {1} and len(counts) == 2 * len(set(examples.fields['second']))
+    examples = docstring_sets.make('docs_cloze', PARTS, sizes=SIZES)['train']
+    assert len(set(map(tuple, examples.fields['words']))) == 24  # every order of the four
+    places = np.bincount(examples.labels, minlength=4)
+    assert places.min() > 30 and places.max() < 75  # random: 50 +- 6 of 200
+
+
+def test_sentences_are_cut_at_any_place_that_fits():
+    parts = {'train': [('p', [[word(i), *[('is', 'are')[i % 2]] * 20] for i in range(600)])]}
+    examples = docstring_sets.make('docs_number', parts, sizes={'train': 500})['train']
+    assert {len(text.split()) for text in examples.fields['text']} == set(range(3, 17))
+    parts = {'train': [('p', [own_words(20 * i, 7 + i % 15) for i in range(400)])]}
+    examples = docstring_sets.make('docs_same', parts, sizes={'train': 400})['train']
+    for column in examples.fields.values():
+        assert {len(text.split()) for text in column} == set(range(4, 13))
+
+
+@pytest.mark.parametrize('subject', ['it', 'There', 'which', '(this', '`these`', 'they', 'and', 'to', 'must', 'will'])
+def test_no_subject_before_the_verb(subject):
+    """Such a word tells the verb's number by itself, or the verb has none."""
+    sentences = lambda before: [['a', 'b', before, verb, 'c'] for verb in SINGULAR + PLURAL] * 5
+    make = lambda before: docstring_sets.make('docs_number', {'train': [('p', sentences(before))]}, 0, {'train': 99})
+    assert len(make('value')['train']) == 40
+    with pytest.raises(UserError, match='only 0 train examples'):
+        make(subject)
+
+
+def test_halves_that_fit_two_sentences_are_used_once():
+    """Else the wrong pair would be right as well."""
+    first, second = own_words(0, 4), own_words(100, 4)
+    sentences = [[*own_words(10 * i, 4), *second] for i in range(20, 60)]
+    sentences += [[*first, *own_words(10 * i, 4)] for i in range(60, 100)]
+    sentences += [own_words(10 * i, 8) for i in range(200, 208)]
+    examples = docstring_sets.make('docs_same', {'train': [('p', sentences)]}, sizes={'train': 16})['train']
+    both = {tuple(words) for words in sentences}
+    for a, b, label in rows(examples):
+        assert (tuple(f'{a} {b}'.split()) in both) == label
+    assert set(collections.Counter(examples.fields['first']).values()) == {2}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_large_file_does_not_fill_a_set(name):
+    answers = ('is', 'are') if name == 'docs_number' else CHOICES
+    starts = [range(100 * i, 100 * i + 4) for i in range(40)] + [range(4000, 4800)]  # the numbers of sentences
+    sentence = lambda i: [*own_words(12 * i, 6), answers[i % len(answers)], *own_words(12 * i + 6, 6)]
+    files = [('p', [sentence(i) for i in numbers]) for numbers in starts]
+    origin = {words[0]: i for i, (_, sentences) in enumerate(files) for words in sentences}
+    examples = docstring_sets.make(name, {'train': files}, sizes={'train': 40})['train']
+    counts = collections.Counter(origin[row[0].split()[0]] for row in rows(examples))
+    assert len(examples) == 40 and len(counts) >= 15 and max(counts.values()) <= 6
+
+
+NOT_RUNNING_TEXT = [
+    'A Heading Of Five Words\n-----------------------',
+    'Only four words here.',
+    '>>> add one to all of the values',
+    '  The values are indented by two blanks here.',
+    'x : array_like\n    The values that are summed up here.',
+    '- the first of the points on a list',
+    'With `code` and x1 and 2 this is too little.',
+    'See https://example.org for all of the other things.',
+    'One of the cells | another of the cells',
+]
+
+
+def test_running_text():
+    first, last = 'Returns the sum of\nall values.', 'The values, which (as a whole) are summed: A few at once.'
+    docstring = '\n\n'.join([first, *NOT_RUNNING_TEXT, last])
+    assert docstring_sets.running_text(docstring) == [first.replace('\n', ' '), last]
+    assert [docstring_sets.running_text(text) for text in ('', *NOT_RUNNING_TEXT)] == [[]] * 10
+    assert sentences_of([DocFile('p', 'p/a.py', False, [docstring])])['train'] == [
+        'Returns the sum of all values.',
+        'The values, which (as a whole) are summed:',
+        'A few at once.',
+    ]
+
+
+def sentences_of(files):
+    """Split -> its sentences."""
+    joined = lambda part: [' '.join(words) for _, sentences in part for words in sentences]
+    return {split: joined(part) for split, part in docstring_sets.by_split(files).items()}
+
+
+@pytest.mark.parametrize('train_path, held_out_path', [('p/a.py', 'p/z.py'), ('p/z.py', 'p/a.py')])
+def test_held_out_sentences_that_are_like_those_of_train_are_left_out(train_path, held_out_path):
+    long, short = own_words(0, 20), own_words(100, 6)
+    eight = as_text([*own_words(200, 5), *long[3:11], *own_words(210, 5)]).replace(' ', ', ')
+    seven = as_text([*own_words(300, 5), *long[3:10], *own_words(310, 5)])
+    train = DocFile('p', train_path, False, [as_text(long), as_text(short)])
+    kept = [seven, as_text(short[:5]), as_text(short[1:])]
+    held_out = [eight, as_text(long), as_text(short).upper().capitalize(), *kept]
+    found = sentences_of([train, DocFile('p', held_out_path, True, held_out)])
+    assert found['train'] == [as_text(long), as_text(short)]  # they are lost for the held-out files only
+    assert found['dev'] + found['test'] == kept
+
+
+def test_repeated_sentences_count_once():
+    other_case = lambda docstrings: [text.replace(' q', ' Q') for text in docstrings]
+    copies = [DocFile('jax', f'copy/{file.path}', file.held_out, other_case(file.docstrings)) for file in FILES]
+    found = sentences_of(FILES + copies + [DocFile('z', 'z/a.py', False, FILES[0].docstrings)])
+    everything = [sentence for part in found.values() for sentence in part]
+    assert len({sentence.lower() for sentence in everything}) == len(everything) == len(FILES) * 16
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """FILES stand for the packages one and two; the calls that ask for them."""
+    found = []
+    monkeypatch.setattr(docstring_sets, 'read_docstrings', lambda *args: found.append(args) or FILES)
+    docstring_sets.build.cache_clear()
+    docstring_sets._installed.cache_clear()
+    return found
+
+
+def test_load(calls):
+    for name, split in itertools.product(NAMES, SIZES):
+        examples = load_examples(REGISTRY[name], 'docs:one,two', split)
+        assert examples.fields == docstring_sets.make(name, PARTS)[split].fields
+        assert load_examples(REGISTRY[name], 'docs:one,two', split, limit=3).ids == examples.ids[:3]
+    assert calls == [(('one', 'two'), 0.3)]  # once, whatever the set and the split
+
+
+def test_training_text_is_running_text_and_has_nothing_of_dev_and_test(calls, monkeypatch):
+    found = docstring_sets.training_text('one,two')
+    assert calls == [(('one', 'two'), 0.3)]
+    assert list(found) == [file.path for file in FILES if not file.held_out]
+    whole = '\n'.join(found.values())
+    for name in NAMES:
+        for split, examples in docstring_sets.make(name, PARTS, sizes=SIZES).items():
+            assert all((row[0] in whole) == (split == 'train') for row in rows(examples))
+    docs = [[NOT_RUNNING_TEXT[0]], ['A\ntext of five words.\n\n- no text', 'And one more like that.']]
+    files = [DocFile('p', f'p/{i}.py', False, docs[i]) for i in range(2)]
+    monkeypatch.setattr(docstring_sets, 'read_docstrings', lambda packages, share: files if packages == () else None)
+    assert docstring_sets.training_text('') == {'p/1.py': 'A text of five words.\nAnd one more like that.'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_too_little_text(name):
+    fix = 'Use docs: for all installed packages, or name larger ones'
+    with pytest.raises(UserError, match=f'docs: These packages give only 0 dev examples of {name!r}. {fix}'):
+        docstring_sets.make(name, docstring_sets.by_split([file for file in FILES if not file.held_out]))
+    with pytest.raises(UserError, match=f'only 0 train examples of {name!r}. {fix}'):
+        docstring_sets.make(name, docstring_sets.by_split([file for file in FILES if file.held_out]))
+    with pytest.raises(UserError, match='only 0 train'):
+        docstring_sets.make(name, docstring_sets.by_split([]))
+    outcomes = set()
+    for per_package, sentences in ((2, 8), (4, 16), (6, 32), (8, 64)):
+        files = make_files(per_package, sentences)
+        try:
+            for examples in docstring_sets.make(name, docstring_sets.by_split(files)).values():
+                assert len(examples) >= 16
+                check(name, examples, index_of(files))
+            outcomes.add('examples')
+        except UserError:
+            outcomes.add('error')
+    assert len(outcomes) == 2
+
+
+def test_other_names():
+    with pytest.raises(UserError, match="docs: There is no data set 'sst2', only docs_number, docs_next, docs_same, "):
         load_examples(REGISTRY['sst2'], 'docs:', 'train')
-    with pytest.raises(UserError, match='docs: There is no test split'):
-        load_examples(REGISTRY['docs_same'], 'docs:', 'test')
+    with pytest.raises(UserError, match="no split 'dev_other'"):
+        load_examples(REGISTRY['docs_same'], 'docs:', 'dev_other')
 
 
 @pytest.mark.slow
-def test_installed_packages():
-    """The real thing, on packages that every installation has."""
-    train = load_examples(REGISTRY['docs_continuation'], 'docs:numpy,scipy', 'train', limit=100)
-    dev = load_examples(REGISTRY['docs_continuation'], 'docs:numpy,scipy', 'dev')
-    assert len(train) == 100 and len(dev) >= 50
-    whole = [
-        {f'{context} {endings[label]}' for context, endings, label in zip(*examples.fields.values(), examples.labels)}
-        for examples in (train, dev)
-    ]
-    assert not whole[0] & whole[1]  # no passage is in both; short beginnings may be
-
-
-@pytest.mark.parametrize('packages', [1, 2, 3, 5])
 @pytest.mark.parametrize('name', NAMES)
-def test_few_files(name, packages):
-    """Either an error that says so, or right examples."""
-    outcomes = set()
-    for per_package, docstrings in itertools.product((0, 1, 2, 3, 5, 8), (0, 1, 2)):
-        files = make_files(per_package, docstrings, dev=0.5, packages=PACKAGES[:packages])
-        origin = origins(files)
-        try:
-            splits = docstring_sets.build_from_files(name, files, train=10**6, dev=40)
-        except UserError:
-            outcomes.add('error')
-            continue
-        outcomes.add('examples')
-        for examples in splits.values():
-            if name in PAIRS:
-                check_pairs(name, examples, origin)
-            elif name == 'docs_continuation':
-                check_choices(examples, origin)
-            assert len(set(collections.Counter(examples.labels.tolist()).values())) == 1  # balanced
-    assert 'error' in outcomes
-    least = {'docs_package': 4}.get(name, 2)
-    assert ('examples' in outcomes) == (packages >= least)
+def test_installed_packages(name):
+    """The real thing, on packages that every installation has."""
+    splits = {split: load_examples(REGISTRY[name], 'docs:numpy,scipy', split) for split in ('train', 'dev', 'test')}
+    assert len(splits['train']) >= 500 and min(map(len, splits.values())) >= 100

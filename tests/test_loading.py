@@ -55,7 +55,7 @@ def test_available_splits(tmp_path):
     assert available_splits(REGISTRY['mnli'], f'files:{tmp_path}') == ['train', 'dev', 'test_mismatched']
     assert available_splits(REGISTRY['sst2'], f'files:{tmp_path}') == ['train', 'dev']
     assert available_splits(REGISTRY['story_cloze'], f'files:{tmp_path}') == ['train', 'dev']  # both of dev.jsonl
-    assert available_splits(REGISTRY['docs_same'], '') == ['train', 'dev']
+    assert available_splits(REGISTRY['docs_same'], '') == ['train', 'dev', 'test']
     with pytest.raises(UserError, match='nowhere: This is not a directory'):
         available_splits(REGISTRY['sst2'], f'files:{tmp_path}/nowhere')
 

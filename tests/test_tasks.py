@@ -24,7 +24,7 @@ from configs import (
 )
 from gpt1_jax import main, tasks
 from gpt1_jax.report import results
-from gpt1_jax.report.results import Result, Score
+from gpt1_jax.report.results import Result
 from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, quickstart, sweep, zero_shot
 from gpt1_jax.training.partitioning import Partitioner
 
@@ -75,11 +75,7 @@ def ran(tmp_path_factory):
     """Task -> (config as JSON, what it returned, workdir, what was logged). The quickstart's parts are stand-ins."""
     folder, made, messages = epath.Path(tmp_path_factory.mktemp('tasks')), {}, []
     runs.write_data(folder)
-    dev = [
-        Score('docs_same', 'dev', 'accuracy', 0.5, 4, checkpoint='last', variant=variant)
-        for variant in ('pretrained', 'scratch')
-    ]
-    fine_tuned = Result('sweep', dev, {'left_out': {}}, None, {}, 1.0)
+    fine_tuned = Result('sweep', [], {'left_out': {}, 'train_examples': {'docs_same': {'scratch': 4}}}, None, {}, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, 'info', lambda message, *args: messages.append(str(message) % args))
         for task in (
@@ -97,7 +93,10 @@ def ran(tmp_path_factory):
         for config in configs(folder):
             if config.task == 'quickstart':
                 patch.setattr(pretrain, 'run', lambda *_: results.read(folder / 'pretrain'))
+                patch.setattr(generate, 'run', lambda *_: None)
                 patch.setattr(sweep, 'fine_tune_all', lambda *_: fine_tuned)
+                patch.setattr(quickstart, 'training_text', lambda packages: {})
+                patch.setattr(quickstart, '_baselines', lambda runs: [])
             messages.clear()
             as_json, workdir = json.loads(config.to_json_best_effort()), folder / config.task
             made[config.task] = as_json, main.run_task(config, str(workdir)), workdir, list(messages)

@@ -22,11 +22,15 @@ def write(folder: epath.Path, out: epath.Path) -> list[Run]:
     """
     folder, out = epath.Path(folder).expanduser(), epath.Path(out).expanduser()
     runs = collect(folder)
-    title, blocks = f'Report of {posixpath.basename(real_path(folder))}', sections(runs)
+    write_blocks(f'Report of {posixpath.basename(real_path(folder))}', sections(runs), out)
+    return runs
+
+
+def write_blocks(title: str, blocks: list[Block], out: epath.Path) -> None:
+    """Writes OUT/report.html and OUT/report.md with these blocks."""
     make_directory(out)
     for name, text_of in (('report.html', render.to_html), ('report.md', render.to_markdown)):
         write_atomically(out / name, [text_of(title, _INTRODUCTION, blocks).encode(errors='replace')])
-    return runs
 
 
 def sections(runs: list[Run]) -> list[Block]:

@@ -154,6 +154,11 @@ def used_examples(data: ConfigDict, number: int) -> int:
     return math.ceil(fractions.Fraction(str(data.share)) * number)  # exact: 0.07 * 100 is more than 7
 
 
+def drawn(seed: int, data: ConfigDict, number: int) -> np.ndarray:
+    """Which of `number` training examples a run takes, in their order: int [used_examples]."""
+    return np.sort(np.random.RandomState(seed).permutation(number)[: used_examples(data, number)])
+
+
 def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     """Every split that the source has, by name: a mistake in a test file should not show after days of training.
 
@@ -166,9 +171,7 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
             raise UserError(
                 f'{data.source or dataset.uri}: The {split} split has no labels. Name a source that has them.'
             )
-    number = len(encoded['train'].ids)
-    drawn = np.random.RandomState(config.seed).permutation(number)[: used_examples(data, number)]
-    encoded['train'] = encoded['train'].take(np.sort(drawn))
+    encoded['train'] = encoded['train'].take(drawn(config.seed, data, len(encoded['train'].ids)))
     return encoded
 
 

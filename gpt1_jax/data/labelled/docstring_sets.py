@@ -1,234 +1,243 @@
 """Four labelled sets made of documentation strings: the quickstart's, real English without a download.
 
-  docs_package       which of four packages is this passage from? (passages that name one are left out)
-  docs_follows       does the second text continue the first, or is it the end of another passage?
-  docs_same          are two passages from one docstring, or from two packages?
-  docs_continuation  which of four texts continues the context?
+  docs_number  will the verb that comes next be singular or plural?
+  docs_next    does this word come next, "the" or "of"?
+  docs_same    are two texts the halves of one sentence?
+  docs_cloze   which of four words comes next?
 
-Each set is balanced (chance is 1 / number of classes) and split by file. Where an example has several texts, the wrong
-ones are of one subject, deep learning, and all others of another, numerical computing (without such packages: of every
-second package, and of the rest). So a second text alone gives much away, as in many real sets (Gururangan et al. 2018),
-if a decoder has read enough documentation to know the subjects. To learn to compare two texts, a small decoder needs
-more examples than a quickstart has time for.
-The dev sets come from the files that the corpus `docs:` holds out if its held_out is DEV_SHARE. A language model
-trained with less held out has read their texts, but never their labels.
+Neither subject nor length tells the answer: among the texts of one package and of about one length, every answer is as
+frequent as the others, and wrong answers come from there too. A second text alone says nothing: in docs_next each word
+is as often right as wrong, docs_cloze always has the same four choices, and in docs_same each text is in one right pair
+and in one wrong one.
+
+A file is of one split: train, or held out for dev or test. Sentences of dev and test that share eight words in a row
+with a sentence of the train files are left out, shorter ones if they are the same. A language model that is trained on
+`training_text` has not read the sentences of dev and test.
 """
 
 import collections
 import functools
-import itertools
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt1_jax.data.corpus.docstrings import DocFile, read_docstrings
+from gpt1_jax.data.corpus.held_out import held_out_rule
 from gpt1_jax.data.labelled.examples import Examples
 from gpt1_jax.errors import UserError
 
-DEV_SHARE = 0.2  # of the files
-_LEAST_WORDS, _ENOUGH_WORDS, _MOST_WORDS = 10, 20, 40
-_LEAST_PART, _MOST_OF_CUT, _MOST_OF_PAIR = 8, 24, 16  # words of a part; of a passage to be cut; of each of a pair
-_PACKAGES = 4
-_CHOICES = 4
-_NUMERICAL = ('numpy', 'scipy', 'sklearn')  # one of the two subjects; the other packages are the other
-_OTHER_NAMES = {
-    'tensorflow': ('tf',),
-    'tensorflow_datasets': ('tfds',),
-    'numpy': ('np',),
-    'sklearn': ('scikit-learn', 'scikit'),
-}
+HELD_OUT = 0.3  # of the files, for dev and test
+SIZES = {'train': 1000, 'dev': 500, 'test': 1000}  # at most
+_DEV = 0.4  # of the files that are held out
+_FEWEST = 16  # examples of a split
+_COMMON_RUN = 8  # words
+_LEAST, _MOST = 3, 16  # words of a text that goes on with another word
+_LEAST_HALF, _MOST_HALF = 4, 12  # words
+_SINGULAR, _PLURAL = ('is', 'was', 'has', 'does'), ('are', 'were', 'have', 'do')
+_NO_SUBJECT = frozenset(  # before a verb: they tell its number, or have none
+    'it there that which this these those they we you i to not and if '
+    'can cannot could may might must shall should will would'.split()
+)
+_CHOICES = ('the', 'of', 'to', 'is')
+_MARKS = '.,;:()[]"\'`*'
 _SENTENCE_END = re.compile(r'(?<=[.!?:;])\s+(?=[A-Z`*"\'(\[])')
-_NOT_PROSE = re.compile(r'>>>|\.\. |::|\||===|---|~~~|https?:|:[a-z]+:|\n\s|^\s*[-*+@:#]')
+_NOT_PROSE = re.compile(r'>>>|\.\. |::|\||===|---|~~~|https?:|:[a-z]+:|(^|\n)\s|^[-*+@:#]')
 _WORD = re.compile(r'[A-Za-z][a-z]+')
+
+
+# Split -> (package, sentences as lists of words) of each of its files.
+Sentences = dict[str, list[tuple[str, list[list[str]]]]]
+
+
+class Cut(NamedTuple):
+    """A sentence cut in two: its package, and the words of the two parts."""
+
+    package: str
+    before: list[str]
+    after: list[str]
 
 
 def load(name: str, packages: str, split: str) -> Examples:
     """The split of a `docs:` URI. `packages`: as in the URI, '' for all that requirements.txt asks for.
 
     Raises:
-      UserError: no such data set or split, or too little text.
+      UserError: no such data set, or too little text.
     """
     if name not in _MAKERS:
         raise UserError(f'docs: There is no data set {name!r}, only {", ".join(_MAKERS)}. Use files: or tfds:.')
-    if split == 'test':
-        raise UserError(f'docs: There is no test split for {name!r}. Use dev.')
-    return build(name, tuple(package for package in packages.split(',') if package))[split]
+    return build(name, _names(packages))[split]
 
 
-@functools.lru_cache(maxsize=4)
-def build(
-    name: str, packages: tuple[str, ...] = (), seed: int = 0, train: int = 1500, dev: int = 400
-) -> dict[str, Examples]:
-    """build_from_files on installed packages, () for all. Cached, because train and dev are asked for in turn."""
-    return build_from_files(name, read_docstrings(packages, DEV_SHARE), seed, train, dev)
+@functools.lru_cache(maxsize=8)
+def build(name: str, packages: tuple[str, ...] = ()) -> dict[str, Examples]:
+    """`make` of installed packages, () for all. Cached, because the splits are asked for in turn."""
+    return make(name, _installed(packages))
 
 
-def build_from_files(
-    name: str, files: list[DocFile], seed: int = 0, train: int = 1500, dev: int = 400
-) -> dict[str, Examples]:
-    """{'train': Examples, 'dev': Examples} of the set `name`, of at most these sizes.
+@functools.lru_cache(maxsize=2)
+def _installed(packages):
+    return by_split(read_docstrings(packages, HELD_OUT))
 
-    Args:
-      files: the documentation strings; the held-out ones make the dev set.
+
+def training_text(packages: str) -> dict[str, str]:
+    """The running text of each file of a `docs:` URI that is of the train split and has any; a line for a paragraph."""
+    files = read_docstrings(_names(packages), HELD_OUT)
+    paragraphs = {
+        file.path: [p for doc in file.docstrings for p in running_text(doc)] for file in files if not file.held_out
+    }
+    return {path: '\n'.join(found) for path, found in paragraphs.items() if found}
+
+
+def _names(packages: str) -> tuple[str, ...]:
+    return tuple(filter(None, packages.split(',')))
+
+
+def make(name: str, parts: Sentences, seed: int = 0, sizes: dict[str, int] = SIZES) -> dict[str, Examples]:
+    """Split -> examples of the set `name`, at most as many as `sizes` says, in random order.
 
     Raises:
-      UserError: the files hold too little running text.
+      UserError: there is too little running text.
     """
-    parts, seen = {'train': [], 'dev': []}, set()
-    for file in sorted(files, key=lambda file: (file.package, file.path)):
-        texts = []
-        for docstring in file.docstrings:
-            # A passage that occurs several times would be a right answer to several questions.
-            texts.append([passage for passage in passages(docstring) if passage.lower() not in seen])
-            seen.update(passage.lower() for passage in texts[-1])
-        part = parts['dev' if file.held_out else 'train']
-        part.append((file.package, file.path, [text for text in texts if text]))
     splits = {}
-    for part, size in (('train', train), ('dev', dev)):
-        rng = np.random.RandomState([seed, size])
-        fields, labels = _MAKERS[name](parts[part], parts['train'] + parts['dev'], rng, size)
-        if len(labels) < min(size, 4 * _CHOICES):
+    for number, (split, size) in enumerate(sizes.items()):
+        rng = np.random.RandomState([seed, number])
+        fields, labels = _MAKERS[name](parts[split], rng, size)
+        if len(labels) < min(size, _FEWEST):
             raise UserError(
-                f'docs: These packages give only {len(labels)} {part} examples of {name!r}. Use docs: '
+                f'docs: These packages give only {len(labels)} {split} examples of {name!r}. Use docs: '
                 'for all installed packages, or name larger ones, for example docs:numpy,scipy,jax,keras.'
             )
         order = rng.permutation(len(labels))
         shuffled = {field: [column[i] for i in order] for field, column in fields.items()}
-        splits[part] = Examples(shuffled, np.array(labels, np.int32)[order], [f'{part}-{i}' for i in order])
+        splits[split] = Examples(shuffled, np.array(labels, np.int32)[order], [f'{split}-{i}' for i in order])
     return splits
 
 
-def passages(docstring: str) -> list[str]:
-    """Consecutive passages of running text, 10 to 40 words each, cut at ends of sentences if there are any.
-
-    Headings, lists, tables, code and indented text are left out.
-    """
-    sentences = []
+def running_text(docstring: str) -> list[str]:
+    """The paragraphs of running text: headings, lists, tables, code and indented text are left out."""
+    found = []
     for paragraph in re.split(r'\n\s*\n', docstring):
         words = paragraph.split()
         plain = sum(_WORD.fullmatch(word.strip('.,;:()')) is not None or word in ('a', 'A') for word in words)
         if len(words) >= 5 and plain >= 0.8 * len(words) and not _NOT_PROSE.search(paragraph.strip('\n')):
-            sentences += _SENTENCE_END.split(' '.join(words))
-    found, current = [], []
-    for sentence in sentences:
-        words = sentence.split()
-        if len(current) + len(words) > _MOST_WORDS:
-            found.append(current)
-            current = []
-        current = (current + words)[:_MOST_WORDS]
-        if len(current) >= _ENOUGH_WORDS:
-            found.append(current)
-            current = []
-    found.append(current)
-    return [' '.join(words) for words in found if len(words) >= _LEAST_WORDS]
+            found.append(' '.join(words))
+    return found
 
 
-# ---------------------------------------------------------------- the sets: files -> ({field: texts}, labels)
+# ---------------------------------------------------------------- files -> sentences
 
 
-def _package(files, all_files, rng, size):
-    count = collections.Counter(package for package, _, texts in all_files if texts)
-    names = sorted(sorted(count, key=lambda name: (-count[name], name))[:_PACKAGES])
-    forbidden = [other for name in names for other in (name, *_OTHER_NAMES.get(name, ()))]
-    named = re.compile(rf'(?<![a-z])({"|".join(map(re.escape, forbidden))})(?![a-z])', re.IGNORECASE)
-    columns = []
-    for name in names:
-        by_file = [
-            [
-                passage
-                for text in texts
-                for passage in text
-                if len(passage.split()) >= _ENOUGH_WORDS and not named.search(passage)
-            ]
-            for package, _, texts in files
-            if package == name
-        ]
-        columns.append(_in_turn(by_file, rng))
-    each = min(size // len(names), *map(len, columns)) if len(names) == _PACKAGES else 0
-    return (
-        {'passage': [passage for column in columns for passage in column[:each]]},
-        [label for label in range(len(names)) for _ in range(each)],
-    )
+def by_split(files: list[DocFile]) -> Sentences:
+    """The sentences of the files. One that is there several times counts once."""
+    held_out = [f'dev of {file.path}' for file in files if file.held_out]
+    is_dev = held_out_rule(lambda: iter(held_out), _DEV) if held_out else None
+    known = {run for file in files if not file.held_out for sentence in _sentences(file) for run in _runs(sentence)}
+    parts, seen = {'train': [], 'dev': [], 'test': []}, set()
+    for file in sorted(files, key=lambda file: (file.package, file.path)):
+        kept = []
+        for sentence in _sentences(file):
+            if sentence.lower() not in seen and not (file.held_out and known.intersection(_runs(sentence))):
+                kept.append(sentence.split())
+                seen.add(sentence.lower())
+        split = 'train' if not file.held_out else 'dev' if is_dev(f'dev of {file.path}') else 'test'
+        parts[split].append((file.package, kept))
+    return parts
 
 
-def _follows(files, all_files, rng, size):
-    return _true_and_false(_halves(files, rng), all_files, rng, size, true_label=0)
+def _sentences(file: DocFile) -> Iterator[str]:
+    for docstring in file.docstrings:
+        for paragraph in running_text(docstring):
+            yield from _SENTENCE_END.split(paragraph)
 
 
-def _same(files, all_files, rng, size):
-    return _true_and_false(_pairs(files, rng), all_files, rng, size, true_label=1)
+def _runs(sentence: str) -> set[str]:
+    """Every _COMMON_RUN words in a row; all words where there are fewer."""
+    words = re.findall(r'[a-z0-9]+', sentence.lower())
+    return {' '.join(words[i : i + _COMMON_RUN]) for i in range(max(1, len(words) - _COMMON_RUN + 1))}
 
 
-def _continuation(files, all_files, rng, size):
-    home, foreign = _by_subject(_halves(files, rng), all_files)
-    wrong = itertools.cycle([second for *_, second in foreign])
-    fields, labels = {'context': [], 'endings': []}, []
-    if len(foreign) >= _CHOICES - 1:
-        for i, (_, _, context, right) in enumerate(home[: min(size, len(home)) // _CHOICES * _CHOICES]):
-            label = i % _CHOICES
-            endings = list(itertools.islice(wrong, _CHOICES - 1))
-            fields['context'].append(context)
-            fields['endings'].append(endings[:label] + [right] + endings[label:])
-            labels.append(label)
-    return fields, labels
+# ---------------------------------------------------------------- sentences -> texts -> ({field: texts}, labels)
 
 
-_MAKERS = {'docs_package': _package, 'docs_follows': _follows, 'docs_same': _same, 'docs_continuation': _continuation}
+def _number(files, rng, size):
+    def at(words, i):
+        return words[i] in _SINGULAR + _PLURAL and words[i - 1].lower().strip(_MARKS) not in _NO_SUBJECT
+
+    groups = _balanced(_cuts(files, rng, _LEAST, _MOST, at), (_SINGULAR, _PLURAL))[: size // 2]
+    texts = [' '.join(cut.before) for group in groups for cut in group]
+    return {'text': texts}, [0, 1] * len(groups)
 
 
-def _in_turn(by_file, rng) -> list:
-    """One of each file, then a second of each file, and so on, so that a few large files do not fill the set."""
-    by_file = [[items[i] for i in rng.permutation(len(items))] for items in by_file]
+def _next(files, rng, size):
+    pair = _CHOICES[:2]
+    groups = _balanced(_before(files, rng, pair), [(word,) for word in pair])[: size // 4 * 2]
+    texts = [' '.join(cut.before) for group in groups for cut in group]
+    words = [pair[i % 2] for i in range(len(groups)) for _ in pair]
+    return {'text': texts, 'word': words}, [int(i % 2 != answer) for i in range(len(groups)) for answer in (0, 1)]
+
+
+def _cloze(files, rng, size):
+    groups = _balanced(_before(files, rng, _CHOICES), [(word,) for word in _CHOICES])[: size // len(_CHOICES)]
+    texts = [' '.join(cut.before) for group in groups for cut in group]
+    orders = [rng.permutation(len(_CHOICES)).tolist() for _ in texts]
+    choices = [[_CHOICES[i] for i in order] for order in orders]
+    return {'text': texts, 'words': choices}, [order.index(i % len(_CHOICES)) for i, order in enumerate(orders)]
+
+
+def _same(files, rng, size):
+    def at(words, i):
+        return _LEAST_HALF <= len(words) - i <= _MOST_HALF
+
+    waiting, pairs, used = {}, [], set()
+    for cut in _cuts(files, rng, _LEAST_HALF, _MOST_HALF, at):
+        halves = {' '.join(cut.before).lower(), ' '.join(cut.after).lower()}
+        if used.isdisjoint(halves):  # else the wrong pair might be right too
+            used |= halves
+            alike = cut.package, len(cut.after)  # the halves that are exchanged are of one length
+            if alike in waiting:
+                pairs.append((waiting.pop(alike), cut))
+            else:
+                waiting[alike] = cut
+    pairs = pairs[: size // 4]
+    firsts = [' '.join(cut.before) for a, b in pairs for cut in (a, b, a, b)]
+    seconds = [' '.join(cut.after) for a, b in pairs for cut in (a, b, b, a)]
+    return {'first': firsts, 'second': seconds}, [1, 1, 0, 0] * len(pairs)
+
+
+_MAKERS = {'docs_number': _number, 'docs_next': _next, 'docs_same': _same, 'docs_cloze': _cloze}
+
+
+def _cuts(files, rng, least: int, most: int, at: Callable) -> list[Cut]:
+    """Each sentence cut once, at a random place i, from `least` to `most`, where `at(words, i)` is true; the first of
+    each file, then the second of each, and so on, so that a few large files do not fill the set."""
+    by_file = []
+    for package, sentences in files:
+        cuts = []
+        for words in sentences:
+            places = [i for i in range(least, min(most + 1, len(words))) if at(words, i)]
+            if places:
+                i = places[rng.randint(len(places))]
+                cuts.append(Cut(package, words[:i], words[i:]))
+        by_file.append([cuts[i] for i in rng.permutation(len(cuts))])
     by_file = [by_file[i] for i in rng.permutation(len(by_file))]
     longest = max(map(len, by_file), default=0)
-    return [items[turn] for turn in range(longest) for items in by_file if turn < len(items)]
+    return [cuts[turn] for turn in range(longest) for cuts in by_file if turn < len(cuts)]
 
 
-def _pairs(files, rng) -> list[tuple[str, str, str, str]]:
-    """(package, path, first, second): two passages of one docstring, each used once."""
-    begin = lambda passage: ' '.join(passage.split()[:_MOST_OF_PAIR])
-    by_file = [
-        [(package, path, begin(first), begin(second)) for text in texts for first, second in zip(text[::2], text[1::2])]
-        for package, path, texts in files
-    ]
-    return _in_turn(by_file, rng)
+def _before(files, rng, choices: Iterable[str]) -> list[Cut]:
+    """Sentences cut before one of these words."""
+    return _cuts(files, rng, _LEAST, _MOST, lambda words, i: words[i] in choices)
 
 
-def _halves(files, rng) -> list[tuple[str, str, str, str]]:
-    """(package, path, first, second): a passage cut at a random word, so that the two lengths tell nothing."""
-    by_file, seen = [], set()
-    for package, path, texts in files:
-        found = []
-        for words in (passage.split()[:_MOST_OF_CUT] for text in texts for passage in text):
-            if len(words) < 2 * _LEAST_PART:
-                continue
-            cut = rng.randint(_LEAST_PART, len(words) - _LEAST_PART + 1)
-            first, second = ' '.join(words[:cut]), ' '.join(words[cut:])
-            if second.lower() not in seen:
-                found.append((package, path, first, second))
-            seen.add(second.lower())
-        by_file.append(found)
-    return _in_turn(by_file, rng)
-
-
-def _by_subject(pairs, all_files) -> tuple[list, list]:
-    """The pairs of each of the two subjects, which are the same in train and dev."""
-    packages = sorted({package for package, *_ in all_files})
-    home = set(packages) & set(_NUMERICAL)
-    if not home or len(home) == len(packages):
-        home = set(packages[::2])
-    return [pair for pair in pairs if pair[0] in home], [pair for pair in pairs if pair[0] not in home]
-
-
-def _true_and_false(pairs, all_files, rng, size, true_label: int):
-    home, foreign = _by_subject(pairs, all_files)
-    each = min(size // 2, len(home) // 2, len(foreign))
-    order = sorted(rng.permutation(2 * each), key=lambda i: home[i][0])  # as many of both in each package
-    true, false = order[::2], order[1::2]
-    return (
-        {
-            'first': [home[i][2] for i in (*true, *false)],
-            'second': [home[i][3] for i in true] + [foreign[i][3] for i in rng.permutation(each)],
-        },
-        [true_label] * each + [1 - true_label] * each,
-    )
+def _balanced(cuts: list[Cut], answers: Sequence[tuple[str, ...]]) -> list[tuple[Cut, ...]]:
+    """Groups of one cut for each answer, all of one package and of about one length; those of the first cuts first.
+    answers: the words that come next."""
+    alike, groups = collections.defaultdict(lambda: [[] for _ in answers]), []
+    for cut in cuts:
+        waiting = alike[cut.package, len(cut.before) // 3]
+        waiting[next(i for i, words in enumerate(answers) if cut.after[0] in words)].append(cut)
+        if all(waiting):
+            groups.append(tuple(by_answer.pop(0) for by_answer in waiting))
+    return groups

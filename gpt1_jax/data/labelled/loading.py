@@ -55,7 +55,7 @@ def available_splits(dataset: Dataset, uri: str) -> list[str]:
     """The keys of dataset.splits that the source has; an empty URI is the default. Raises UserError for a bad URI."""
     _, scheme, rest = _parts(dataset, uri)
     if scheme == 'docs':
-        return ['train', 'dev']
+        return list(docstring_sets.SIZES)
     if scheme == 'tokens':
         return token_folder.tokens_splits(rest)
     if scheme == 'files':

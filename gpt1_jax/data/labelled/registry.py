@@ -148,12 +148,10 @@ REGISTRY = {dataset.name: dataset for dataset in (
     Dataset('dpr', 'multiple_choice', ('context', 'endings'), ('0', '1'), ('accuracy',),
             uri='tfds:definite_pronoun_resolution', splits=_splits(dev='train'), adapt=adapters.dpr,
             spellings=('dprd', 'definite_pronoun_resolution'), suites=('all',)),
-    Dataset('docs_package', 'classification', ('passage',), ('0', '1', '2', '3'), ('accuracy',), uri='docs:'),
-    Dataset('docs_follows', 'entailment', ('first', 'second'), ('follows', 'does_not_follow'), ('accuracy',),
-            uri='docs:'),
+    Dataset('docs_number', 'classification', ('text',), ('singular', 'plural'), ('accuracy',), uri='docs:'),
+    Dataset('docs_next', 'entailment', ('text', 'word'), ('follows', 'does_not_follow'), ('accuracy',), uri='docs:'),
     Dataset('docs_same', 'similarity', ('first', 'second'), ('different', 'same'), ('accuracy', 'f1'), uri='docs:'),
-    Dataset('docs_continuation', 'multiple_choice', ('context', 'endings'), ('0', '1', '2', '3'), ('accuracy',),
-            uri='docs:'),
+    Dataset('docs_cloze', 'multiple_choice', ('text', 'words'), ('0', '1', '2', '3'), ('accuracy',), uri='docs:'),
 )}
 # fmt: on
 # 'glue': its nine tasks. 'all': the paper's twelve sets, wnli, copa and dpr.
