@@ -47,6 +47,14 @@ def test_gaps_are_named():
     assert not any('ablation_table5,' in gap for gap in gaps if 'are finished' in gap)
 
 
+def test_gaps_of_one_row_are_one():
+    runs, lines = recorded.collected()
+    lines = [dataclasses.replace(line, runs=()) if line.owner.name == 'half' else line for line in lines]
+    gaps = recorded.texts(overview.summary(runs, lines), Gap)
+    assert 'half, rte, mrpc: 0 of 2 runs each are finished.' in gaps
+    assert sum(gap.startswith('half,') for gap in gaps) == 1
+
+
 def test_a_damaged_run_is_named():
     runs, lines = recorded.collected()
     broken = [dataclasses.replace(run, damage=('dev.npz: Bad.',)) if run.name == 'text' else run for run in runs]

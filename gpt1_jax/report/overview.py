@@ -79,10 +79,14 @@ def _unfinished(runs, lines) -> Iterable[Block]:
     for run in runs:
         if not run.result and not run.damage and not run.plan and run.name not in of_sweeps:
             yield Gap(f'{run.label} is not finished, so it has no scores here.')
+    gaps = {}
     for line in lines:
         if line.owner.plan and len(line.finished) < line.planned:
             there = f'{len(line.finished)} of {line.planned} runs'
-            yield Gap(f'{line.label}, {line.dataset}: {there} are finished.')
+            gaps.setdefault((line.label, there), []).append(line.dataset)
+    for (label, there), names in gaps.items():
+        each = ' each' if len(names) > 1 else ''
+        yield Gap(f'{label}, {", ".join(names)}: {there}{each} are finished.')
 
 
 def _left_out(runs) -> Iterable[tuple[tuple[str, str], list[str]]]:
