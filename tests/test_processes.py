@@ -47,14 +47,14 @@ def test_a_killed_worker_is_a_user_error():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is changed')
-def test_freed_memory_is_kept():
+def test_the_program_keeps_freed_memory():
     program = textwrap.dedent("""
         import resource, sys
         import numpy as np
-        from gpt1_jax.processes import keep_freed_memory
+        from gpt1_jax import main
 
         if sys.argv[1] == 'keep':
-            keep_freed_memory()
+            main._set_up()
         for i in range(20):
             if i == 10:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
