@@ -26,7 +26,6 @@ TASKS = (evaluate, evaluate_text, finetune, generate, pretrain)
 def _one_device(monkeypatch):
     for task in TASKS:
         monkeypatch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
-    monkeypatch.setattr(generate, '_keep_compiled', lambda: None)
 
 
 def known_keys(values, like):

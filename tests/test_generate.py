@@ -27,11 +27,6 @@ def saved(tmp_path_factory):
     return directory, save_run(directory)[0]
 
 
-@pytest.fixture(autouse=True)
-def _no_compile_cache(monkeypatch):
-    monkeypatch.setattr(generate, '_keep_compiled', lambda: None)  # the process's other tests would share it
-
-
 def config_for(saved, **changes):
     config = get_config()
     config.update(dict(init_from=str(saved[0]), max_tokens=12) | changes)
@@ -183,12 +178,8 @@ def test_mistakes_in_files(saved, tmp_path):
 
 @pytest.mark.slow
 def test_from_the_command_line_without_tensorflow(saved, tmp_path):
-    environment = os.environ | {
-        'XDG_CACHE_HOME': str(tmp_path),
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '',
-        'JAX_COMPILATION_CACHE_DIR': '',
-    }
+    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+    del environment['JAX_COMPILATION_CACHE_DIR']
     done = subprocess.run(
         [
             sys.executable,

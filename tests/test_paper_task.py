@@ -4,13 +4,12 @@ import random
 import shlex
 import types
 
-import jax
 import pytest
 from etils import epath
 
 import zero_shot_sets
 from configs import paper as config_file
-from gpt1_jax.config import as_json, cache_compiled_steps
+from gpt1_jax.config import as_json
 from gpt1_jax.errors import UserError
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
@@ -137,13 +136,11 @@ def test_shards_that_are_there_are_not_prepared(folder, tmp_path, capsys):
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """`made`: the folders of the runs that began, with their configs; those named in `broken` fail."""
-    calls = types.SimpleNamespace(made={}, broken=set(), compiled=set())
+    calls = types.SimpleNamespace(made={}, broken=set())
 
     def run(config, workdir):
         name = str(workdir.relative_to(tmp_path))
         calls.made[name] = config
-        cache_compiled_steps(workdir / 'compiled')  # as a sweep does
-        calls.compiled.add(jax.config.jax_compilation_cache_dir)
         if name in calls.broken:
             raise UserError(f'{name}: It is broken. Repair it.')
         facts = {'steps': 40, 'left_out': {'qqp': 'no folder'} if name == 'finetune' else {}}
@@ -153,10 +150,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setattr(task, 'run', run)
     monkeypatch.setattr(paper.store, 'kept_steps', lambda folder: [1, 3, 12, 32, 36, 40])
     monkeypatch.setattr(cost, 'training_speed', lambda width: 1e9)
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update('jax_compilation_cache_dir', None)
-    yield calls
-    jax.config.update('jax_compilation_cache_dir', before)
+    return calls
 
 
 def test_each_part_has_the_models_and_data_of_others(folder, tmp_path, calls, capsys):
@@ -177,7 +171,6 @@ def test_each_part_has_the_models_and_data_of_others(folder, tmp_path, calls, ca
     assert made['ablation_table5'].lstm_from == f'{tmp_path}/pretrain_lstm' and made['report'].runs == f'{tmp_path}'
     assert {made[name].data.source for name in PARTS[3:5] + PARTS[6:-1]} == {f'files:{folder}/data'}
     assert {made[name].seeds for name in PARTS[6:-1]} == {2}
-    assert calls.compiled == {f'{tmp_path}/compiled'}
     stored = results.read(epath.Path(tmp_path))
     assert stored.facts == result.facts and stored.task == 'paper'
     assert stored.facts['left_out'] == {'finetune/qqp': 'no folder'}

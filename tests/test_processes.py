@@ -71,3 +71,18 @@ def test_the_program_keeps_freed_memory():
         )
         pages[how] = int(done.stdout)
     assert 10 * pages['keep'] < pages['leave'] > 100
+
+
+@pytest.mark.parametrize('first', ['keep_compiled_steps()', 'import jax'])  # as a command does, and as a notebook
+def test_compiled_steps_are_kept_in_the_users_cache(first, tmp_path):
+    program = f'from gpt1_jax.processes import keep_compiled_steps\n{first}\nimport jax\nkeep_compiled_steps()\n' + (
+        'print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)'
+    )
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(tmp_path)}
+    for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
+        environment.pop(name, None)
+    run = lambda more: (
+        subprocess.run([sys.executable, '-c', program], env=environment | more, capture_output=True, text=True).stdout
+    )
+    assert run({}) == f'{tmp_path}/gpt1_jax/compiled 0.5\n'
+    assert run({'JAX_COMPILATION_CACHE_DIR': '/mine'}).startswith('/mine ')

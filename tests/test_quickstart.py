@@ -92,7 +92,6 @@ def ran(monkeypatch):
         (quickstart, 'training_text', lambda packages: {'numpy/a.py': 'one\ntwo', 'jax/b.py': packages}),
         (quickstart, 'load_examples', load_examples),
         (quickstart.bag_of_words, 'fit', fit),
-        (quickstart, 'cache_compiled_steps', lambda folder: None),
         (sweep, '_uris', lambda config: (dict.fromkeys(config.datasets, config.data.source), {})),  # slow
     ):
         monkeypatch.setattr(owner, name, stand_in)

@@ -87,9 +87,6 @@ def ran(tmp_path_factory):
             zero_shot,
         ):  # on one device, which is quicker
             patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
-        patch.setattr(generate, '_keep_compiled', lambda: None)
-        for task in (sweep, quickstart):
-            patch.setattr(task, 'cache_compiled_steps', lambda folder: None)
         for config in configs(folder):
             if config.task == 'quickstart':
                 patch.setattr(pretrain, 'run', lambda *_: results.read(folder / 'pretrain'))

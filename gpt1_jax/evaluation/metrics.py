@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.special
-import scipy.stats
-from sklearn import metrics
+import scipy  # loads its parts when they are used
 
 from gpt1_jax.errors import DivergedError
+from gpt1_jax.files import import_package
 
 
 def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
@@ -30,22 +29,27 @@ def predictions(loss_kind: str, logits: np.ndarray) -> np.ndarray:
     return logits.argmax(axis=-1).astype(np.int32)
 
 
-def _correlation(function):
+def _sklearn():
+    # Its import takes a second, which a run that scores no labels saves.
+    return import_package('sklearn.metrics', 'predictions cannot be scored')
+
+
+def _correlation(name):
     def metric(labels, predicted):
         if np.ptp(labels) == 0 or np.ptp(predicted) == 0:
             return 0.0  # undefined: a constant correlates with nothing
         # Nearly constant values may still round to an undefined result.
-        return np.nan_to_num(function(labels, predicted).statistic)
+        return np.nan_to_num(getattr(scipy.stats, name)(labels, predicted).statistic)
 
     return metric
 
 
 METRICS = {
-    'accuracy': metrics.accuracy_score,
-    'matthews': metrics.matthews_corrcoef,  # 0 where a side is constant
-    'f1': lambda labels, predicted: metrics.f1_score(labels, predicted, zero_division=0.0),  # of label 1
-    'pearson': _correlation(scipy.stats.pearsonr),
-    'spearman': _correlation(scipy.stats.spearmanr),
+    'accuracy': lambda labels, predicted: _sklearn().accuracy_score(labels, predicted),
+    'matthews': lambda labels, predicted: _sklearn().matthews_corrcoef(labels, predicted),  # 0 where a side is constant
+    'f1': lambda labels, predicted: _sklearn().f1_score(labels, predicted, zero_division=0.0),  # of label 1
+    'pearson': _correlation('pearsonr'),
+    'spearman': _correlation('spearmanr'),
 }
 
 
@@ -56,7 +60,7 @@ def per_class(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
       labels, predicted: [n] label ids.
       names: of the labels, in the order of their ids.
     """
-    columns = metrics.precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
+    columns = _sklearn().precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
     return {
         name: dict(zip(('precision', 'recall', 'f1', 'examples'), map(float, values)))
         for name, *values in zip(names, *columns)

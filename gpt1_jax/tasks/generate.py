@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import cache_compiled_steps, check_choice, open_workdir
+from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.model import decoding
@@ -47,7 +47,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     started = time.monotonic()
     _check(config)
     prompts = _read_prompts(config)
-    _keep_compiled()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
     saved.architecture.require('generate', config.init_from)
@@ -294,10 +293,3 @@ def _stop_id(stop, tokenizer):
         logging.info('The vocabulary has no token for the end of a text. Set stop=newline to stop at a line end.')
         return -1
     return {'end': tokenizer.end_id, 'newline': tokenizer.newline_id, 'never': -1}[stop]
-
-
-def _keep_compiled():
-    """Keeps compiled steps in the user's cache folder, unless JAX already has another."""
-    if not jax.config.jax_compilation_cache_dir:
-        folder = epath.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'gpt1_jax' / 'compiled'
-        cache_compiled_steps(folder)

@@ -10,7 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import as_json, cache_compiled_steps, check_choice, open_workdir
+from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.corpus.shards import load_shards
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
@@ -73,7 +73,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     if config.dry_run:
         return Result(config.task, [], _facts(parts, {}), None, as_json(config), time.monotonic() - started)
     open_workdir(config, workdir, write=is_writer())
-    cache_compiled_steps(workdir / 'compiled')  # of all parts
     failed = {}
     for name in chosen:
         part = parts[name] = dataclasses.replace(parts[name], runs=_runs(name, config, workdir))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import cache_compiled_steps, open_workdir
+from gpt1_jax.config import open_workdir
 from gpt1_jax.data.labelled.docstring_sets import training_text
 from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY
@@ -46,8 +46,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """
     started = time.monotonic()
     open_workdir(config, workdir, write=is_writer())
-    # The runs of several seeds, and of a later call, share their compiled steps.
-    cache_compiled_steps(workdir / 'compiled')
     parts = config.copy_and_resolve_references()
     with parts.unlocked():
         parts.pretrain.seed = parts.generate.seed = parts.finetune.seed = config.seed

@@ -8,7 +8,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import as_json, cache_compiled_steps, check, check_choice, open_workdir
+from gpt1_jax.config import as_json, check, check_choice, open_workdir
 from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.token_folder import count_examples
@@ -35,7 +35,6 @@ def begin(config: ConfigDict, workdir: epath.Path) -> float:
     """Opens the workdir of a task that fine-tunes many times; returns the time."""
     started = time.monotonic()
     open_workdir(config, workdir, write=is_writer())
-    cache_compiled_steps(workdir / 'compiled')  # the runs of one set and variant compile the same steps
     return started
 
 

@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping
 
 from etils import epath
-from sklearn.model_selection import train_test_split
 
 from gpt1_jax.data.labelled import docstring_sets, readers, token_folder
 from gpt1_jax.data.labelled.examples import Examples, parse
 from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import import_package
 
 # The release splits Story Cloze's validation file into train and dev with these numbers.
 _RELEASE_HELD_OUT, _RELEASE_SEED = 374, 3535999445
@@ -130,5 +130,6 @@ def _hold_out(examples: Examples, split: str, uri: str) -> Examples:
         raise UserError(f'{uri}: There is one example for train and dev together. Give at least two.')
     held_out = _RELEASE_HELD_OUT if n >= 2 * _RELEASE_HELD_OUT else max(1, n // 5)
     texts = max(1, round(held_out * len(of_text) / n))  # where every text is there once, as many as examples
-    train, dev = train_test_split(list(of_text), test_size=texts, random_state=_RELEASE_SEED)
+    model_selection = import_package('sklearn.model_selection', "the release's split cannot be made")
+    train, dev = model_selection.train_test_split(list(of_text), test_size=texts, random_state=_RELEASE_SEED)
     return examples.take([number for text in (train if split == 'train' else dev) for number in of_text[text]])
