@@ -32,7 +32,10 @@ $(python3 --version 2>/dev/null || echo missing). Install it (Debian, Ubuntu: ap
   fi
   new_enough "$PYTHON" || fail "$PWD/.venv has a Python older than 3.11. Delete it and run this again."
   echo "Installing ${wanted[1]} into .venv (2.5 GB, a few minutes)."
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${wanted[@]}" ||
+  # Half of pip's time goes into compiling every module; Python compiles those that it imports, if it may keep them.
+  compile=--no-compile
+  [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile
+  "$PYTHON" -m pip install --quiet "$compile" --disable-pip-version-check "${wanted[@]}" ||
     fail "The packages of ${wanted[1]} could not be installed (see above). Fix that and run this again."
   contents >"$stamp"
   echo 'To run other commands in this environment: source .venv/bin/activate'
