@@ -11,7 +11,8 @@ from etils import epath
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import make_directory, read_json, write_json
 
-MAY_CHANGE = ('mesh', 'checkpoint', 'log', 'data.workers', 'data.cache')  # these may change when a run is resumed
+# These may change when a run is resumed: they change no number by more than rounding.
+MAY_CHANGE = ('mesh', 'checkpoint', 'log', 'data.workers', 'data.cache', 'model.scan', 'model.remat', 'model.attention')
 
 # Keys that were added later, with the value that keeps the behaviour of older runs.
 _BEFORE = {'model.kind': 'transformer', 'rest': 'fresh', 'data.patience': 0, 'data.share': 1.0, 'data.score_train': 0}
@@ -34,7 +35,11 @@ _RANGES = (
         lambda x: 0 <= x < math.inf,
         '0 or more',
     ),
-    ('data.epochs optimizer.learning_rate optimizer.eps model.init_std', lambda x: 0 < x < math.inf, 'more than 0'),
+    (
+        'data.epochs optimizer.learning_rate optimizer.eps model.init_std minutes',
+        lambda x: 0 < x < math.inf,
+        'more than 0',
+    ),
     (
         'model.dropout model.attention_dropout model.residual_dropout model.head_dropout optimizer.b1 optimizer.b2 '
         'optimizer.warmup_fraction',
@@ -46,6 +51,7 @@ _RANGES = (
 _CHOICES = {
     'model.embedding_dropout': ('table', 'sum'),
     'model.softmax_rows': ('all', 'tokens'),
+    'model.attention': ('auto', 'xla', 'kernel'),
     'model.dtype': ('auto', 'float32', 'bfloat16'),
     'rest': ('fresh', 'absent'),
 }
@@ -109,15 +115,6 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path, *, writ
     elif write:
         make_directory(workdir)
         write_json(path, given)
-
-
-def cache_compiled_steps(directory: epath.Path) -> None:
-    """Keeps compiled steps for later runs with the same shapes: in `directory`, unless another is already set."""
-    import jax  # not at the top, because `main` imports this file before it sets what JAX reads
-
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update('jax_compilation_cache_dir', str(directory))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def _differences(old, new, prefix=''):

@@ -6,6 +6,7 @@ import tempfile
 
 os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['TRITON_INTERPRET'] = '1'  # runs the kernels of attention_triton.py without a GPU
 # Compiling takes most of the time here, and LLVM's optimisations a quarter of that.
 os.environ['XLA_FLAGS'] = (
     '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '

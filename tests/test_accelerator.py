@@ -60,7 +60,7 @@ def packed(tmp_path_factory):
         sets=','.join(FIELDS),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, '_WHEELS', ())  # no network
+        patch.setattr(pack, '_WHEELS', {})  # no network
         patch.setattr(pack, '_TOKENS_PER_SHARD', 2**15)
         pack.pack(options)
     return folder

@@ -88,3 +88,13 @@ def test_values():
     shared = np.asarray(dropout(jnp.ones((4, 5, 100)), jax.random.key(0), 0.5, broadcast_axes=(1,)))
     np.testing.assert_array_equal(shared, np.broadcast_to(shared[:, :1], shared.shape))
     assert len(np.unique(shared[:, 0], axis=0)) == 4
+
+
+def test_elements_of_a_larger_array_are_dropped_as_there():
+    whole, places = (
+        np.random.default_rng(0).normal(size=(50, 24)).astype(np.float32),
+        np.array([[3, 49, 3], [0, 7, 12]]),
+    )
+    index = jnp.asarray(places[..., None] * 24 + np.arange(24), jnp.uint32)
+    part = dropout(jnp.asarray(whole[places]), jax.random.key(5), 0.3, index=index)
+    np.testing.assert_array_equal(part, np.asarray(dropout(jnp.asarray(whole), jax.random.key(5), 0.3))[places])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks.accelerator import hlo, profile
+from gpt1_jax.meter import hlo
+from gpt1_jax.meter.trace import summary
 
 
 def compiled(function, *shapes, **options):
@@ -67,6 +68,45 @@ def test_scan_reads_a_slice_of_stacked_parameters():
     loops = [cost for cost in executed_once(program) if 'while/body' in cost.op_name]
     assert loops and max(cost.bytes for cost in loops) < 4 * n * n * 4  # a stack has 16
     assert total(program, 'bytes') == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.05)
+
+
+def test_the_rounds_of_loops_are_counted_also_within_loops():
+    inner = lambda x, w: lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ w), x)
+    program = compiled(lambda x, w: lax.fori_loop(0, 5, lambda _, x: inner(x, w) @ w, x), (8, 64), (64, 64))
+    executed = hlo.executed(program.as_text())
+    assert sum(times * cost.flops for cost, times in executed) == 5 * (3 + 1) * 2 * 8 * 64 * 64
+    assert {times for cost, times in executed if cost.flops} == {5, 15}
+    assert total(program, 'flops') == 2 * 2 * 8 * 64 * 64  # as XLA counts
+
+
+ON_TPU = """HloModule step
+
+%%body (in: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %%in = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %%i = s32[]{:T(128)} get-tuple-element(%%in), index=0
+  %%x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%%in), index=1
+  %%y = f32[8,128]{1,0:T(8,128)} tanh(%%x)
+  ROOT %%out = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%%i, %%y)
+}
+
+%%condition (in.1: (s32[], f32[8,128])) -> pred[] {
+  %%bound = s32[]{:T(128)} constant(4)
+  %%in.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %%i.1 = s32[]{:T(128)} get-tuple-element(%%in.1), index=0
+  ROOT %%less = pred[]{:T(512)} compare(%%i.1, %%bound), direction=%s
+}
+
+ENTRY %%main (x.1: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %%x.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  ROOT %%loop = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) while(%%x.1), condition=%%condition, body=%%body
+}
+"""
+
+
+@pytest.mark.parametrize(('direction', 'rounds'), [('LT', 4), ('GT', 1)])  # 1: nothing is known
+def test_the_rounds_of_a_loop_on_a_tpu(direction, rounds):
+    [tanh] = [(cost, times) for cost, times in hlo.executed(ON_TPU % direction) if cost.opcode == 'tanh']
+    assert tanh[0].bytes == 2 * 8 * 128 * 4 and tanh[1] == rounds
 
 
 @pytest.mark.parametrize(
@@ -324,7 +364,7 @@ def test_kernels_of_a_gpu(tmp_path):
             ('/host:CPU', 'python'): [('gemm', 900, {'hlo_op': 'gemm_fusion'})],
         },
     )
-    result = profile.summary(tmp_path, GPU, 2, (1e12, 1e12))
+    result = summary(tmp_path, GPU, 2, (1e12, 1e12))
     assert result['device_ms_per_step'] == pytest.approx((1 + 5 + 6 + 4 + 3 + 2 / 2) / 1e3)
     kernels = {kernel['instruction']: kernel for kernel in result['kernels']}
     gemm = kernels['gemm_fusion']
@@ -351,7 +391,7 @@ def test_kernels_of_a_tpu(tmp_path):
             ('/device:TPU:0 SparseCore 0', 'XLA Ops'): [('%copy.9', 900, {})],
         },
     )
-    result = profile.summary(tmp_path, GPU, 1, (None, None))
+    result = summary(tmp_path, GPU, 1, (None, None))
     assert {kernel['instruction']: kernel['ms_per_step'] for kernel in result['kernels']} == pytest.approx(
         {'copy.9': 0.005, 'fusion-done': 0.002}
     )
@@ -360,7 +400,7 @@ def test_kernels_of_a_tpu(tmp_path):
 def test_a_trace_without_kernels_says_what_it_has(tmp_path):
     trace(tmp_path, {('/device:GPU:0', 'Steps'): [('1', 900, {})]})
     with pytest.raises(ValueError, match='no kernel, only /device:GPU:0 .Steps.'):
-        profile.summary(tmp_path, GPU, 1, (None, None))
+        summary(tmp_path, GPU, 1, (None, None))
 
 
 def test_kernels_of_a_real_trace(tmp_path):
@@ -370,6 +410,6 @@ def test_kernels_of_a_real_trace(tmp_path):
     with jax.profiler.trace(str(tmp_path)):
         for _ in range(3):
             program(w, x).block_until_ready()
-    result = profile.summary(tmp_path, program.as_text(), 3, (None, None))
+    result = summary(tmp_path, program.as_text(), 3, (None, None))
     assert sum(kernel['gflop'] for kernel in result['kernels']) == pytest.approx(6 * 2 * 8 * 64 * 64 / 1e9)
     assert result['kernels_shown'] == pytest.approx(1)

@@ -116,3 +116,38 @@ def test_a_dimension_that_does_not_divide_is_named():
     with pytest.raises(UserError) as caught:
         partitioner.tree_shardings(boxed)
     assert all(word in str(caught.value) for word in ("'tensor'", '8', "'heads'", '4'))
+
+
+def parts_of(partitioner):
+    """Name -> the shape of one device's part, for parameters with axes that are divided."""
+    boxed = jax.eval_shape(CLASSIFIER.init, jax.random.key(0))
+    shapes = jax.tree.map(
+        lambda leaf, sharding: sharding.shard_shape(leaf.shape),
+        unbox(boxed),
+        partitioner.spread(boxed).tree_shardings(boxed),
+    )
+    blocks = shapes['decoder']['blocks']
+    return (
+        shapes['decoder']['table'],
+        blocks['attention']['qkv_kernel'],
+        blocks['mlp']['out']['kernel'],
+        blocks['norm_1'],
+    )
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'devices', 'table', 'qkv', 'out'),
+    [
+        (('dp', (8, 1, 1)), 8, (59, 2), (2, 2, 3, 4, 4), (2, 32, 2)),
+        (('dp', (3, 1, 1)), 3, (59, 16), (2, 16, 3, 4, 4), (2, 32, 16)),  # 3 does not divide 16
+        (('tp', (2, 1, 4)), 8, (59, 8), (2, 8, 3, 1, 4), (2, 8, 8)),
+        (('fsdp', (2, 4, 1)), 8, (59, 4), (2, 4, 3, 4, 4), (2, 32, 4)),  # groups keep what the strategy divides
+        (('fsdp+tp', (2, 2, 2)), 8, (59, 8), (2, 8, 3, 2, 4), (2, 16, 8)),
+    ],
+)
+def test_what_each_device_keeps_in_training(mesh, devices, table, qkv, out):
+    partitioner = Partitioner(*mesh, devices=jax.devices()[:devices])
+    *parts, norm = parts_of(partitioner)
+    assert parts == [table, qkv, out] and norm == {'scale': (2, 16), 'bias': (2, 16)}
+    whole = partitioner.tree_shardings(jax.eval_shape(CLASSIFIER.init, jax.random.key(0)))  # as it was
+    assert 'data' not in str(jax.tree.map(lambda sharding: sharding.spec, whole))

@@ -1,5 +1,7 @@
 """Programs from configs and shapes alone: their states, their batches, and the type that they compute in."""
 
+import re
+
 import jax
 import ml_collections
 import numpy as np
@@ -16,7 +18,9 @@ from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.training import partitioning, program
+from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.state import TrainState
 
 MESHES = [('dp', (1, 1, 1), 1), ('fsdp', (1, 4, 1), 4), ('fsdp+tp', (2, 2, 2), 8)]  # strategy, shape, devices
 BASE = Architecture('transformer', dict(layers=2, width=16, heads=4, mlp_width=32, n_positions=16))
@@ -58,6 +62,48 @@ def test_the_abstract_state_is_that_of_a_new_one(make, mesh):
     assert jax.tree.structure(made.abstract) == jax.tree.structure(state)
     assert described(made.abstract) == described(state)
     assert made.parameters == sum(np.size(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params)))
+
+
+def test_data_parallel_groups_update_a_part_each():
+    """And read parameters whole, gathered in the step."""
+    partitioner = partitioner_of('dp', (8, 1, 1), 8)
+    made = pretraining(partitioner)
+    state = made.create_state(seed=0)
+    kept = lambda tree: sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree))
+    large = re.compile(r"(kernel|table)'\]$")
+    spread = sum(np.prod(shape) for name, shape, *_ in described(state.params) if large.search(name))
+    whole = made.parameters - spread
+    assert whole < spread and kept(state.params) == spread // 8 + whole
+    _, moments, *_ = state.opt_state
+    assert kept(moments.mu) == kept(moments.nu) == kept(state.params)
+    batch = program.pretraining_batch(pretraining_config(), made.classifier.model, partitioner)
+    compiled = made.train_step.lower(made.abstract, batch).compile()
+    assert re.search(r' all-gather(-start)?\(', compiled.as_text())
+    assert re.search(r' (all-reduce|reduce-scatter)(-start)?\(', compiled.as_text())
+    assert compiled.memory_analysis().argument_size_in_bytes < 3.2 * 4 * kept(state.params)
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        (('dp', (8, 1, 1), 8), ('dp', (1, 1, 1), 1)),
+        (('dp', (2, 1, 1), 2), ('dp', (8, 1, 1), 8)),
+        (('fsdp+tp', (2, 2, 2), 8), ('dp', (3, 1, 1), 3)),
+    ],
+)
+def test_a_state_is_restored_however_it_was_spread(tmp_path, before, after):
+    """`whole`: as versions wrote it that did not spread the state."""
+    made, other = (pretraining(partitioner_of(*mesh)) for mesh in (before, after))
+    spread = made.create_state(seed=3)
+    whole = jax.device_put(spread, partitioner_of(*before).sharding())
+    for name, state in {'spread': spread, 'whole': whole}.items():
+        checkpointer = Checkpointer(tmp_path / name)
+        checkpointer.save(1, state.items(), {})
+        _, items, _ = checkpointer.restore_latest(other.abstract.items())
+        checkpointer.close()
+        restored = TrainState.from_items(items)
+        assert described(restored) == described(other.abstract)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
 
 
 def test_nothing_is_computed_before_it_is_asked_for():

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 # From the top; a module imports from its own level and from those below. All else in gpt1_jax/ is the ground.
-LEVELS = [{'main'}, {'tasks'}, {'report', 'evaluation'}, {'training', 'saved_models'}, {'data', 'model'}]
+LEVELS = [{'main'}, {'tasks'}, {'report', 'evaluation', 'meter'}, {'training', 'saved_models'}, {'data', 'model'}]
 LIBRARIES = {  # library: the modules that may import it, by the beginning of their names
     'tensorflow': ('data.', 'files'),
     'tensorflow_datasets': ('data.',),
@@ -22,6 +22,12 @@ TESTED_IN = {  # where the file is not tests/test_NAME.py
     'tasks.evaluate': 'test_main',
     'tasks.paper': 'test_paper_task',  # test_paper is that of evaluation.paper
     'model.sizes': 'test_config',  # a table that configs read
+    'meter.hlo': 'test_hlo_costs',
+    'meter.trace': 'test_hlo_costs',
+    **dict.fromkeys(
+        (f'meter.{name}' for name in 'ceilings generation memory search step table timing training work'.split()),
+        'test_meter',
+    ),
 }
 MODULES = {
     '.'.join(path.relative_to(ROOT / 'gpt1_jax').with_suffix('').parts).removesuffix('__init__').rstrip('.'): path

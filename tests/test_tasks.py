@@ -12,6 +12,7 @@ from etils import epath
 import runs
 from configs import (
     ablation as ablation_config,
+    benchmark as benchmark_config,
     convert as convert_config,
     finetune as finetune_config,
     generate as generate_config,
@@ -25,7 +26,17 @@ from configs import (
 from gpt1_jax import main, tasks
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
-from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, quickstart, sweep, zero_shot
+from gpt1_jax.tasks import (
+    benchmark,
+    evaluate,
+    evaluate_text,
+    finetune,
+    generate,
+    pretrain,
+    quickstart,
+    sweep,
+    zero_shot,
+)
 from gpt1_jax.training.partitioning import Partitioner
 
 pytestmark = pytest.mark.slow
@@ -52,6 +63,9 @@ def configs(folder):
     without_training.data.source, reporting.runs = f'files:{folder}', str(folder)
     whole.update(text=f'text:{folder}/books', parts='prepare')
     whole.prepare.data.update(vocab_size=320, workers=1)
+    measuring = benchmark_config.get_config('generate')
+    measuring.model.update(runs.TINY)
+    measuring.update(minutes=1e-4, batches=(1,))
     return [
         prepared,
         runs.pretraining(folder),
@@ -66,6 +80,7 @@ def configs(folder):
         without_training,
         whole,
         reporting,
+        measuring,
         quickstart_config.get_config(),
     ]
 
@@ -79,6 +94,7 @@ def ran(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, 'info', lambda message, *args: messages.append(str(message) % args))
         for task in (
+            benchmark,
             evaluate,
             evaluate_text,
             finetune,
@@ -130,7 +146,9 @@ def test_the_result_has_the_one_form(ran, task):
         assert result.model is None
     else:
         assert result.model.keys() == {'kind', 'sizes', 'parameters', 'tokens_seen'}
-        assert result.model['kind'] == 'transformer' and result.model['tokens_seen'] == 2048
+        assert result.model['kind'] == 'transformer' and result.model['tokens_seen'] == (
+            0 if task == 'benchmark' else 2048
+        )
         assert result.model['sizes'] == runs.TINY
-    assert bool(result.scores) == (task not in ('prepare', 'generate', 'convert', 'report', 'paper'))
+    assert bool(result.scores) == (task not in ('prepare', 'generate', 'convert', 'report', 'paper', 'benchmark'))
     assert bool(result.facts) == (task != 'convert')

@@ -1,5 +1,6 @@
 """The decoder against the float64 reference, and the properties that packing and decoding rest on."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 
 import models
 import reference
+from gpt1_jax.model.dropout import dropout
+from gpt1_jax.model.transformer import look_up
+from gpt1_jax.training.partitioning import Partitioner
 
 TOKENS = np.random.default_rng(1).integers(0, 43, (3, 16))
 REFERENCE = models.random_params()
@@ -149,3 +153,39 @@ def test_without_layers_a_cache_counts_tokens():
         np.testing.assert_allclose(output.hidden[:, 0], table[TOKENS[:, t]] + table[43 + t][None], rtol=1e-6)
         cache = output.cache
     assert cache.lengths.tolist() == [2, 2, 2]
+
+
+def plain_look_up(table, places, key, rate, dropped, dtype):
+    """The whole table is dropped from and then read."""
+    table = dropout(table, key, rate) if dropped == 'table' else table
+    x = sum(table[place] for place in places).astype(dtype)
+    return dropout(x, key, rate) if dropped == 'sum' else x, table.astype(dtype)
+
+
+@pytest.mark.parametrize('mesh', [None, ('dp', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('tp', (2, 1, 4))])
+@pytest.mark.parametrize(('dropped', 'dtype'), [('table', jnp.float32), ('table', jnp.bfloat16), ('sum', jnp.float32)])
+def test_rows_are_read_as_from_the_dropped_table(mesh, dropped, dtype):
+    """Bit for bit, whichever device has which of the columns; gradients to rounding."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(43, 16)).astype(np.float32)
+    places = rng.integers(0, 9, (8, 5)), 30 + np.arange(5)[None]  # tokens, some often; positions, the same in all rows
+    ways = [rng.normal(size=shape).astype(np.float32) for shape in ((8, 5, 16), (43, 16))]
+
+    def both(function):
+        def loss(table):
+            outputs = function(table, places, jax.random.key(1), 0.3, dropped, dtype)
+            return sum(jnp.sum(way * x.astype(jnp.float32)) for way, x in zip(ways, outputs)), outputs
+
+        return jax.grad(loss, has_aux=True)
+
+    jit = jax.jit
+    if mesh:
+        boxed = {'table': nn.LogicallyPartitioned(table, ('table_rows', 'table_embed'))}
+        partitioner = Partitioner(*mesh).spread(boxed)
+        jit = partitioner.jit
+        table = jax.device_put(table, partitioner.tree_shardings(boxed)['table'])
+        assert table.addressable_shards[0].data.shape[1] < 16
+    gradient, outputs = jit(both(look_up))(table)
+    expected_gradient, expected_outputs = jax.jit(both(plain_look_up))(np.asarray(table))
+    jax.tree.map(np.testing.assert_array_equal, outputs, expected_outputs)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)

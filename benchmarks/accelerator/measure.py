@@ -1,16 +1,14 @@
-"""Shared by the parts: their report, their clock and their timing."""
+"""Shared by the parts: their report and their clock."""
 
 import contextlib
 import json
 import math
 import os
 import pathlib
-import statistics
 import time
 import traceback
 
 BATCH_SIZES = {'gpt1': 64, 'small': 16, 'tiny': 8}  # rows of a pre-training step; the paper's at its size
-STEPS = 5  # dispatched before the last is waited for, as in the loop
 
 
 class Context:
@@ -70,26 +68,6 @@ class Context:
             piece['error'] = f'{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error) else ""}'
         piece['piece_s'] = round(time.time() - started, 2)
         self.save()
-
-
-def rounds(run, *, seconds: float, most: int = 100) -> list[float]:
-    """Seconds of each call of `run`, which must block until it is done: 3 calls, then more for `seconds` in all."""
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < most):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return times
-
-
-def spread(values: list[float]) -> dict:
-    """{'median', 'min', 'max', 'n'}"""
-    return {'median': statistics.median(values), 'min': min(values), 'max': max(values), 'n': len(values)}
-
-
-def rates(amount: float, times: list[float]) -> dict:
-    """`spread` of amount / time."""
-    return spread([amount / t for t in times])
 
 
 def relative_error(tree, reference) -> dict:

@@ -18,7 +18,8 @@ import zipfile
 
 SETS = ('cola', 'sst2', 'mrpc', 'stsb', 'rte', 'story_cloze')
 PACKAGES = 'packages'  # folder of what was in the wheels
-_WHEELS = ('ml-collections', 'ftfy', 'wcwidth', 'tqdm')  # pure Python
+# Pure Python; '': the version installed here. Triton itself comes with PyTorch.
+_WHEELS = {'ml-collections': '', 'ftfy': '', 'wcwidth': '', 'tqdm': '', 'jax-triton': '0.3.1'}
 _FOLDERS = 2
 _SPARE = 2**18  # bytes for the manifest and the index of a folder
 _TOKENS_PER_SHARD = 2**21
@@ -148,12 +149,12 @@ def _tokenise(options, folder, shards):
 
 
 def _wheels(folder):
-    """Downloads pure-Python packages that the other machine may lack, in the versions installed here."""
+    """Downloads pure-Python packages that the other machine may lack."""
     import importlib.metadata
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _WHEELS:
-        version = importlib.metadata.version(name)
+    for name, version in _WHEELS.items():
+        version = version or importlib.metadata.version(name)
         if not any(folder.glob(f'{name.replace("-", "_")}-{version}-*')):
             pip = [
                 sys.executable,

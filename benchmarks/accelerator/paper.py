@@ -6,11 +6,14 @@ import json
 import shutil
 import time
 
-from benchmarks.accelerator import ceilings, program, step
-from benchmarks.accelerator.measure import STEPS, Context, rounds, spread
+from benchmarks.accelerator import program
+from benchmarks.accelerator.measure import Context
 from benchmarks.accelerator.pack import SETS
 from configs import finetune as finetune_config, pretrain as pretrain_config
 from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.meter.ceilings import machine
+from gpt1_jax.meter.step import training_rounds
+from gpt1_jax.meter.timing import STEPS, rounds, spread
 from gpt1_jax.tasks import finetune, pretrain
 
 # A few minutes allow few tokens; with a smaller batch than the paper's they give more updates.
@@ -27,7 +30,7 @@ def run(context: Context) -> None:
         context.report['skipped'] = 'skipped: no --data with shards'
         context.save()
         return
-    context.report['machine'] = ceilings.machine()
+    context.report['machine'] = machine()
     pretrain_for(context, _PRETRAINING * context.left())
     if 'error' not in context.report['pretrain'] and 'skipped' not in context.report['pretrain']:
         finetune_all(context)
@@ -39,7 +42,7 @@ def pretrain_for(context: Context, seconds: float) -> None:
         started, batch_size = time.time(), BATCH_SIZES[context.size]
         made = program.pretraining(context.size, batch_size=batch_size)
         compiled, _ = made.compile()
-        one_round, state = step.training_rounds(made, compiled)
+        one_round, state = training_rounds(made, compiled)
         per_step = spread(rounds(one_round, seconds=5))['median'] / STEPS
         state.clear()
         left = seconds - (time.time() - started)

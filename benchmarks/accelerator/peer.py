@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 
-from benchmarks.accelerator.measure import BATCH_SIZES, STEPS, Context, rates, spread
+from benchmarks.accelerator.measure import BATCH_SIZES, Context
+from gpt1_jax.meter.timing import STEPS, rates, spread
 from gpt1_jax.model.sizes import SIZES
 
 SIDES = ('ours', 'torch eager', 'torch.compile')

@@ -4,13 +4,15 @@ import sys
 import time
 
 from benchmarks.accelerator import peer, program, step
+from gpt1_jax.meter.memory import planned
+from gpt1_jax.meter.step import training_rounds
 
 
 def main(size, form):
     changes, accumulation = step.FORMS[form]
     made = program.pretraining(size, accumulation=accumulation, **changes)
     compiled, seconds = made.compile()
-    run, _ = step.training_rounds(made, compiled)
+    run, _ = training_rounds(made, compiled)
 
     def one_round():
         started = time.perf_counter()
@@ -19,8 +21,7 @@ def main(size, form):
 
     one_round()
     peer.serve(
-        {'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype), **step.memory(compiled)},
-        one_round,
+        {'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype), **planned(compiled)}, one_round
     )
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.accelerator import peer
-from benchmarks.accelerator.measure import BATCH_SIZES, STEPS
+from benchmarks.accelerator.measure import BATCH_SIZES
+from gpt1_jax.meter.timing import STEPS
 from gpt1_jax.model.sizes import SIZES
 
 DROPOUT = 0.1

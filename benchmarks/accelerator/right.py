@@ -9,6 +9,9 @@ import numpy as np
 
 from benchmarks.accelerator import program
 from benchmarks.accelerator.measure import Context, relative_error
+from gpt1_jax.meter import work
+from gpt1_jax.model import attention
+from gpt1_jax.model.attention_kernels import Settings
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.dropout import keep_mask
 from gpt1_jax.model.sizes import SIZES
@@ -30,6 +33,7 @@ _UPDATES = 4  # of a run that is stopped halfway
 
 def run(context: Context) -> None:
     masks(context)
+    attention_kernel(context)
     golden(context)
     precision(context)
     packed(context)
@@ -54,6 +58,48 @@ def masks(context: Context) -> None:
             'compared': f'{sum(int(np.prod(s)) for s in shapes):,} bits with those of the host',
             'different': different,
             'ok': different == 0,
+        }
+
+
+def attention_kernel(context: Context) -> None:
+    """Compares the device's attention kernel with XLA's attention: its dropout mask bit by bit, and all gradients."""
+    with context.attempt('attention_kernel') as piece:
+        context.need(40)
+        platform, sizes = jax.default_backend(), SIZES[context.size].sizes
+        length, heads = sizes['n_positions'], sizes['heads']
+        head_dim = sizes['width'] // heads
+        if why_not := attention.obstacle(platform, ROWS, length, heads, head_dim):
+            raise TimeoutError(f'skipped: {why_not}')
+        key, settings = jax.random.key(0), Settings(heads, head_dim, 0.1, platform == 'cpu')
+
+        @jax.jit
+        def kept(first):
+            """[ROWS, T, H, D]: for every query, whether it keeps the keys [first, first + D)."""
+            # Queries and keys of 0 give equal probabilities; a value of 1 in a column of its own shows each of them.
+            value = jnp.tile(jnp.eye(length, head_dim, -first, jnp.bfloat16), heads)
+            qkv = jnp.zeros((3, ROWS, length, sizes['width']), jnp.bfloat16).at[2].set(value)
+            mixed = attention.KERNELS[platform].attend(qkv, jnp.zeros((3, sizes['width'])), None, None, key, settings)
+            return mixed.reshape(ROWS, length, heads, head_dim) != 0
+
+        mask = np.tril(keep_mask(key, (ROWS, heads, length, length), 0.1)).swapaxes(1, 2)
+        blocks = [kept(first) for first in range(0, length, head_dim)]
+        different = int(np.sum(np.concatenate(blocks, axis=-1)[..., :length] != mask))
+        gradients = []
+        with jax.default_matmul_precision('highest'):
+            for chosen in ('kernel', 'xla'):
+                made = program.pretraining(
+                    context.size, batch_size=ROWS, devices=jax.devices()[:1], dtype='float32', attention=chosen
+                )
+                batch = {key: jnp.asarray(value[0]) for key, value in made.batches.batch_at(0).items()}
+                gradient = jax.jit(jax.grad(made.program.loss_fn, has_aux=True))
+                gradients.append(gradient(made.new_state().params, batch, jax.random.key(1))[0])
+        error = relative_error(*gradients)
+        piece |= {
+            'compared': f'the kernel with XLA: {mask.size:,} bits of the mask, gradients of {ROWS} rows in float32',
+            'different': different,
+            **error,
+            'allowed': ALLOWED['float32'],
+            'ok': different == 0 and error['relative'] < ALLOWED['float32'],
         }
 
 
@@ -104,7 +150,7 @@ def precision(context: Context) -> None:
             context.need(30)
             made = program.pretraining(context.size, batch_size=ROWS, devices=jax.devices()[:1], dtype=dtype, scan=True)
             params = made.new_state().params
-            batch = {key: jnp.asarray(value[0]) for key, value in made.batch(0).items()}
+            batch = {key: jnp.asarray(value[0]) for key, value in made.batches.batch_at(0).items()}
             (loss, _), gradients = jax.jit(jax.value_and_grad(made.program.loss_fn, has_aux=True))(
                 params, batch, jax.random.key(1)
             )
@@ -127,7 +173,7 @@ def packed(context: Context) -> None:
     with context.attempt('packed') as piece, jax.default_matmul_precision('highest'):
         context.need(40)
         vocab_size, longest = SIZES[context.size].vocab_size, SIZES[context.size].sizes['n_positions']
-        encoded = program.sentences(vocab_size, 64, longest)
+        encoded = work.sentences(vocab_size, 64, longest)
         results = []
         for packing in (True, False):
             made = program.finetuning(
@@ -144,7 +190,7 @@ def packed(context: Context) -> None:
                 **NO_DROPOUT,
             )
             params = made.new_state().params
-            batch = {key: jnp.asarray(value[0]) for key, value in made.batch(0).items()}
+            batch = {key: jnp.asarray(value[0]) for key, value in made.batches.batch_at(0).items()}
             (loss, _), gradients = jax.jit(jax.value_and_grad(made.program.loss_fn, has_aux=True))(
                 params, batch, jax.random.key(1)
             )

@@ -1,6 +1,5 @@
 """Part 5: fine-tuning on sequences of the lengths of SST-2 and RACE, generation, and the cost of a checkpoint."""
 
-import functools
 import os
 import shutil
 import time
@@ -9,15 +8,17 @@ import jax
 import numpy as np
 
 from benchmarks.accelerator import program
-from benchmarks.accelerator.measure import Context, rates, rounds, spread
+from benchmarks.accelerator.measure import Context
+from gpt1_jax.meter import generation
+from gpt1_jax.meter.timing import rates, rounds, spread
+from gpt1_jax.meter.work import SETS
 from gpt1_jax.model import decoding
 from gpt1_jax.model.sizes import SIZES
+from gpt1_jax.tasks.generate import jit_steps
 from gpt1_jax.training.checkpoint import Checkpointer
 
 _STEPS = 4  # fine-tuning steps in a round
 BATCHES = (1, 8, 64)  # of generation
-# kind, classes, sequences, batches per epoch (with 500 or more it is long to data.labelled.packing, as SST-2's is)
-SETS = {'sst2': ('classification', 2, program.sentences, 600), 'race': ('multiple_choice', 1, program.questions, 20)}
 
 
 def run(context: Context) -> None:
@@ -30,16 +31,16 @@ def run(context: Context) -> None:
 
 def finetune(context: Context, name: str) -> None:
     """Packed steps with the auxiliary loss; a batch has as many rows as it needs."""
-    kind, classes, make, epoch = SETS[name]
+    of_set = SETS[name]
     batch_size = 32  # the paper's
     vocab_size, longest = SIZES[context.size].vocab_size, SIZES[context.size].sizes['n_positions']
     with context.attempt(f'fine-tuning, {name}') as piece:
         context.need(50)
-        encoded = make(vocab_size, epoch * batch_size, longest)
-        made = program.finetuning(context.size, kind, classes, encoded, batch_size=batch_size)
+        encoded = of_set.make(vocab_size, of_set.batches * batch_size, longest)
+        made = program.finetuning(context.size, of_set.kind, of_set.classes, encoded, batch_size=batch_size)
         state = [made.new_state()]
         step = made.program.train_step
-        numpy_batches = [made.batch(i) for i in range(_STEPS)]
+        numpy_batches = [made.batches.batch_at(i) for i in range(_STEPS)]
         put = [made.program.partitioner.put_batch(batch) for batch in numpy_batches]
 
         def one_round():
@@ -65,32 +66,20 @@ def finetune(context: Context, name: str) -> None:
 
 def generate(context: Context, batch: int) -> None:
     """Greedy generation with random weights; as many new tokens as in the prompt."""
-    length = SIZES[context.size].sizes['n_positions'] // 4
     with context.attempt(f'generation, batch {batch}') as piece:
         context.need(25)
         made = program.pretraining(context.size, devices=jax.devices()[:1])
-        model = made.model
-        params = jax.jit(decoding.unstack_layers)(made.new_state().params['decoder'])
-        prefill = jax.jit(functools.partial(decoding.prefill, model, places=2 * length))
-        decode = jax.jit(functools.partial(decoding.decode, model, greedy=True, truncated=False), donate_argnums=1)
-        column = lambda value: np.full((batch,), value, np.int32)
-        prompts = np.random.default_rng(0).integers(1, model.vocab_size, (batch, length)).astype(np.int32)
-
-        def one_round():
-            state = prefill(params, prompts, column(length), column(2 * length), column(0))
-            state = decode(params, state, decoding.Sampling(), -1, length)
-            jax.block_until_ready(state.tokens)
-
-        started = time.perf_counter()
-        one_round()
-        compile_s = time.perf_counter() - started
-        times = rounds(one_round, seconds=min(6.0, context.left() / 8), most=20)
-        piece |= {
-            'prompt': length,
-            'new': length,
-            'tokens_per_s': rates(batch * length, times),
-            'first_round_s': round(compile_s, 2),
-        }
+        model, partitioner = made.model, made.program.partitioner
+        places = 2 * generation.prompt_length(model)
+        found, _ = generation.measure(
+            model,
+            generation.random_parameters(model, partitioner),
+            partitioner,
+            jit_steps(model, partitioner, places, decoding.Sampling()),
+            batch=batch,
+            seconds=min(8.0, context.left() / 8),
+        )
+        piece |= found
 
 
 def checkpoint(context: Context) -> None:

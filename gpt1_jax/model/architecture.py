@@ -16,9 +16,11 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
+from absl import logging
 
 from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
+from gpt1_jax.model import attention
 from gpt1_jax.model.lstm import LSTM
 from gpt1_jax.model.transformer import Decoder
 
@@ -59,9 +61,10 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
     Args:
       model_config: `kind`, its sizes, and settings of the computation; keys that the kind does not know are ignored.
       n_special: special rows in its table.
-      platform: of the devices that it runs on; a `dtype` of 'auto' is float32 on 'cpu' and bfloat16 elsewhere.
+      platform: of the devices that it runs on; a `dtype` of 'auto' is float32 on 'cpu' and bfloat16 elsewhere, an
+        `attention` of 'auto' the kernel of the platform, if it has one that fits the model.
 
-    Raises UserError for an unknown kind, or sizes that do not fit together.
+    Raises UserError for an unknown kind, sizes that do not fit together, or a kernel that does not fit them.
     """
     kind = model_config.get('kind', DEFAULT_KIND)
     check_choice('model.kind', kind, KINDS)
@@ -75,4 +78,17 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
     dtype = values.pop('dtype', 'auto')
     if dtype == 'auto':
         dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+    if 'attention' in values:
+        values |= dict(attention=_attention(values, platform), platform=platform)
     return made(vocab_size=vocab_size, n_special=n_special, dtype=jnp.dtype(dtype), **values)
+
+
+def _attention(values, platform):
+    """'xla', or what the config says if there is a kernel."""
+    heads, wanted = values['heads'], values['attention']
+    obstacle = attention.obstacle(platform, 1, values['n_positions'], heads, values['width'] // heads)
+    if wanted == 'kernel' and obstacle:
+        raise UserError(f'model.attention: No kernel can compute it ({obstacle}). Use auto or xla.')
+    chosen = 'xla' if obstacle or (wanted, platform) == ('auto', 'cpu') else wanted
+    logging.info('attention: %s on %s%s', chosen, platform, f' ({obstacle})' if obstacle else '')
+    return chosen

@@ -5,10 +5,24 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import logging
 
+from gpt1_jax.errors import UserError
+from gpt1_jax.model import attention_blocks, attention_kernels
 from gpt1_jax.model.dropout import dropout
+from gpt1_jax.model.products import affine
+from gpt1_jax.model.weights import for_use
 
 MASKED = -1e9  # the release adds this to masked scores; after the softmax it is an exact zero
+KERNELS = {'tpu': attention_kernels, 'cpu': attention_kernels}  # on a CPU it is interpreted, slowly: for tests
+try:
+    import jax_triton  # noqa: F401
+except ImportError:  # it is optional
+    pass
+else:
+    from gpt1_jax.model import attention_triton
+
+    KERNELS['gpu'] = attention_triton
 
 
 class Visible(NamedTuple):
@@ -78,6 +92,16 @@ def write_to_cache(cache: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.
     return nn.with_logical_constraint(cache, ('batch', 'heads', None, None))
 
 
+def obstacle(platform: str, rows: int, length: int, heads: int, head_dim: int) -> str | None:
+    """Why no kernel can compute attention of `rows` rows of `length` tokens on the mesh in use; None if one can."""
+    if platform not in KERNELS:
+        return f'there is none for a {platform}' + ' without pip install -e ".[triton]"' * (platform == 'gpu')
+    row_shards, head_shards = attention_kernels.shards()
+    if rows % row_shards or heads % head_shards:
+        return f'{rows} rows of {heads} heads do not divide among {row_shards} x {head_shards} devices'
+    return KERNELS[platform].obstacle(length, heads // head_shards, head_dim)
+
+
 class SelfAttention(nn.Module):
     """Attention sub-layer: joint q|k|v projection, attention, output projection (the release's `attn`)."""
 
@@ -85,6 +109,8 @@ class SelfAttention(nn.Module):
     dropout_rate: float
     init_std: float
     dtype: jnp.dtype
+    attention: str
+    platform: str
 
     @nn.compact
     def __call__(
@@ -111,28 +137,44 @@ class SelfAttention(nn.Module):
             'out_kernel', nn.with_logical_partitioning(normal, ('heads', None, 'embed')), (self.heads, head_dim, width)
         )
         out_bias = self.param('out_bias', nn.with_logical_partitioning(zeros, ('norm',)), (width,))
+        # Heads are joined before the kernels move: a TPU pads an axis of 64 to 128.
+        qkv_kernel = for_use(qkv_kernel.reshape(width, 3, width), ('embed', None, 'heads'), self.dtype)
+        out_kernel = for_use(out_kernel.reshape(width, width), ('heads', 'embed'), self.dtype)
 
         if cache is not None:
             # With few tokens the time goes into reading the kernels, so they are read in their own layout. The order of
             # `qkv` below, and a contraction over two axes, make XLA transpose them on a CPU.
-            qkv = (
-                jnp.einsum('bqw,wchd->bqchd', x, qkv_kernel.astype(self.dtype))
-                + (qkv_bias.astype(self.dtype)[None, None])
-            )
+            split = qkv_kernel.reshape(width, 3, self.heads, head_dim)
+            qkv = jnp.einsum('bqw,wchd->bqchd', x, split) + (qkv_bias.astype(self.dtype)[None, None])
             query, key, value = (
                 nn.with_logical_constraint(qkv[:, :, i], ('batch', None, 'heads', None)) for i in range(3)
             )
             keys, values, lengths = cache
             cache = write_to_cache(keys, key, lengths), write_to_cache(values, value, lengths), lengths
             mixed = attend_to_cache(query, *cache[:2], visible).reshape(x.shape)
-            out = mixed @ out_kernel.astype(self.dtype).reshape(width, width) + out_bias.astype(self.dtype)[None, None]
-            return out, cache
-        qkv = (
-            jnp.einsum('bqw,wchd->cbqhd', x, qkv_kernel.astype(self.dtype))
-            + (qkv_bias.astype(self.dtype)[:, None, None])
-        )
-        query, key, value = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads', None))
+            return mixed @ out_kernel + out_bias.astype(self.dtype)[None, None], cache
         dropout_key = self.make_rng('dropout') if train and self.dropout_rate else None
-        mixed = attend(query, key, value, visible, self.dropout_rate, dropout_key)
-        out = jnp.einsum('bqhd,hdw->bqw', mixed, out_kernel.astype(self.dtype))
-        return out + out_bias.astype(self.dtype)[None, None], None
+        if self._has_kernel(*x.shape[:2], head_dim):
+            qkv = jnp.einsum('bqw,wcz->cbqz', x, qkv_kernel)
+            qkv = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads'))
+            settings = attention_kernels.Settings(self.heads, head_dim, self.dropout_rate, self.platform == 'cpu')
+            ids, bias = visible[2:], qkv_bias.reshape(3, width)
+            mixed = KERNELS[self.platform].attend(qkv, bias, *ids, dropout_key, settings)
+            return mixed @ out_kernel + out_bias.astype(self.dtype)[None, None], None
+        projections = (affine(x, qkv_kernel[:, i], qkv_bias[i].reshape(width)) for i in range(3))
+        query, key, value = (
+            nn.with_logical_constraint(y.reshape(*x.shape[:2], self.heads, head_dim), ('batch', None, 'heads', None))
+            for y in projections
+        )
+        mixed = attention_blocks.attend(query, key, value, visible.mask(), self.dropout_rate, dropout_key)
+        return affine(mixed.reshape(x.shape), out_kernel, out_bias), None
+
+    def _has_kernel(self, rows, length, head_dim):
+        if self.attention == 'xla' or self.is_initializing():  # rows of an initialisation need not fit the mesh
+            return False
+        why_not = obstacle(self.platform, rows, length, self.heads, head_dim)
+        if why_not and self.attention == 'kernel':
+            raise UserError(f'model.attention: The kernel cannot compute it ({why_not}). Use auto or xla.')
+        if why_not:
+            logging.log_first_n(logging.WARNING, 'attention: xla, not the kernel (%s)', 1, why_not)
+        return not why_not

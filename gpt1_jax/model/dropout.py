@@ -31,23 +31,36 @@ def keep(index: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
+def seeds(key: jax.Array) -> jax.Array:
+    """uint32 [2]: 64 bits of `key`, for `keep`."""
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
 def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Boolean [*shape], True with probability 1 - rate: `keep` of the row-major index and 64 bits of `key`."""
+    """Boolean [*shape], True with probability 1 - rate: `keep` of the row-major index and `seeds(key)`."""
     index = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(shape):
         # Wraps after 2**32 elements; that the pattern then repeats does no harm.
         index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return keep(index, jax.random.bits(key, (2,), jnp.uint32), rate)
+    return keep(index, seeds(key), rate)
 
 
-def dropout(x: jax.Array, key: jax.Array | None, rate: float, broadcast_axes: tuple[int, ...] = ()) -> jax.Array:
+def dropout(
+    x: jax.Array,
+    key: jax.Array | None,
+    rate: float,
+    broadcast_axes: tuple[int, ...] = (),
+    index: jax.Array | None = None,
+) -> jax.Array:
     """`x` with elements zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
 
     key: None (evaluation) returns `x`. broadcast_axes: axes along which one mask is shared.
+    index: uint32 like `x`, if its elements are some of a larger array: their row-major positions there.
     """
     if key is None or rate == 0.0:
         return x
     shape = tuple(1 if axis in broadcast_axes else size for axis, size in enumerate(x.shape))
     # Scaled in float32: 0.9 in bfloat16 is 0.8984.
     kept = (x.astype(jnp.float32) / (1.0 - rate)).astype(x.dtype)
-    return jnp.where(keep_mask(key, shape, rate), kept, jnp.zeros((), x.dtype))
+    mask = keep_mask(key, shape, rate) if index is None else keep(index, seeds(key), rate)
+    return jnp.where(mask, kept, jnp.zeros((), x.dtype))

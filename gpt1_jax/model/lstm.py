@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from gpt1_jax.model.dropout import dropout
 from gpt1_jax.model.flops import training_flops_per_token
 from gpt1_jax.model.transformer import Output, look_up
+from gpt1_jax.model.weights import for_use
 
 
 class Cache(NamedTuple):
@@ -114,8 +115,10 @@ class LSTM(nn.Module):
         recurrent_kernel = param('recurrent_kernel', normal, (self.units, 4, self.units), ('embed', None, 'mlp'))
         out_kernel = param('out_kernel', normal, (self.units, self.width), ('mlp', 'embed'))
         out_bias = param('out_bias', zeros, (self.width,), ('norm',))
+        in_kernel = for_use(in_kernel, ('embed', None, 'mlp'), self.dtype)
+        out_kernel = for_use(out_kernel, ('mlp', 'embed'), self.dtype)
 
-        inputs = jnp.einsum('btw,wgu->tbgu', x, in_kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None]
+        inputs = jnp.einsum('btw,wgu->tbgu', x, in_kernel) + bias.astype(self.dtype)[None, None]
         inputs = nn.with_logical_constraint(inputs, (None, 'batch', None, 'mlp'))
         # Gathered once, not in every time step.
         recurrent_kernel = nn.with_logical_constraint(recurrent_kernel, (None, None, 'mlp'))
@@ -128,7 +131,7 @@ class LSTM(nn.Module):
             lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32) if lengths is None else lengths
             cache = Cache(_at(hidden, lengths, cache.hidden), _at(cells, lengths, cache.cell), cache.lengths + lengths)
         hidden = dropout(hidden, key(self.residual_dropout), self.residual_dropout)
-        out = jnp.einsum('tbu,uw->btw', hidden, out_kernel.astype(self.dtype)) + out_bias.astype(self.dtype)[None, None]
+        out = jnp.einsum('tbu,uw->btw', hidden, out_kernel) + out_bias.astype(self.dtype)[None, None]
         return Output(nn.with_logical_constraint(out, ('batch', None, None)), table, cache)
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from gpt1_jax.model.attention import SelfAttention, Visible
 from gpt1_jax.model.dropout import dropout
 from gpt1_jax.model.flops import training_flops_per_token
+from gpt1_jax.model.products import affine
+from gpt1_jax.model.weights import for_use
 
 
 class Cache(NamedTuple):
@@ -43,6 +45,23 @@ class Output(NamedTuple):
     cache: tuple | None = None
 
 
+class Dense(nn.Module):
+    """`affine` with a kernel [K, features], of the roles given, and a bias."""
+
+    features: int
+    roles: tuple[str, str]
+    init_std: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
+        bias_role = 'norm' if self.roles[1] == 'embed' else self.roles[1]  # a bias is never spread
+        kernel = self.param('kernel', nn.with_logical_partitioning(normal, self.roles), (x.shape[-1], self.features))
+        bias = self.param('bias', nn.with_logical_partitioning(zeros, (bias_role,)), (self.features,))
+        return affine(x, for_use(kernel, self.roles, self.dtype), bias)
+
+
 class FeedForward(nn.Module):
     """width -> mlp_width -> width with the tanh form of GELU."""
 
@@ -52,16 +71,10 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = lambda features, name, kernel_axes, bias_axis: nn.Dense(
-            features,
-            name=name,
-            dtype=self.dtype,
-            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(self.init_std), kernel_axes),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (bias_axis,)),
-        )
-        h = jax.nn.gelu(dense(self.mlp_width, 'in', ('embed', 'mlp'), 'mlp')(x), approximate=True)
+        dense = lambda features, name, roles: Dense(features, roles, self.init_std, self.dtype, name=name)
+        h = jax.nn.gelu(dense(self.mlp_width, 'in', ('embed', 'mlp'))(x), approximate=True)
         h = nn.with_logical_constraint(h, ('batch', None, 'mlp'))
-        return dense(x.shape[-1], 'out', ('mlp', 'embed'), 'norm')(h)
+        return dense(x.shape[-1], 'out', ('mlp', 'embed'))(h)
 
 
 class Block(nn.Module):
@@ -73,6 +86,8 @@ class Block(nn.Module):
     residual_dropout: float
     init_std: float
     dtype: jnp.dtype
+    attention: str
+    platform: str
     train: bool
 
     @nn.compact
@@ -88,7 +103,8 @@ class Block(nn.Module):
         branch = lambda y: dropout(
             y, self.make_rng('dropout') if self.train and self.residual_dropout else None, self.residual_dropout
         )
-        attention = SelfAttention(self.heads, self.attention_dropout, self.init_std, self.dtype, name='attention')
+        settings = self.heads, self.attention_dropout, self.init_std, self.dtype, self.attention, self.platform
+        attention = SelfAttention(*settings, name='attention')
         attended, cache = attention(x, visible, self.train, cache)
         n = norm('norm_1')(x + branch(attended))
         h = norm('norm_2')(n + branch(FeedForward(self.mlp_width, self.init_std, self.dtype, name='mlp')(n)))
@@ -111,6 +127,8 @@ class Decoder(nn.Module):
         need more, as 1 / sqrt(width): with 0.02 they are slow to learn more than word frequencies.
       softmax_rows: 'all' lets special and position rows compete in the softmax (release); 'tokens' leaves
         position rows out (the port).
+      attention: 'xla', 'kernel', or 'auto' (the kernel unless it cannot serve the rows at hand).
+      platform: of the devices, which have a kernel of their own.
     """
 
     vocab_size: int
@@ -129,6 +147,8 @@ class Decoder(nn.Module):
     scan: bool = True
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention: str = 'xla'
+    platform: str = 'cpu'
 
     SIZES = ('layers', 'width', 'heads', 'mlp_width', 'n_positions')
     CANNOT = ()
@@ -203,7 +223,8 @@ class Decoder(nn.Module):
         order = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         if cache is not None:
             order += cache.lengths[:, None]
-        positions = order if positions is None else positions
+        if positions is None:
+            positions = order[:1] if cache is None else order  # looked up once for all rows
         key = self.make_rng('dropout') if train and self.dropout else None
         places = tokens, n_rows + positions
         x, table = look_up(table, places, key, self.dropout, self.embedding_dropout, self.dtype)
@@ -215,6 +236,8 @@ class Decoder(nn.Module):
             self.residual_dropout,
             self.init_std,
             self.dtype,
+            self.attention,
+            self.platform,
             train,
         )
         keys, values = [], []  # of no layers too, which have no parameters: a checkpoint cannot hold empty arrays
@@ -249,16 +272,28 @@ class Decoder(nn.Module):
 def look_up(
     table: jax.Array, places: tuple[jax.Array, ...], key: jax.Array | None, rate: float, dropped: str, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum of rows of the table [rows, width] at each of `places`, int [B, T], and the table for the softmax.
+    """The sum of rows of the table [rows, width] at each of `places`, int [B or 1, T], and the table for the softmax.
 
     key: for dropout, None for none. dropped: what it drops from, see `Decoder.embedding_dropout`. dtype: of the result.
     """
-    # Gathered once, before the look-up, because the partitioner rematerialises a look-up in a sharded table. Looked
-    # up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses.
-    table = nn.with_logical_constraint(table, (None, None))
-    if dropped == 'table':
-        table = dropout(table, key, rate)
-    x = functools.reduce(operator.add, (table[place] for place in places)).astype(dtype)
+
+    # Looked up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses. A device
+    # that keeps some columns of the table looks up these for all rows of the batch: what moves is what is looked up.
+    def rows(place):
+        looked_up, batch = ('looked_up', 'batch') if place.shape[0] > 1 else (None, None)
+        found = table[nn.with_logical_constraint(place, (looked_up, None))]
+        found = nn.with_logical_constraint(found, (looked_up, None, 'table_embed'))
+        found = nn.with_logical_constraint(found, (batch, None, None))
+        if dropped != 'table':
+            return found
+        column = jax.lax.broadcasted_iota(jnp.uint32, found.shape, 2)
+        return dropout(found, key, rate, index=place[..., None].astype(jnp.uint32) * jnp.uint32(width) + column)
+
+    width = table.shape[1]
+    x = functools.reduce(operator.add, (rows(place) for place in places)).astype(dtype)
     if dropped == 'sum':
         x = dropout(x, key, rate)
-    return nn.with_logical_constraint(x, ('batch', None, None)), table.astype(dtype)
+    else:
+        table = dropout(table, key, rate)
+    table = nn.with_logical_constraint(table.astype(dtype), (None, 'table_embed'))
+    return nn.with_logical_constraint(x, ('batch', None, None)), nn.with_logical_constraint(table, (None, None))

@@ -86,7 +86,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         saved.architecture.sizes['layers'],
         saved.directory,
     )
-    predict = make_predictor(program.classifier, program.abstract.params, partitioner, config.data.eval_batch_size)
+    predict = make_predictor(
+        program.classifier, program.abstract.params, program.partitioner, config.data.eval_batch_size
+    )
 
     score = lambda split, logits: score_split(dataset, loss, split, encoded[split], logits)
     evaluator = loop.Evaluator(

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt1_jax.model.products import outer_products
+
 _ROW_MULTIPLE = 128  # the softmax's rows are padded to this: whole matrix tiles, and divisible by any tensor axis
 
 
@@ -33,7 +35,7 @@ def token_nll(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, ch
     """Negative log-likelihood of each target in nats, float32 [shards, N, T]; for evaluation. See `lm_loss`."""
     table, rows = _pad_rows(embedding)
     _, nll = jax.lax.scan(
-        lambda _, chunk: (None, _logits_and_nll(chunk[0], table, chunk[1], rows)[2]),
+        lambda _, chunk: (None, _exponentials_and_nll(chunk[0], table, chunk[1], rows)[2]),
         None,
         _split(chunk_tokens, hidden, targets),
     )
@@ -51,11 +53,12 @@ def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
 
     def one_chunk(table_gradient, chunk):
         h, target, weight = chunk
-        logits, log_normaliser, nll = _logits_and_nll(h, table, target, rows)
+        exponentials, total, nll = _exponentials_and_nll(h, table, target, rows)
         one_hot = target[..., None] == jnp.arange(table.shape[0])[None, None, None]
-        d_logits = (weight[..., None] * (jnp.exp(logits - log_normaliser[..., None]) - one_hot)).astype(h.dtype)
-        d_hidden = jnp.einsum('gntv,vw->gntw', d_logits, table)
-        table_gradient += jnp.einsum('gntv,gntw->gvw', d_logits, h, preferred_element_type=jnp.float32)
+        d_logits = exponentials * (weight / total)[..., None] - jnp.where(one_hot, weight[..., None], 0.0)
+        d_logits = d_logits.astype(h.dtype)
+        d_hidden = jnp.einsum('gntv,vw->gntw', d_logits, table, preferred_element_type=jnp.float32).astype(h.dtype)
+        table_gradient += jax.vmap(outer_products)(d_logits, h)
         return nn.with_logical_constraint(table_gradient, ('batch', 'vocab', None)), (nll, d_hidden)
 
     zeros = nn.with_logical_constraint(
@@ -78,20 +81,26 @@ _lm_loss.defvjp(_lm_loss_forward, _lm_loss_backward)
 
 
 def _pad_rows(embedding):
+    """(table, rows that are real): padded where shards of the vocabulary must be equal."""
     rows = embedding.shape[0]
-    table = jnp.pad(embedding, ((0, -rows % _ROW_MULTIPLE), (0, 0)))
+    sharded = nn.logical_to_mesh_axes(('vocab',))[0] is not None
+    table = jnp.pad(embedding, ((0, -rows % _ROW_MULTIPLE if sharded else 0), (0, 0)))
     return nn.with_logical_constraint(table, ('vocab', None)), rows
 
 
-def _logits_and_nll(hidden, table, targets, rows):
-    """hidden [g, n, t, width] -> float32 logits [g, n, t, padded rows], log-normaliser and nll [g, n, t]."""
+def _exponentials_and_nll(hidden, table, targets, rows):
+    """hidden [g, n, t, width] -> float32 exponentials of the logits, up to a factor for each token [g, n, t, rows of
+    the table]; their sum and the nll [g, n, t]."""
     logits = jnp.einsum('gntw,vw->gntv', hidden, table, preferred_element_type=jnp.float32)
     columns = jnp.arange(table.shape[0])[None, None, None]
-    logits = jnp.where(columns < rows, logits, -jnp.inf)
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    if rows < table.shape[0]:
+        logits = jnp.where(columns < rows, logits, -jnp.inf)
+    most = jnp.max(logits, axis=-1)
+    exponentials = jnp.exp(logits - most[..., None])
+    total = jnp.sum(exponentials, axis=-1)
     # A masked sum, not a gather: the vocabulary may be sharded.
     target_logits = jnp.sum(jnp.where(targets[..., None] == columns, logits, 0.0), axis=-1)
-    return logits, log_normaliser, log_normaliser - target_logits
+    return exponentials, total, most + jnp.log(total) - target_logits
 
 
 def _split(chunk_tokens, *arrays):

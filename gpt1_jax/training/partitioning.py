@@ -5,6 +5,7 @@ over the mesh axes that the strategy's table gives for its role.
 """
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ BATCH_AXES = ('data', 'fsdp')  # all axes along which parameters are whole when 
 # 'table_rows' are never sharded: with the special rows their number is odd. 'vocab': the same, padded for the softmax.
 _REPLICATED = dict.fromkeys(('table_rows', 'table_embed', 'vocab', 'embed', 'heads', 'mlp', 'norm', 'layers'))
 _FSDP = {'embed': 'fsdp', 'table_embed': 'fsdp'}
+_SPREAD = ('embed', 'table_embed')  # roles of axes that all large parameters have one of
 _TENSOR = {'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}
 STRATEGIES = {  # name: (rules, default mesh shape)
     'dp': ({}, (-1, 1, 1)),
@@ -57,7 +59,7 @@ class Partitioner:
         table, default = STRATEGIES[strategy]
         devices = jax.devices() if devices is None else devices
         self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), devices)
-        self.rules = tuple((_REPLICATED | table | {'batch': BATCH_AXES}).items())
+        self.rules = _rules(_REPLICATED | table)
         shards = self.mesh.devices.reshape(self.mesh.shape['data'] * self.mesh.shape['fsdp'], -1)
         self.placement = Placement(
             len(shards),
@@ -89,6 +91,23 @@ class Partitioner:
     def _active(self):
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
             yield
+
+    def spread(self, boxed: Any) -> 'Partitioner':
+        """The same, but each data-parallel group of devices keeps and updates only its part of what would be the same
+        in all of them: parameters and, with them, the state of the optimizer. A model gathers its kernels when it uses
+        them (`model.weights`).
+
+        boxed: parameters or their shapes, boxed with logical axes; a role that the groups do not divide stays whole.
+        """
+        boxes = [box for box in jax.tree.leaves(boxed, is_leaf=_is_box) if _is_box(box)]
+        rules, groups = dict(self.rules), self.mesh.shape['data']
+        for role in _SPREAD:
+            sizes = [size for box in boxes for name, size in zip(box.names, box.value.shape) if name == role]
+            if rules[role] is None and not any(size % groups for size in sizes):
+                rules[role] = 'data'
+        spread = copy.copy(self)
+        spread.rules = _rules(rules)
+        return spread
 
     def sharding(self, *roles: str | None) -> NamedSharding:
         """The sharding of an array by the roles of its first axes; without any, replicated."""
@@ -139,13 +158,22 @@ class Partitioner:
 def unbox(tree: Any) -> Any:
     """`tree` without its boxes of logical axes. Unlike `flax.linen.unbox` it adds no sharding constraints, so it needs
     no mesh."""
-    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-    return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, tree, is_leaf=is_box)
+    return jax.tree.map(lambda x: x.unbox(apply_constraint=False) if _is_box(x) else x, tree, is_leaf=_is_box)
 
 
 def is_writer() -> bool:
     """Whether this process writes the files of the run."""
     return jax.process_index() == 0
+
+
+def _is_box(x):
+    return isinstance(x, nn.LogicallyPartitioned)
+
+
+def _rules(table):
+    """With those of a batch, and of the batch while its rows are looked up in a table of which a device has a part."""
+    looked_up = tuple(axis for axis in BATCH_AXES if axis != table['table_embed'])
+    return tuple((table | {'batch': BATCH_AXES, 'looked_up': looked_up}).items())
 
 
 def _mesh_shape(shape, n_devices):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.model import architecture
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
-from gpt1_jax.training import steps
+from gpt1_jax.training import loss_kernels, losses, steps
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState, abstract_state, create_state
@@ -28,6 +28,7 @@ class Program:
 
     Attributes:
       classifier: the model, with a head in fine-tuning.
+      partitioner: that of the run, spread.
       abstract: shapes, types and shardings of the state.
       loss_fn: (params, micro-batch, key) -> (loss, metrics), not jitted.
       train_step: (state, batch) -> (state, metrics), jitted; the state is donated.
@@ -54,7 +55,8 @@ def pretraining(config: ConfigDict, vocab_size: int, total_steps: int, partition
     """The program of a pre-training config, of which it reads `model` and `optimizer`."""
     model = architecture.build(config.model, vocab_size, 0, partitioner.platform)
     classifier = Classifier(model)
-    return _program(config, classifier, steps.pretrain_loss_fn(classifier), total_steps, partitioner)
+    loss_fn = steps.pretrain_loss_fn(classifier, _lm_loss(partitioner))
+    return _program(config, classifier, loss_fn, total_steps, partitioner)
 
 
 def finetuning(
@@ -74,12 +76,19 @@ def finetuning(
     """
     model_config = {**config.model, 'kind': base.kind, **base.sizes}
     classifier = Classifier(architecture.build(model_config, vocab_size, N_SPECIAL, partitioner.platform), head)
-    loss_fn = steps.finetune_loss_fn(classifier, loss_kind, config.lm_coefficient)
+    loss_fn = steps.finetune_loss_fn(classifier, loss_kind, config.lm_coefficient, _lm_loss(partitioner))
     return _program(config, classifier, loss_fn, total_steps, partitioner)
+
+
+def _lm_loss(partitioner):
+    device = partitioner.mesh.devices.flat[0]
+    kernels = partitioner.platform == 'tpu' and device.device_kind not in loss_kernels.TOO_SMALL
+    return loss_kernels.lm_loss if kernels else losses.lm_loss
 
 
 def _program(config, classifier, loss_fn, total_steps, partitioner):
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
+    partitioner = partitioner.spread(jax.eval_shape(classifier.init, jax.random.key(0)))
     abstract = abstract_state(classifier, optimizer, partitioner)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     train_step = partitioner.jit(

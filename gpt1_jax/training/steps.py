@@ -17,23 +17,25 @@ from gpt1_jax.training import losses
 from gpt1_jax.training.state import TrainState
 
 
-def pretrain_loss_fn(classifier: Classifier) -> Callable:
+def pretrain_loss_fn(classifier: Classifier, lm_loss: Callable = losses.lm_loss) -> Callable:
     """L1 (equation 1): the weighted sum of next-token losses.
 
-    A batch holds `tokens`, unsigned [..., T + 1], and `weights`, float32 [..., T].
+    A batch holds `tokens`, unsigned [..., T + 1], and `weights`, float32 [..., T]. lm_loss: computes `losses.lm_loss`.
     """
 
     def loss_fn(params, batch, key):
         tokens = batch['tokens'].astype(jnp.int32)
         output = _read(classifier, params, tokens[..., :-1], key=key)
-        loss = losses.lm_loss(output.hidden, output.embedding, tokens[..., 1:], batch['weights'])
+        loss = lm_loss(output.hidden, output.embedding, tokens[..., 1:], batch['weights'])
         return loss, {'loss': loss}
 
     return loss_fn
 
 
-def finetune_loss_fn(classifier: Classifier, loss_kind: str, lm_coefficient: float) -> Callable:
-    """L3 = L2 + lambda * L1 (equation 5) on packed batches (`data.labelled.packing`)."""
+def finetune_loss_fn(
+    classifier: Classifier, loss_kind: str, lm_coefficient: float, lm_loss: Callable = losses.lm_loss
+) -> Callable:
+    """L3 = L2 + lambda * L1 (equation 5) on packed batches (`data.labelled.packing`). lm_loss: see above."""
 
     def loss_fn(params, batch, key):
         model_key, head_key = jax.random.split(key)
@@ -43,7 +45,7 @@ def finetune_loss_fn(classifier: Classifier, loss_kind: str, lm_coefficient: flo
         task = losses.TASK_LOSSES[loss_kind](logits, labels, weights)
         lm = jnp.zeros((), jnp.float32)
         if lm_coefficient:
-            lm = losses.lm_loss(output.hidden, output.embedding, batch['lm_targets'], batch['lm_weights'])
+            lm = lm_loss(output.hidden, output.embedding, batch['lm_targets'], batch['lm_weights'])
         loss = losses.finetune_loss(task, lm, lm_coefficient)
         return loss, {'loss': loss, 'task_loss': task, 'lm_loss': lm}
 

@@ -18,6 +18,7 @@ CONTROL = ('while', 'conditional', 'call')  # they run other instructions, which
 _FREE = (*CONTROL, 'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'opt-barrier')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _UPDATES = ('dynamic-update-slice', 'scatter')
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-', 'ragged-all-to-all')
 _VIEWS = ('bitcast', 'convert', 'copy', 'reshape', 'transpose')  # inside a fusion: other names for the same elements
 
 
@@ -46,12 +47,13 @@ class Instruction:
 
 @dataclasses.dataclass
 class Cost:
-    """FLOPs and bytes of one execution, and its place in the source (`op_name`)."""
+    """FLOPs and bytes of one execution, its place in the source (`op_name`), and whether devices talk in it."""
 
     opcode: str
     op_name: str
     flops: float
     bytes: float
+    collective: bool = False
 
 
 def costs(text: str) -> dict[str, Cost]:
@@ -60,16 +62,46 @@ def costs(text: str) -> dict[str, Cost]:
     Instructions inside a fusion or an asynchronous instruction have their own costs, which are also part of the whole.
     """
     computations = _parse(text)
-    result = {}
-    for inside in computations.values():
-        for name, one in inside.items():
-            texts = [one.text, *(each.text for each in reversed((_called(one, computations) or {}).values()))]
-            named = (re.search(r'op_name="([^"]*)"', each) for each in texts)
-            op_name = next((match[1] for match in named if match), '')
-            result[name] = Cost(
-                one.opcode, op_name, _flops(one, inside, computations), float(_moved(one, inside, computations))
-            )
-    return result
+    return {name: _cost(one, inside, computations) for inside in computations.values() for name, one in inside.items()}
+
+
+def executed(text: str) -> list[tuple[Cost, int]]:
+    """(Cost, how often) of every instruction that one run of the module executes by itself, not as a part of another.
+
+    A loop whose number of rounds the compiler does not know counts as one round.
+    """
+    computations = _parse(text)
+    entry = re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1]
+    found, waiting = [], [(entry, 1)]
+    for name, times in waiting:
+        for one in computations[name].values():
+            if one.opcode not in CONTROL:
+                found.append((_cost(one, computations[name], computations), times))
+                continue
+            bodies = re.findall(r'(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)', one.text)
+            waiting += [(body, times * _rounds(one, computations)) for body in bodies]
+    return found
+
+
+def _rounds(one, computations):
+    """Of a loop: what the compiler noted, or, on a TPU, the constant below which its condition keeps the counter."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', one.text):
+        return int(known[1])
+    condition = re.search(r'condition=%?([\w.\-]+)', one.text)
+    inside = computations[condition[1]].values() if condition else ()
+    bounds = [match[1] for each in inside if (match := re.match(r'constant\((\d+)\)', each.text))]
+    counts = any(each.root and each.opcode == 'compare' and 'direction=LT' in each.text for each in inside)
+    return int(bounds[0]) if counts and len(bounds) == 1 else 1
+
+
+def _cost(one, inside, computations):
+    body = (_called(one, computations) or {}).values()
+    texts = [one.text, *(each.text for each in reversed(body))]
+    named = (re.search(r'op_name="([^"]*)"', each) for each in texts)
+    op_name = next((match[1] for match in named if match), '')
+    collective = any(each.opcode.startswith(COLLECTIVES) for each in (one, *body))
+    moved = float(_moved(one, inside, computations))
+    return Cost(one.opcode, op_name, _flops(one, inside, computations), moved, collective)
 
 
 def _parse(text):

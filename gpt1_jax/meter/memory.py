@@ -1,0 +1,55 @@
+"""How much memory of a device a program needs, and how much there is."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+
+
+class NoRoomError(Exception):
+    """The memory is too small; the message says for what."""
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[None]:
+    """Raises NoRoomError where something needs more memory than there is."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise NoRoomError(' '.join(str(error).split())[:200]) from None
+
+
+def planned(compiled) -> dict:
+    """GB on one device, as planned by the compiler: in all, and for what lives only inside the program."""
+    analysis = compiled.memory_analysis()
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    temporary = analysis.temp_size_in_bytes
+    return {'memory_gb': (held + temporary) / 1e9, 'temporary_gb': temporary / 1e9}
+
+
+def check_room(planned_gb: float, devices: Sequence[jax.Device]) -> None:
+    """Raises NoRoomError if a device of this process has less memory than a program was planned to need."""
+    limit = (devices[0].memory_stats() or {}).get('bytes_limit')
+    meminfo = pathlib.Path('/proc/meminfo')
+    if limit is None and devices[0].platform == 'cpu' and meminfo.exists():  # too large a program would be killed there
+        available = next(line for line in meminfo.read_text().splitlines() if line.startswith('MemAvailable'))
+        limit = int(available.split()[1]) * 1024 / len(devices)
+    if limit is not None and planned_gb > limit / 1e9:
+        raise NoRoomError(f'{planned_gb:.2f} GB are needed, {limit / 1e9:.2f} GB are there')
+
+
+def peak_bytes(devices: Sequence[jax.Device]) -> int:
+    """What a device has held at most since the process began; 0 if it does not count."""
+    return max((device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in devices)
+
+
+def peak(devices: Sequence[jax.Device], before: int, planned_gb: float) -> dict:
+    """{'peak_gb', 'peak_from'}: counted by the device, or planned by the compiler if the device does not count, or has
+    held as much before. before: its `peak_bytes` then."""
+    counted = peak_bytes(devices)
+    if counted > before:
+        return {'peak_gb': counted / 1e9, 'peak_from': 'the device'}
+    return {'peak_gb': planned_gb, 'peak_from': 'the compiler'}

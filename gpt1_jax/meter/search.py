@@ -1,0 +1,46 @@
+"""The fastest of some settings, each tried in turn."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from gpt1_jax.errors import UserError
+from gpt1_jax.meter.memory import NoRoomError
+
+
+def search(base: Mapping, axes: Mapping[str, Sequence], measure: Callable[[dict], dict]) -> Iterator[dict]:
+    """Tries `base`, then the values of one key after the other, the other keys as in the fastest settings so far.
+
+    Args:
+      base: key -> value.
+      axes: key -> values, in the order in which they are tried.
+      measure: settings -> {'tokens_per_s': `timing.spread`, ...}. Raises NoRoomError or UserError for settings that
+        do not fit the machine or the program; what else it raises ends the search.
+
+    Yields, after each of them, {'settings'} and what `measure` returned, or 'skipped', why there is nothing.
+    """
+    tried = []
+
+    def attempt(settings):
+        entry = {'settings': settings}
+        try:
+            entry |= measure(settings)
+        except NoRoomError as error:
+            entry['skipped'] = f'does not fit into the memory: {error}'
+        except UserError as error:
+            entry['skipped'] = str(error)
+        tried.append(entry)
+        return entry
+
+    yield attempt(dict(base))
+    for key, values in axes.items():
+        around = (fastest(tried) or tried[0])['settings']
+        for value in values:
+            settings = around | {key: value}
+            if all(settings != entry['settings'] for entry in tried):
+                yield attempt(settings)
+
+
+def fastest(tried: Sequence[dict], **wanted) -> dict | None:
+    """Of the entries of `search` that were measured, and whose settings have the values `wanted`, the one with most
+    tokens/s; None if there is none."""
+    fit = [one for one in tried if 'skipped' not in one and wanted.items() <= one['settings'].items()]
+    return max(fit, key=lambda one: one['tokens_per_s']['median'], default=None)

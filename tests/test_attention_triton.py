@@ -1,0 +1,222 @@
+"""The GPU's attention kernels, run by Triton's interpreter, against `attend`; and compiled for a GPU."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt1_jax.errors import UserError
+from gpt1_jax.model import attention, dropout
+from gpt1_jax.model.architecture import build
+from gpt1_jax.model.attention_kernels import Settings
+from gpt1_jax.model.sizes import SIZES
+from gpt1_jax.model.transformer import Decoder
+from gpt1_jax.training.partitioning import Partitioner
+from helpers import ROOT
+
+ROWS, LENGTH, HEADS, HEAD_DIM = 4, 40, 2, 16  # blocks of 32 and 64 tokens do not divide the rows
+RNG = np.random.default_rng(0)
+SEGMENTS = np.sort(RNG.integers(0, 5, (ROWS, LENGTH)), axis=1)[:, ::-1].astype(np.int32)
+CONTEXTS = np.where(SEGMENTS > 1, SEGMENTS.max(axis=1, keepdims=True), SEGMENTS).astype(np.int32)
+IDS = {'whole rows': (None, None), 'segments': (SEGMENTS, None), 'contexts': (SEGMENTS, CONTEXTS)}
+
+
+class OnHost:
+    """A NumPy array with what the interpreter asks of a PyTorch tensor."""
+
+    def __init__(self, array):
+        self.array, self.dtype = array, str(array.dtype)
+
+    data_ptr = lambda self: self.array.ctypes.data
+    untyped_storage = cpu = lambda self: self
+    new_empty = lambda self, *_, **__: OnHost(self.array)
+    storage_offset = size = stride = set_ = copy_ = lambda self, *_: None
+
+
+_LOCK = threading.Lock()  # the interpreter has one grid for all threads
+
+
+def interpreted_call(*arrays, kernel, out_shape, grid, num_warps, num_stages, **constants):
+    """`jax_triton.triton_call` without a GPU; what a kernel does not write is NaN."""
+    shapes, tree = jax.tree.flatten(out_shape)
+
+    def run(*arrays):
+        results = [np.full(shape.shape, np.nan, shape.dtype) for shape in shapes]
+        with _LOCK:
+            kernel[(grid,)](*(OnHost(np.array(array)) for array in arrays), *map(OnHost, results), **constants)
+        return tree.unflatten(results)
+
+    return jax.pure_callback(run, out_shape, *arrays)
+
+
+@pytest.fixture(scope='module')
+def kernels():
+    pytest.importorskip('triton', reason='Triton, in which the kernels are written, is not installed')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=interpreted_call))
+        patch.delitem(sys.modules, 'gpt1_jax.model.attention_triton', raising=False)
+        module = importlib.import_module('gpt1_jax.model.attention_triton')
+        patch.setitem(attention.KERNELS, 'gpu', module)
+        yield module
+    del sys.modules[module.__name__]
+
+
+def arrays(dtype):
+    qkv = jnp.asarray(RNG.normal(size=(3, ROWS, LENGTH, HEADS * HEAD_DIM)), dtype)
+    bias = jnp.asarray(RNG.normal(size=(3, HEADS * HEAD_DIM)), jnp.float32)
+    return qkv, bias, jnp.asarray(RNG.normal(size=qkv.shape[1:]), dtype)
+
+
+def attended(qkv, bias, segment_ids, context_ids, dropout_key, settings):
+    """`attention.attend` with the arguments of the kernel."""
+    qkv = (qkv + bias.astype(qkv.dtype)[:, None, None]).reshape(3, ROWS, LENGTH, HEADS, HEAD_DIM)
+    order = jnp.arange(LENGTH)[None]
+    visible = attention.Visible(order, order, segment_ids, context_ids)
+    return attention.attend(*qkv, visible, settings.rate, dropout_key).reshape(ROWS, LENGTH, -1)
+
+
+def results(function, qkv, bias, *rest, gradient):
+    """Output, gradients of queries, keys and values, and of the bias."""
+    out, back = jax.vjp(lambda qkv, bias: function(qkv, bias, *rest), qkv, bias)
+    to_qkv, to_bias = back(gradient)
+    return out, *to_qkv, to_bias
+
+
+@pytest.mark.parametrize(
+    ('case', 'rate'),
+    [('whole rows', 0.0), ('whole rows', 0.1), ('segments', 0.6), ('contexts', 0.0), ('contexts', 0.1)],
+)
+def test_outputs_and_gradients(kernels, case, rate):
+    """A mask that differs in one bit would give errors of 0.01."""
+    *inputs, gradient = arrays(jnp.float32)
+    rest = *IDS[case], jax.random.key(3) if rate else None, Settings(HEADS, HEAD_DIM, rate)
+    ours = jax.jit(lambda: results(kernels.attend, *inputs, *rest, gradient=gradient))()
+    for a, b in zip(ours, results(attended, *inputs, *rest, gradient=gradient)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision(kernels):
+    """float16 for bfloat16, with which the interpreter cannot multiply: blocks of 64, and rounded operands."""
+    *inputs, gradient = arrays(jnp.float16)
+    rest = *IDS['contexts'], jax.random.key(4), Settings(HEADS, HEAD_DIM, 0.1)
+    exact = [x.astype(jnp.float32) for x in (*inputs, gradient)]
+    expected = results(attended, *exact[:2], *rest, gradient=exact[2])
+    for a, b in zip(results(kernels.attend, *inputs, *rest, gradient=gradient), expected):
+        a, b = np.float32(a), np.float32(b)
+        assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)
+
+
+def test_log_sums(kernels):
+    qkv, _, _ = arrays(jnp.float32)
+    settings = Settings(HEADS, HEAD_DIM, 0.1)
+    scalars = jnp.arange(4, dtype=jnp.uint32)
+    _, (*_, log_sums) = kernels._forward(scalars, [jnp.asarray(SEGMENTS)], jnp.moveaxis(qkv, 0, 2), settings)
+    query, key, _ = np.float64(qkv).reshape(3, ROWS, LENGTH, HEADS, HEAD_DIM)
+    for row, head, place in np.ndindex(ROWS, HEADS, LENGTH):
+        seen = np.flatnonzero(SEGMENTS[row, : place + 1] == SEGMENTS[row, place])
+        scores = key[row, seen, head] @ query[row, place, head] / np.sqrt(HEAD_DIM)
+        assert abs(log_sums[row, head, place] - np.log(np.sum(np.exp(scores)))) < 1e-5
+
+
+@pytest.mark.parametrize(('row', 'head', 'rate'), [(0, 0, 0.1), (3, 10, 0.5), (2**21, 5, 0.9)])
+def test_masks_to_the_bit(kernels, row, head, rate):
+    """On a device that begins at (row, head) of 12 heads, the last beyond 2**32 elements. Where all scores are equal,
+    values of 0 and a single 1 read the probabilities of the forward pass, and such gradients those of the backward."""
+    seeds, ones = dropout.seeds(jax.random.key(5)), jnp.tile(jnp.eye(16), 2)[None]
+    scalars = jnp.stack([*seeds, jnp.uint32(row), jnp.uint32(head)])
+    qkv = jnp.stack([jnp.zeros_like(ones), jnp.zeros_like(ones), ones], axis=2)
+    out, back = jax.vjp(lambda qkv: kernels._attend(scalars, [], qkv, Settings(12, 16, rate)), qkv)
+    first = (row * 12 + head) * 16 * 16
+    index = jnp.uint32((first + np.arange(2 * 16 * 16)) % 2**32)
+    expected = np.tril(dropout.keep(index, seeds, rate).reshape(2, 16, 16))
+    by_head = lambda x: np.asarray(x).reshape(16, 2, 16).swapaxes(0, 1)
+    np.testing.assert_array_equal(by_head(out) != 0, expected)
+    np.testing.assert_array_equal(by_head(back(ones)[0][0, :, 2]).swapaxes(1, 2) != 0, expected)
+
+
+@pytest.mark.parametrize('shape', [(4, 1, 1), (1, 2, 2)])
+def test_any_mesh_drops_the_same_elements(kernels, shape):
+    *inputs, gradient = arrays(jnp.float32)
+    rest = *IDS['segments'], jax.random.key(6), Settings(HEADS, HEAD_DIM, 0.1)
+    partitioner = Partitioner('fsdp+tp', shape, jax.devices()[: np.prod(shape)])
+    ours = partitioner.jit(lambda: results(kernels.attend, *inputs, *rest, gradient=gradient))()
+    for a, b in zip(ours, results(attended, *inputs, *rest, gradient=gradient)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_widths_of_heads(kernels):
+    assert [kernels.obstacle(512, 12, head_dim) is None for head_dim in (8, 16, 48, 64, 128, 256)] == [
+        *(False, True, False, True, True, False)
+    ]
+
+
+def test_in_a_model(kernels):
+    """Under the loop over layers, and recomputed in the backward pass."""
+    sizes = dict(vocab_size=20, n_special=0, n_positions=24, width=32, layers=2, heads=2, mlp_width=16)
+    model = Decoder(**sizes, remat=True, platform='gpu')
+    tokens = jnp.asarray(RNG.integers(0, 20, (2, 24)))
+    params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradients(params, attention):
+        read = lambda p: model.clone(attention=attention).apply(
+            {'params': p}, tokens, segment_ids=tokens // 10, train=True, rngs={'dropout': jax.random.key(1)}
+        )
+        return jax.grad(lambda p: jnp.sum(read(p).hidden ** 3))(params)
+
+    ours, expected = (jax.tree.leaves(gradients(params, attention)) for attention in ('kernel', 'xla'))
+    for a, b in zip(ours, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_it_is_optional(monkeypatch):
+    """Without its packages there is no kernel, and who insists on one reads what to install."""
+    monkeypatch.delitem(attention.KERNELS, 'gpu', raising=False)
+    config = dict(SIZES['tiny'].sizes)
+    assert build(config | {'attention': 'auto'}, 20, 0, 'gpu').attention == 'xla'
+    with pytest.raises(UserError, match=r'model\.attention: .*\[triton\]'):
+        build(config | {'attention': 'kernel'}, 20, 0, 'gpu')
+
+
+COMPILE = """
+import subprocess, sys, types
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+sys.modules['jax_triton'] = types.SimpleNamespace(triton_call=lambda out_shape: None)
+from gpt1_jax.model import attention_triton
+
+for dtype, block in (('bf16', 64), ('fp32', 32)):
+    types = {'scalars': '*u32', 'ids': '*i32', 'log_sums': '*fp32', 'statistics': '*fp32', 'sizes': 'constexpr'}
+    for kernel in (attention_triton._forward_kernel, attention_triton._backward_kernel):
+        sizes = attention_triton.Sizes(64, 512, 512 // block, block, block // 2, 12, 12, 64, 2, 2**28, 0.9375)
+        signature = {name: types.get(name, '*' + dtype) for name in kernel.arg_names}
+        attributes = {(i,): [['tt.divisibility', 16]] for i in range(len(signature) - 1)}
+        source = triton.compiler.ASTSource(kernel, signature, {'sizes': sizes}, attributes)
+        compiled = triton.compile(source, target=GPUTarget('cuda', 90, 32), options={'num_warps': 4, 'num_stages': 2})
+        assemble = [triton.knobs.nvidia.ptxas.path, '-v', '--gpu-name=sm_90a', '-o', '/dev/null', sys.argv[1]]
+        open(sys.argv[1], 'w').write(compiled.asm['ptx'])
+        report = subprocess.run(assemble, capture_output=True, text=True, check=True).stderr
+        print(dtype, 'wgmma' in compiled.asm['ptx'], ' 0 bytes spill stores, 0 bytes spill loads' in report)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='Triton is not installed')
+def test_they_compile_for_a_gpu(tmp_path):
+    """The interpreter takes more than the compiler does. For an H100, with products on its tensor cores (float32 is
+    multiplied exactly, without them) and all numbers of a block in registers."""
+    environment = os.environ | {'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
+    command = [sys.executable, '-c', COMPILE, str(tmp_path / 'ptx')]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.splitlines() == ['bf16 True True'] * 2 + ['fp32 False True'] * 2
