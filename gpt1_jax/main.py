@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt1_jax.config import check
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
-from gpt1_jax.processes import keep_compiled_steps, keep_freed_memory
+from gpt1_jax.processes import keep_compiled_steps, keep_freed_memory, use_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; default runs/TASK')
@@ -166,5 +166,6 @@ def _fail(message):
 
 
 if __name__ == '__main__':
+    use_huge_pages()
     _set_up()
     app.run(_run, flags_parser=_parse)

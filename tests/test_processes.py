@@ -73,6 +73,28 @@ def test_the_program_keeps_freed_memory():
     assert 10 * pages['keep'] < pages['leave'] > 100
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is changed')
+@pytest.mark.parametrize('chosen', [None, 'glibc.malloc.arena_max=1'])
+def test_huge_pages_are_asked_for_once_and_not_against_the_users_choice(chosen):
+    program = textwrap.dedent("""
+        import os, sys
+        from gpt1_jax.processes import use_huge_pages
+
+        print('started', flush=True)
+        use_huge_pages()
+        print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])
+    """)
+    environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
+    done = subprocess.run(
+        [sys.executable, '-c', program, 'a flag', '--other'],
+        env=environment | {'PYTHONPATH': str(ROOT)} | ({'GLIBC_TUNABLES': chosen} if chosen else {}),
+        capture_output=True,
+        text=True,
+    )
+    again, setting = ('', chosen) if chosen else ('started\n', 'glibc.malloc.hugetlb=1')
+    assert done.stdout == f'started\n{again}{setting} a flag --other\n'
+
+
 @pytest.mark.parametrize('first', ['keep_compiled_steps()', 'import jax'])  # as a command does, and as a notebook
 def test_compiled_steps_are_kept_in_the_users_cache(first, tmp_path):
     program = f'from gpt1_jax.processes import keep_compiled_steps\n{first}\nimport jax\nkeep_compiled_steps()\n' + (

@@ -28,13 +28,14 @@ def measure(context: Context) -> None:
     try:
         with context.attempt('ours') as piece:
             context.need(60)
-            ours = Worker('ours', context.size, context.earlier('step').get('fastest', 'scan'), context.left() - 10)
+            form = context.earlier('step').get('fastest', 'scan')
+            ours = Worker(_command('peer_ours', context.size, form), context.left() - 10)
             piece |= ours.facts
         for i, side in enumerate(SIDES[1:]):
             with context.attempt(side) as piece:
                 context.need(40)
                 until = context.left() * (1 - (i + 1) / len(SIDES[1:]))  # for the later peers
-                theirs = Worker(side, context.size, '', context.left() - 10)
+                theirs = Worker(_command('peer_torch', context.size, side), context.left() - 10)
                 try:
                     piece |= theirs.facts
                     pairs = []
@@ -57,17 +58,15 @@ def measure(context: Context) -> None:
             ours.close()
 
 
+def _command(module, *arguments):
+    return [sys.executable, '-m', f'benchmarks.accelerator.{module}', *arguments]
+
+
 class Worker:
     """A side in its own process, which answers each line with the seconds of a round."""
 
-    def __init__(self, side: str, size: str, form: str, patience: float):
-        module = 'peer_ours' if side == 'ours' else 'peer_torch'
-        self._process = subprocess.Popen(
-            [sys.executable, '-m', f'benchmarks.accelerator.{module}', size, form if side == 'ours' else side],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, command: list[str], patience: float):
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = json.loads(self._answer(patience))
 
     def round(self, patience: float) -> float:

@@ -8,9 +8,9 @@ from gpt1_jax.meter.memory import planned
 from gpt1_jax.meter.step import training_rounds
 
 
-def main(size, form):
+def main(size, form, dtype='auto'):
     changes, accumulation = step.FORMS[form]
-    made = program.pretraining(size, accumulation=accumulation, **changes)
+    made = program.pretraining(size, accumulation=accumulation, dtype=dtype, **changes)
     compiled, seconds = made.compile()
     run, _ = training_rounds(made, compiled)
 

@@ -57,10 +57,12 @@ class GPT1(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def main(size, side):
+def main(size, side, dtype='auto'):
     sizes, vocabulary = SIZES[size].sizes, SIZES[size].vocab_size
     positions = sizes['n_positions']
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if dtype == 'auto':
+        dtype = 'bfloat16' if device == 'cuda' else 'float32'
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -76,7 +78,7 @@ def main(size, side):
     def one_round():
         started = time.perf_counter()
         for batch in batches:
-            with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
                 loss = loss_of(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -89,7 +91,7 @@ def main(size, side):
     one_round()
     facts = {
         'first_round_s': round(first, 2),
-        'dtype': 'bfloat16' if device == 'cuda' else 'float32',
+        'dtype': dtype,
         'device': torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
     }
     if device == 'cuda':

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt1_jax.model.products import outer_products
+from gpt1_jax.model.products import outer_products, product
 
 _ROW_MULTIPLE = 128  # the softmax's rows are padded to this: whole matrix tiles, and divisible by any tensor axis
 
@@ -57,7 +57,7 @@ def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
         one_hot = target[..., None] == jnp.arange(table.shape[0])[None, None, None]
         d_logits = exponentials * (weight / total)[..., None] - jnp.where(one_hot, weight[..., None], 0.0)
         d_logits = d_logits.astype(h.dtype)
-        d_hidden = jnp.einsum('gntv,vw->gntw', d_logits, table, preferred_element_type=jnp.float32).astype(h.dtype)
+        d_hidden = product('gntv,vw->gntw', d_logits, table)
         table_gradient += jax.vmap(outer_products)(d_logits, h)
         return nn.with_logical_constraint(table_gradient, ('batch', 'vocab', None)), (nll, d_hidden)
 
