@@ -7,6 +7,7 @@ import pytest
 
 import reference
 from gpt1_jax.training import losses
+from gpt1_jax.training.partitioning import Partitioner
 
 RNG = np.random.default_rng(0)
 HIDDEN, TABLE = RNG.normal(size=(4, 12, 8)), RNG.normal(size=(133, 8))
@@ -46,6 +47,23 @@ def test_lm_loss_and_gradients_for_any_chunks(shards, chunk_tokens):
     np.testing.assert_allclose(chunked(*inputs), 3 * expected, rtol=1e-5)  # not differentiated: another code path
     for ours, theirs in zip(gradients, jax.grad(whole, (0, 1, 2))(*inputs)):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_the_shards_of_a_vocabulary_do_not_divide():
+    """133 rows on four devices are padded; the padding has no part in the softmax, and no gradient."""
+    partitioner = Partitioner('tp', (2, 1, 4))
+    hidden, table, targets, weights = f32(HIDDEN, TABLE, TARGETS, WEIGHTS)
+
+    def sharded(hidden, embedding):
+        return losses.lm_loss(*in_shards(2, hidden), embedding, *in_shards(2, targets, weights), chunk_tokens=8)
+
+    compiled = partitioner.jit(jax.value_and_grad(sharded, (0, 1))).lower(hidden, table).compile()
+    assert 'f32[1,2,4,64]' in compiled.as_text()  # logits of a device: a quarter of 256
+    expected, gradients = jax.value_and_grad(plain, (0, 1))(hidden, table, targets, weights)
+    value, (d_hidden, d_table) = compiled(hidden, table)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(d_hidden, gradients[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(d_table, gradients[1], rtol=1e-4, atol=1e-5)
 
 
 def test_token_nll():

@@ -30,7 +30,6 @@ def attend(
       mask: boolean [B, 1, T, T], what a query sees; no key that comes after it.
       dropout_key: None for no dropout.
     """
-    dropout_key = dropout_key if rate else None
     heads_first = (x.swapaxes(1, 2) for x in (query, key, value))
     return _attend(*heads_first, mask, dropout_key, rate).swapaxes(1, 2)
 

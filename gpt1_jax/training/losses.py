@@ -92,14 +92,12 @@ def _exponentials_and_nll(hidden, table, targets, rows):
     """hidden [g, n, t, width] -> float32 exponentials of the logits, up to a factor for each token [g, n, t, rows of
     the table]; their sum and the nll [g, n, t]."""
     logits = jnp.einsum('gntw,vw->gntv', hidden, table, preferred_element_type=jnp.float32)
-    columns = jnp.arange(table.shape[0])[None, None, None]
     if rows < table.shape[0]:
-        logits = jnp.where(columns < rows, logits, -jnp.inf)
+        logits = jnp.where(jnp.arange(table.shape[0])[None, None, None] < rows, logits, -jnp.inf)
     most = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - most[..., None])
     total = jnp.sum(exponentials, axis=-1)
-    # A masked sum, not a gather: the vocabulary may be sharded.
-    target_logits = jnp.sum(jnp.where(targets[..., None] == columns, logits, 0.0), axis=-1)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return exponentials, total, most + jnp.log(total) - target_logits
 
 
