@@ -9,8 +9,8 @@ import pytest
 
 import models
 from gpt1_jax.errors import UserError
-from gpt1_jax.model import architecture, attention_kernels
-from gpt1_jax.model.attention import Visible, attend
+from gpt1_jax.model import architecture
+from gpt1_jax.model.attention import Visible, attend, attend_in_kernel
 from gpt1_jax.model.dropout import keep_mask
 from gpt1_jax.training.partitioning import Partitioner
 
@@ -39,8 +39,7 @@ def inputs(rows=2, length=LENGTH, width=WIDTH):
 
 
 def by_kernel(qkv, bias, ids=(None, None), rate=0.0, heads=HEADS):
-    settings = attention_kernels.Settings(heads, qkv.shape[-1] // heads, rate, interpret=True)
-    return attention_kernels.attend(qkv, bias, *ids, KEY if rate else None, settings)
+    return attend_in_kernel(qkv, bias, Visible(None, None, *ids), heads, rate, KEY if rate else None, 'cpu')
 
 
 def by_xla(qkv, bias, ids=(None, None), rate=0.0, heads=HEADS):

@@ -64,7 +64,6 @@ def kernels():
         patch.setitem(sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=interpreted_call))
         patch.delitem(sys.modules, 'gpt1_jax.model.attention_triton', raising=False)
         module = importlib.import_module('gpt1_jax.model.attention_triton')
-        patch.setitem(attention.KERNELS, 'gpu', module)
         yield module
     del sys.modules[module.__name__]
 
@@ -75,12 +74,15 @@ def arrays(dtype):
     return qkv, bias, jnp.asarray(RNG.normal(size=qkv.shape[1:]), dtype)
 
 
-def attended(qkv, bias, segment_ids, context_ids, dropout_key, settings):
-    """`attention.attend` with the arguments of the kernel."""
+def by_kernel(qkv, bias, ids, dropout_key, rate):
+    return attention.attend_in_kernel(qkv, bias, attention.Visible(None, None, *ids), HEADS, rate, dropout_key, 'gpu')
+
+
+def by_xla(qkv, bias, ids, dropout_key, rate):
     qkv = (qkv + bias.astype(qkv.dtype)[:, None, None]).reshape(3, ROWS, LENGTH, HEADS, HEAD_DIM)
     order = jnp.arange(LENGTH)[None]
-    visible = attention.Visible(order, order, segment_ids, context_ids)
-    return attention.attend(*qkv, visible, settings.rate, dropout_key).reshape(ROWS, LENGTH, -1)
+    visible = attention.Visible(order, order, *ids)
+    return attention.attend(*qkv, visible, rate, dropout_key).reshape(ROWS, LENGTH, -1)
 
 
 def results(function, qkv, bias, *rest, gradient):
@@ -97,19 +99,19 @@ def results(function, qkv, bias, *rest, gradient):
 def test_outputs_and_gradients(kernels, case, rate):
     """A mask that differs in one bit would give errors of 0.01."""
     *inputs, gradient = arrays(jnp.float32)
-    rest = *IDS[case], jax.random.key(3) if rate else None, Settings(HEADS, HEAD_DIM, rate)
-    ours = jax.jit(lambda: results(kernels.attend, *inputs, *rest, gradient=gradient))()
-    for a, b in zip(ours, results(attended, *inputs, *rest, gradient=gradient)):
+    rest = IDS[case], jax.random.key(3) if rate else None, rate
+    ours = jax.jit(lambda: results(by_kernel, *inputs, *rest, gradient=gradient))()
+    for a, b in zip(ours, results(by_xla, *inputs, *rest, gradient=gradient)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
 def test_half_precision(kernels):
     """float16 for bfloat16, with which the interpreter cannot multiply: blocks of 64, and rounded operands."""
     *inputs, gradient = arrays(jnp.float16)
-    rest = *IDS['contexts'], jax.random.key(4), Settings(HEADS, HEAD_DIM, 0.1)
+    rest = IDS['contexts'], jax.random.key(4), 0.1
     exact = [x.astype(jnp.float32) for x in (*inputs, gradient)]
-    expected = results(attended, *exact[:2], *rest, gradient=exact[2])
-    for a, b in zip(results(kernels.attend, *inputs, *rest, gradient=gradient), expected):
+    expected = results(by_xla, *exact[:2], *rest, gradient=exact[2])
+    for a, b in zip(results(by_kernel, *inputs, *rest, gradient=gradient), expected):
         a, b = np.float32(a), np.float32(b)
         assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)
 
@@ -145,10 +147,10 @@ def test_masks_to_the_bit(kernels, row, head, rate):
 @pytest.mark.parametrize('shape', [(4, 1, 1), (1, 2, 2)])
 def test_any_mesh_drops_the_same_elements(kernels, shape):
     *inputs, gradient = arrays(jnp.float32)
-    rest = *IDS['segments'], jax.random.key(6), Settings(HEADS, HEAD_DIM, 0.1)
+    rest = IDS['segments'], jax.random.key(6), 0.1
     partitioner = Partitioner('fsdp+tp', shape, jax.devices()[: np.prod(shape)])
-    ours = partitioner.jit(lambda: results(kernels.attend, *inputs, *rest, gradient=gradient))()
-    for a, b in zip(ours, results(attended, *inputs, *rest, gradient=gradient)):
+    ours = partitioner.jit(lambda: results(by_kernel, *inputs, *rest, gradient=gradient))()
+    for a, b in zip(ours, results(by_xla, *inputs, *rest, gradient=gradient)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
@@ -179,7 +181,8 @@ def test_in_a_model(kernels):
 
 def test_it_is_optional(monkeypatch):
     """Without its packages there is no kernel, and who insists on one reads what to install."""
-    monkeypatch.delitem(attention.KERNELS, 'gpu', raising=False)
+    monkeypatch.setitem(sys.modules, 'jax_triton', None)
+    monkeypatch.delitem(sys.modules, 'gpt1_jax.model.attention_triton', raising=False)
     config = dict(SIZES['tiny'].sizes)
     assert build(config | {'attention': 'auto'}, 20, 0, 'gpu').attention == 'xla'
     with pytest.raises(UserError, match=r'model\.attention: .*\[triton\]'):

@@ -11,7 +11,6 @@ from benchmarks.accelerator import program
 from benchmarks.accelerator.measure import Context, relative_error
 from gpt1_jax.meter import work
 from gpt1_jax.model import attention
-from gpt1_jax.model.attention_kernels import Settings
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.dropout import keep_mask
 from gpt1_jax.model.sizes import SIZES
@@ -70,7 +69,7 @@ def attention_kernel(context: Context) -> None:
         head_dim = sizes['width'] // heads
         if why_not := attention.obstacle(platform, ROWS, length, heads, head_dim):
             raise TimeoutError(f'skipped: {why_not}')
-        key, settings = jax.random.key(0), Settings(heads, head_dim, 0.1, platform == 'cpu')
+        key, all_seen = jax.random.key(0), attention.Visible(None, None)
 
         @jax.jit
         def kept(first):
@@ -78,7 +77,8 @@ def attention_kernel(context: Context) -> None:
             # Queries and keys of 0 give equal probabilities; a value of 1 in a column of its own shows each of them.
             value = jnp.tile(jnp.eye(length, head_dim, -first, jnp.bfloat16), heads)
             qkv = jnp.zeros((3, ROWS, length, sizes['width']), jnp.bfloat16).at[2].set(value)
-            mixed = attention.KERNELS[platform].attend(qkv, jnp.zeros((3, sizes['width'])), None, None, key, settings)
+            bias = jnp.zeros((3, sizes['width']))
+            mixed = attention.attend_in_kernel(qkv, bias, all_seen, heads, 0.1, key, platform)
             return mixed.reshape(ROWS, length, heads, head_dim) != 0
 
         mask = np.tril(keep_mask(key, (ROWS, heads, length, length), 0.1)).swapaxes(1, 2)

@@ -1,5 +1,7 @@
 """Multi-head causal self-attention of the release, with segments and a key-value cache."""
 
+import importlib
+import types
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,21 +10,11 @@ import jax.numpy as jnp
 from absl import logging
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.model import attention_blocks, attention_kernels
-from gpt1_jax.model.dropout import dropout
+from gpt1_jax.model import attention_blocks, attention_kernels, mesh
+from gpt1_jax.model.attention_blocks import MASKED
+from gpt1_jax.model.dropout import dropout, seeds
 from gpt1_jax.model.products import affine
 from gpt1_jax.model.weights import for_use
-
-MASKED = -1e9  # the release adds this to masked scores; after the softmax it is an exact zero
-KERNELS = {'tpu': attention_kernels, 'cpu': attention_kernels}  # on a CPU it is interpreted, slowly: for tests
-try:
-    import jax_triton  # noqa: F401
-except ImportError:  # it is optional
-    pass
-else:
-    from gpt1_jax.model import attention_triton
-
-    KERNELS['gpu'] = attention_triton
 
 
 class Visible(NamedTuple):
@@ -92,14 +84,53 @@ def write_to_cache(cache: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.
     return nn.with_logical_constraint(cache, ('batch', 'heads', None, None))
 
 
+def kernels(platform: str) -> types.ModuleType | None:
+    """The module with the attention kernels of a platform; None if it has none, or what they need is not installed."""
+    if platform != 'gpu':
+        return {'tpu': attention_kernels, 'cpu': attention_kernels}.get(platform)  # for tests: interpreted, slowly
+    try:
+        return importlib.import_module('gpt1_jax.model.attention_triton')
+    except ImportError as error:
+        if (error.name or '').startswith('gpt1_jax'):
+            raise
+        return None
+
+
 def obstacle(platform: str, rows: int, length: int, heads: int, head_dim: int) -> str | None:
     """Why no kernel can compute attention of `rows` rows of `length` tokens on the mesh in use; None if one can."""
-    if platform not in KERNELS:
+    if kernels(platform) is None:
         return f'there is none for a {platform}' + ' without pip install -e ".[triton]"' * (platform == 'gpu')
-    row_shards, head_shards = attention_kernels.shards()
+    row_shards, head_shards = mesh.shards('batch'), mesh.shards('heads')
     if rows % row_shards or heads % head_shards:
         return f'{rows} rows of {heads} heads do not divide among {row_shards} x {head_shards} devices'
-    return KERNELS[platform].obstacle(length, heads // head_shards, head_dim)
+    return kernels(platform).obstacle(length, heads // head_shards, head_dim)
+
+
+def attend_in_kernel(
+    qkv: jax.Array,
+    bias: jax.Array,
+    visible: Visible,
+    heads: int,
+    rate: float,
+    dropout_key: jax.Array | None,
+    platform: str,
+) -> jax.Array:
+    """`attend` by the kernel of the platform, for queries that are also the keys.
+
+    Args:
+      qkv: [3, B, T, H * D], without
+      bias: [3, H * D].
+      heads: H.
+      dropout_key: None for no dropout.
+
+    Returns:
+      [B, T, H * D] in the dtype of `qkv`.
+    """
+    rate = 0.0 if dropout_key is None else rate
+    words = seeds(dropout_key) if rate else jnp.zeros(2, jnp.uint32)
+    ids = [each for each in (visible.segment_ids, visible.context_ids) if each is not None]
+    settings = attention_kernels.Settings(heads, qkv.shape[-1] // heads, rate, interpret=platform == 'cpu')
+    return kernels(platform).attend(qkv, bias, ids, words, settings)
 
 
 class SelfAttention(nn.Module):
@@ -157,9 +188,8 @@ class SelfAttention(nn.Module):
         if self._has_kernel(*x.shape[:2], head_dim):
             qkv = jnp.einsum('bqw,wcz->cbqz', x, qkv_kernel)
             qkv = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads'))
-            settings = attention_kernels.Settings(self.heads, head_dim, self.dropout_rate, self.platform == 'cpu')
-            ids, bias = visible[2:], qkv_bias.reshape(3, width)
-            mixed = KERNELS[self.platform].attend(qkv, bias, *ids, dropout_key, settings)
+            bias, rate = qkv_bias.reshape(3, width), self.dropout_rate
+            mixed = attend_in_kernel(qkv, bias, visible, self.heads, rate, dropout_key, self.platform)
             return mixed @ out_kernel + out_bias.astype(self.dtype)[None, None], None
         projections = (affine(x, qkv_kernel[:, i], qkv_bias[i].reshape(width)) for i in range(3))
         query, key, value = (

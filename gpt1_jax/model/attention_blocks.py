@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gpt1_jax.model import dropout
 
-MASKED = -1e9  # as in attention.py
+MASKED = -1e9  # the release adds this to masked scores; after the softmax it is an exact zero
 BLOCK = 128  # queries
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -10,10 +10,9 @@ of registers, and what there is one of per query is a compact row.
 """
 
 import functools
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +21,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from gpt1_jax.model import dropout
+from gpt1_jax.model import dropout, mesh
+from gpt1_jax.model.attention_blocks import MASKED
 
 LANES = 128  # of a vector register; also the queries in a block
 LONGEST = 1024  # tokens in a row of which 32 MiB of vector memory hold what the backward pass needs, of two heads
-MASKED = -1e9  # as in attention.py
 
 # Elementwise operations per score, by line, for the cost that the kernels declare (a test counts them).
 _FORWARD, _BACKWARD, _DROPPED, _AMONG_IDS = 7, 10, 16, 2
@@ -38,7 +37,7 @@ class Settings(NamedTuple):
     Attributes:
       heads: of the model, on all devices together.
       head_dim: D.
-      rate: of the dropout.
+      rate: of the dropout; 0 for none.
       interpret: run without a TPU, slowly, for tests.
     """
 
@@ -56,39 +55,23 @@ def obstacle(length: int, heads: int, head_dim: int) -> str | None:
     return f'rows of {length} tokens are longer than {longest}' if length > longest else None
 
 
-def shards() -> tuple[int, int]:
-    """Among how many devices the mesh in use divides the rows, and the heads."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    rows, heads = (math.prod(sizes[axis] for axis in axes) for axes in mesh_axes())
-    return rows, heads
-
-
 def attend(
-    qkv: jax.Array,
-    bias: jax.Array,
-    segment_ids: jax.Array | None,
-    context_ids: jax.Array | None,
-    dropout_key: jax.Array | None,
-    settings: Settings,
+    qkv: jax.Array, bias: jax.Array, ids: Sequence[jax.Array], seeds: jax.Array, settings: Settings
 ) -> jax.Array:
     """What `attention.attend` computes, for queries that are also the keys.
 
     Args:
       qkv: [3, B, T, H * D]: queries, keys and values, without
       bias: [3, H * D], which the kernels add; they also sum its gradient, for which XLA would read all of qkv's again.
-      segment_ids: int [B, T], or None.
-      context_ids: int [B, T], or None.
-      dropout_key: None for no dropout.
+      ids: each int [B, T]: the segment of a token, and another that it sees; neither, the first, or both.
+      seeds: uint32 [2], of the dropout.
 
     Returns:
       [B, T, H * D] in the dtype of `qkv`.
     """
-    if dropout_key is None:
-        settings = settings._replace(rate=0.0)
-    seeds = dropout.seeds(dropout_key) if settings.rate else jnp.zeros(2, jnp.uint32)
     length = qkv.shape[2]
     pad = -length % LANES  # keys that come after all queries
-    ids = [jnp.pad(each, ((0, 0), (0, pad)))[:, None] for each in (segment_ids, context_ids) if each is not None]
+    ids = [jnp.pad(each, ((0, 0), (0, pad)))[:, None] for each in ids]
     return _attend(jnp.pad(qkv, ((0, 0), (0, 0), (0, pad), (0, 0))), bias, ids, seeds, length, settings)[:, :length]
 
 
@@ -112,18 +95,10 @@ def _backward(length, settings, saved, gradient):
 _attend.defvjp(_forward, _backward)
 
 
-def mesh_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The axes of the mesh in use that divide the rows, and those that divide the heads."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return (), ()
-    spec = nn.logical_to_mesh_axes(('batch', 'heads'))
-    return tuple((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec)
-
-
 def _on_mesh(call, seeds, ids, arrays, length, settings):
     """`call` on each device's part of the arrays; it is told where that part begins in the whole, because the mask of
     the dropout is that of the whole."""
-    rows, heads = mesh_axes()
+    rows, heads = mesh.axes('batch'), mesh.axes('heads')
 
     def on_device(seeds, ids, arrays):
         _, n_rows, _, width = arrays[0].shape

@@ -12,6 +12,7 @@ Written in Triton and called through jax-triton, because JAX gives up its own wa
 import functools
 import inspect
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,11 +24,12 @@ import triton.language as tl
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from gpt1_jax.model import dropout
-from gpt1_jax.model.attention_kernels import Settings, mesh_axes
+from gpt1_jax.model import mesh
+from gpt1_jax.model.attention_blocks import MASKED
+from gpt1_jax.model.attention_kernels import Settings
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
-_MASKED = tl.constexpr(-1e9)
+_MASKED = tl.constexpr(MASKED)
 
 # jax-triton 0.4 renamed an argument. It may meet a Triton that writes newer PTX than the assembler of JAX's CUDA reads.
 _NEW = 'out_type' in inspect.signature(jax_triton.triton_call).parameters
@@ -73,20 +75,12 @@ def obstacle(length: int, heads: int, head_dim: int) -> str | None:
 
 
 def attend(
-    qkv: jax.Array,
-    bias: jax.Array,
-    segment_ids: jax.Array | None,
-    context_ids: jax.Array | None,
-    dropout_key: jax.Array | None,
-    settings: Settings,
+    qkv: jax.Array, bias: jax.Array, ids: Sequence[jax.Array], seeds: jax.Array, settings: Settings
 ) -> jax.Array:
     """See `attention_kernels.attend`."""
-    if dropout_key is None:
-        settings = settings._replace(rate=0.0)
-    seeds = dropout.seeds(dropout_key) if settings.rate else jnp.zeros(2, jnp.uint32)
-    ids = [each.astype(jnp.int32) for each in (segment_ids, context_ids) if each is not None]
+    ids = [each.astype(jnp.int32) for each in ids]
     qkv = jnp.moveaxis(qkv, 0, 2)  # the order in which one matrix product makes it: XLA moves nothing
-    rows, heads = mesh_axes()
+    rows, heads = mesh.axes('batch'), mesh.axes('heads')
 
     def on_device(seeds, ids, qkv, bias):
         columns = bias.astype(qkv.dtype).reshape(1, -1)
@@ -229,6 +223,12 @@ def _store(array, tokens, values, part: tl.constexpr, parts: tl.constexpr, sizes
 
 
 @triton.jit
+def _scores(rows, columns, sizes: tl.constexpr):
+    """To the base 2: exp2 is one instruction."""
+    return tl.dot(rows, columns.T, input_precision='ieee') * (sizes.head_dim**-0.5 * _LOG2_E)
+
+
+@triton.jit
 def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: tl.constexpr):
     block, row, head = _place(sizes)
     query = block * sizes.block + tl.arange(0, sizes.block)
@@ -240,7 +240,7 @@ def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: tl.constexpr):
         for start in range(block * sizes.block * diagonal, (block + diagonal) * sizes.block, sizes.step):
             key = start + tl.arange(0, sizes.step)
             keys, values = _load(qkv, key, 1, 3, sizes), _load(qkv, key, 2, 3, sizes)
-            scores = tl.dot(queries, keys.T, input_precision='ieee') * (sizes.head_dim**-0.5 * _LOG2_E)
+            scores = _scores(queries, keys, sizes)
             if diagonal or sizes.ids:
                 # What a query takes up before it sees a key is multiplied with 0 when it sees the first.
                 scores = tl.where(_seen(ids, query[:, None], key[None, :], sizes), scores, _MASKED)
@@ -275,7 +275,7 @@ def _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes: tl.constexp
             query = start + tl.arange(0, sizes.step)
             queries, gradients = _load(qkv, query, 0, 3, sizes), _load(gradient, query, 0, 1, sizes)
             log_sum, slope = _statistics(statistics, query, sizes)
-            scores = tl.dot(keys, queries.T, input_precision='ieee') * (sizes.head_dim**-0.5 * _LOG2_E)
+            scores = _scores(keys, queries, sizes)
             powers = tl.exp2(scores - log_sum[None, :])
             if not later or sizes.ids:
                 powers = tl.where(_seen(ids, query[None, :], key[:, None], sizes), powers, 0.0)
@@ -303,7 +303,7 @@ def _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes: tl.const
         for start in range(block * sizes.block * diagonal, (block + diagonal) * sizes.block, sizes.step):
             key = start + tl.arange(0, sizes.step)
             keys, values = _load(qkv, key, 1, 3, sizes), _load(qkv, key, 2, 3, sizes)
-            scores = tl.dot(queries, keys.T, input_precision='ieee') * (sizes.head_dim**-0.5 * _LOG2_E)
+            scores = _scores(queries, keys, sizes)
             powers = tl.exp2(scores - log_sum[:, None])
             if diagonal or sizes.ids:
                 powers = tl.where(_seen(ids, query[:, None], key[None, :], sizes), powers, 0.0)

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from gpt1_jax.model import mesh
 from gpt1_jax.training import losses
 
 _LANES = 128  # of a vector register
@@ -56,7 +57,7 @@ def lm_loss(
 
     interpret: run without a TPU, slowly, for tests.
     """
-    if _sharded('vocab'):
+    if mesh.axes('vocab'):
         return losses.lm_loss(hidden, embedding, targets, weights)
     blocks = blocks or Blocks.of(hidden.shape[-1])
     return _lm_loss(hidden, embedding, targets, weights, blocks, interpret)
@@ -86,18 +87,8 @@ def _backward(blocks, interpret, saved, cotangent):
 _lm_loss.defvjp(_forward, _backward)
 
 
-def _sharded(role):
-    """The axes of the mesh in use that divide a role among more than one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return ()
-    [axes] = nn.logical_to_mesh_axes((role,)) or (None,)
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    return tuple(axis for axis in axes if mesh.shape[axis] > 1)
-
-
 def _on_mesh(call, *arrays):
-    axes = _sharded('batch')
+    axes = mesh.axes('batch')
     if not axes:
         return call(*arrays)
     each = PartitionSpec(axes)

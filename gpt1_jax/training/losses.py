@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt1_jax.model import mesh
 from gpt1_jax.model.products import outer_products, product
 
 _ROW_MULTIPLE = 128  # the softmax's rows are padded to this: whole matrix tiles, and divisible by any tensor axis
@@ -83,8 +84,7 @@ _lm_loss.defvjp(_lm_loss_forward, _lm_loss_backward)
 def _pad_rows(embedding):
     """(table, rows that are real): padded where shards of the vocabulary must be equal."""
     rows = embedding.shape[0]
-    sharded = nn.logical_to_mesh_axes(('vocab',))[0] is not None
-    table = jnp.pad(embedding, ((0, -rows % _ROW_MULTIPLE if sharded else 0), (0, 0)))
+    table = jnp.pad(embedding, ((0, -rows % _ROW_MULTIPLE if mesh.axes('vocab') else 0), (0, 0)))
     return nn.with_logical_constraint(table, ('vocab', None)), rows
 
 
