@@ -64,6 +64,7 @@ def kernels():
         patch.setitem(sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=interpreted_call))
         patch.delitem(sys.modules, 'gpt1_jax.model.attention_triton', raising=False)
         module = importlib.import_module('gpt1_jax.model.attention_triton')
+        patch.setitem(attention.KERNELS, 'gpu', module)
         yield module
     del sys.modules[module.__name__]
 
@@ -181,8 +182,7 @@ def test_in_a_model(kernels):
 
 def test_it_is_optional(monkeypatch):
     """Without its packages there is no kernel, and who insists on one reads what to install."""
-    monkeypatch.setitem(sys.modules, 'jax_triton', None)
-    monkeypatch.delitem(sys.modules, 'gpt1_jax.model.attention_triton', raising=False)
+    monkeypatch.setattr(attention.KERNELS['gpu'], 'jax_triton', None)
     config = dict(SIZES['tiny'].sizes)
     assert build(config | {'attention': 'auto'}, 20, 0, 'gpu').attention == 'xla'
     with pytest.raises(UserError, match=r'model\.attention: .*\[triton\]'):

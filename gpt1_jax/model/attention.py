@@ -1,7 +1,5 @@
 """Multi-head causal self-attention of the release, with segments and a key-value cache."""
 
-import importlib
-import types
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,11 +8,14 @@ import jax.numpy as jnp
 from absl import logging
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.model import attention_blocks, attention_kernels, mesh
+from gpt1_jax.model import attention_blocks, attention_kernels, attention_triton, mesh
 from gpt1_jax.model.attention_blocks import MASKED
 from gpt1_jax.model.dropout import dropout, seeds
 from gpt1_jax.model.products import affine
 from gpt1_jax.model.weights import for_use
+
+# On a CPU a kernel is interpreted, slowly: for tests.
+KERNELS = {'tpu': attention_kernels, 'cpu': attention_kernels, 'gpu': attention_triton}
 
 
 class Visible(NamedTuple):
@@ -84,26 +85,14 @@ def write_to_cache(cache: jax.Array, new: jax.Array, lengths: jax.Array) -> jax.
     return nn.with_logical_constraint(cache, ('batch', 'heads', None, None))
 
 
-def kernels(platform: str) -> types.ModuleType | None:
-    """The module with the attention kernels of a platform; None if it has none, or what they need is not installed."""
-    if platform != 'gpu':
-        return {'tpu': attention_kernels, 'cpu': attention_kernels}.get(platform)  # for tests: interpreted, slowly
-    try:
-        return importlib.import_module('gpt1_jax.model.attention_triton')
-    except ImportError as error:
-        if (error.name or '').startswith('gpt1_jax'):
-            raise
-        return None
-
-
 def obstacle(platform: str, rows: int, length: int, heads: int, head_dim: int) -> str | None:
     """Why no kernel can compute attention of `rows` rows of `length` tokens on the mesh in use; None if one can."""
-    if kernels(platform) is None:
-        return f'there is none for a {platform}' + ' without pip install -e ".[triton]"' * (platform == 'gpu')
+    if platform not in KERNELS:
+        return f'there is none for a {platform}'
     row_shards, head_shards = mesh.shards('batch'), mesh.shards('heads')
     if rows % row_shards or heads % head_shards:
         return f'{rows} rows of {heads} heads do not divide among {row_shards} x {head_shards} devices'
-    return kernels(platform).obstacle(length, heads // head_shards, head_dim)
+    return KERNELS[platform].obstacle(length, heads // head_shards, head_dim)
 
 
 def attend_in_kernel(
@@ -130,7 +119,7 @@ def attend_in_kernel(
     words = seeds(dropout_key) if rate else jnp.zeros(2, jnp.uint32)
     ids = [each for each in (visible.segment_ids, visible.context_ids) if each is not None]
     settings = attention_kernels.Settings(heads, qkv.shape[-1] // heads, rate, interpret=platform == 'cpu')
-    return kernels(platform).attend(qkv, bias, ids, words, settings)
+    return KERNELS[platform].attend(qkv, bias, ids, words, settings)
 
 
 class SelfAttention(nn.Module):

@@ -5,8 +5,7 @@ keys that these see (or queries that see these). The forward pass saves the loga
 backward pass computes the probabilities and the dropout's mask again. Queries, keys and values are read, and their
 gradients written, in the order in which one matrix product makes them: [tokens, 3 * width].
 
-Written in Triton and called through jax-triton, because JAX gives up its own way to Triton. Both are optional: only
-`attention.py` imports this module, and only where they are installed.
+Written in Triton and called through jax-triton, because JAX gives up its own way to Triton. Both are optional.
 """
 
 import functools
@@ -17,10 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax_triton
 import numpy as np
-import triton
-import triton.language as tl
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -28,11 +24,19 @@ from gpt1_jax.model import mesh
 from gpt1_jax.model.attention_blocks import MASKED
 from gpt1_jax.model.attention_kernels import Settings
 
-_LOG2_E = tl.constexpr(math.log2(math.e))
-_MASKED = tl.constexpr(MASKED)
+try:
+    import jax_triton
+    import triton.language as tl
+    from triton import jit
+    from triton.language import constexpr
+except ImportError:  # then `obstacle` says so, and no kernel is called
+    jax_triton, jit, constexpr = None, lambda kernel: kernel, float
+
+_LOG2_E = constexpr(math.log2(math.e))
+_MASKED = constexpr(MASKED)
 
 # jax-triton 0.4 renamed an argument. It may meet a Triton that writes newer PTX than the assembler of JAX's CUDA reads.
-_NEW = 'out_type' in inspect.signature(jax_triton.triton_call).parameters
+_NEW = jax_triton and 'out_type' in inspect.signature(jax_triton.triton_call).parameters
 _SHAPES = 'out_type' if _NEW else 'out_shape'
 _OPTIONS = {'backend_options': {'ptx_version': 83}} if _NEW else {}
 
@@ -69,6 +73,8 @@ class Sizes(NamedTuple):
 
 def obstacle(length: int, heads: int, head_dim: int) -> str | None:
     """Why the kernels cannot serve rows of `length` tokens with `heads` heads of `head_dim` on a device, or None."""
+    if jax_triton is None:
+        return 'there is none for a GPU without pip install -e ".[triton]"'
     if head_dim < 16 or head_dim > 128 or head_dim & (head_dim - 1):
         return f'a head of {head_dim} is not 16, 32, 64 or 128 wide'
     return None
@@ -163,8 +169,8 @@ def _call(kernel, scalars, ids, arrays, shapes, settings):
     )
 
 
-@triton.jit
-def _keep(scalars, query, key, sizes: tl.constexpr):
+@jit
+def _keep(scalars, query, key, sizes: constexpr):
     """`dropout.keep` of places in [B, H, Q, K] on all devices. query, key: numbers in the row; they broadcast."""
     first, second = tl.load(scalars), tl.load(scalars + 1)
     _, row, head = _place(sizes)
@@ -179,8 +185,8 @@ def _keep(scalars, query, key, sizes: tl.constexpr):
     return x >= sizes.threshold
 
 
-@triton.jit
-def _seen(ids, query, key, sizes: tl.constexpr):
+@jit
+def _seen(ids, query, key, sizes: constexpr):
     """Whether queries see keys. query, key: numbers in the row; they broadcast."""
     seen = key <= query
     if sizes.ids:
@@ -194,42 +200,42 @@ def _seen(ids, query, key, sizes: tl.constexpr):
     return seen
 
 
-@triton.jit
-def _place(sizes: tl.constexpr):
+@jit
+def _place(sizes: constexpr):
     """This program's block, row (64 bits) and head."""
     program = tl.program_id(0)
     head = program // sizes.blocks
     return program % sizes.blocks, (head // sizes.heads).to(tl.int64), head % sizes.heads
 
 
-@triton.jit
-def _places(tokens, part: tl.constexpr, parts: tl.constexpr, sizes: tl.constexpr):
+@jit
+def _places(tokens, part: constexpr, parts: constexpr, sizes: constexpr):
     """[tokens, D], where this program's head is in an array [rows, length, parts, heads, D]."""
     _, row, head = _place(sizes)
     first = (row * (sizes.length * parts) + part) * (sizes.heads * sizes.head_dim) + head * sizes.head_dim
     return first + tokens[:, None] * (parts * sizes.heads * sizes.head_dim) + tl.arange(0, sizes.head_dim)[None, :]
 
 
-@triton.jit
-def _load(array, tokens, part: tl.constexpr, parts: tl.constexpr, sizes: tl.constexpr):
+@jit
+def _load(array, tokens, part: constexpr, parts: constexpr, sizes: constexpr):
     places = _places(tokens, part, parts, sizes)
     return tl.load(array + places, mask=tokens[:, None] < sizes.length, other=0.0)
 
 
-@triton.jit
-def _store(array, tokens, values, part: tl.constexpr, parts: tl.constexpr, sizes: tl.constexpr):
+@jit
+def _store(array, tokens, values, part: constexpr, parts: constexpr, sizes: constexpr):
     places = _places(tokens, part, parts, sizes)
     tl.store(array + places, values.to(array.dtype.element_ty), mask=tokens[:, None] < sizes.length)
 
 
-@triton.jit
-def _scores(rows, columns, sizes: tl.constexpr):
+@jit
+def _scores(rows, columns, sizes: constexpr):
     """To the base 2: exp2 is one instruction."""
     return tl.dot(rows, columns.T, input_precision='ieee') * (sizes.head_dim**-0.5 * _LOG2_E)
 
 
-@triton.jit
-def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: tl.constexpr):
+@jit
+def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: constexpr):
     block, row, head = _place(sizes)
     query = block * sizes.block + tl.arange(0, sizes.block)
     queries = _load(qkv, query, 0, 3, sizes)
@@ -255,15 +261,15 @@ def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: tl.constexpr):
     tl.store(log_sums, largest / _LOG2_E + tl.log(total), mask=query < sizes.length)
 
 
-@triton.jit
-def _backward_kernel(scalars, ids, qkv, gradient, statistics, result, sizes: tl.constexpr):
+@jit
+def _backward_kernel(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
     """One block's keys and values, then its queries: all programs have equally much to do."""
     _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes)
     _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes)
 
 
-@triton.jit
-def _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes: tl.constexpr):
+@jit
+def _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
     block, _, _ = _place(sizes)
     key = block * sizes.block + tl.arange(0, sizes.block)
     keys, values = _load(qkv, key, 1, 3, sizes), _load(qkv, key, 2, 3, sizes)
@@ -292,8 +298,8 @@ def _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes: tl.constexp
     _store(result, key, to_values / sizes.kept, 2, 3, sizes)
 
 
-@triton.jit
-def _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes: tl.constexpr):
+@jit
+def _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
     block, _, _ = _place(sizes)
     query = block * sizes.block + tl.arange(0, sizes.block)
     queries, gradients = _load(qkv, query, 0, 3, sizes), _load(gradient, query, 0, 1, sizes)
@@ -316,8 +322,8 @@ def _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes: tl.const
     _store(result, query, to_queries * sizes.head_dim**-0.5, 0, 3, sizes)
 
 
-@triton.jit
-def _statistics(statistics, query, sizes: tl.constexpr):
+@jit
+def _statistics(statistics, query, sizes: constexpr):
     """Of each query: the logarithm (base 2) of the softmax's denominator, and the mean slope of its probabilities.
     After the row's end both are 0, as queries and gradients are: nothing comes of them."""
     _, row, head = _place(sizes)

@@ -7,7 +7,6 @@ Orbax does not notice changed bytes in array files, hence the checksums.
 
 import contextlib
 import copy
-import functools
 import hashlib
 import json
 import math
@@ -17,15 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt1_jax.errors import UserError
+from gpt1_jax.training import checksums
 
 RECORD = 'record'
 
@@ -73,7 +71,7 @@ class Checkpointer:
         self._arrays = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
 
     def save(self, step: int, items: Mapping, meta: Mapping, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts writing a checkpoint; returns once the arrays are copied, and writes in the background.
+        """Starts writing a checkpoint, which goes on in the background; the caller may donate or delete the arrays.
 
         A step that already exists is not written again, so its metrics must come with its first save. Steps that
         `restore_latest` found damaged are deleted here, because the resumed run writes them again.
@@ -87,10 +85,14 @@ class Checkpointer:
         Raises UserError if this save or the previous one failed (disk full, no permission).
         """
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        leaves = {name: _describe(tree) for name, tree in items.items()}
-        # A copy, because Orbax writes in the background and the caller may go on to change `meta`.
-        record = {'meta': copy.deepcopy(meta), 'metrics': metrics, 'leaves': leaves}
-        stored = {'sha256': _digest(record), 'record': record}
+        described = {name: _start_describing(tree) for name, tree in items.items()}
+        meta = copy.deepcopy(meta)  # because the caller may go on to change it
+
+        def record():
+            leaves = {name: describe() for name, describe in described.items()}
+            record = {'meta': meta, 'metrics': metrics, 'leaves': leaves}
+            return {'sha256': _digest(record), 'record': record}
+
         with self._writing():
             manager = self._open()
             manager.wait_until_finished()
@@ -101,7 +103,7 @@ class Checkpointer:
                 return
             self._scores[step] = self._score_of(metrics)
             saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-            manager.save(step, args=ocp.args.Composite(**saves, record=ocp.args.JsonSave(stored)), force=True)
+            manager.save(step, args=ocp.args.Composite(**saves, record=ocp.args.JsonSave(record)), force=True)
 
     def restore_latest(self, abstract_items: Mapping) -> tuple[int, dict, dict] | None:
         """Restores the newest intact checkpoint; skips damaged ones with a warning.
@@ -177,7 +179,7 @@ class Checkpointer:
         if not self._manager:
             registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
             registry.add(None, ocp.args.PyTreeSave, self._arrays)
-            registry.add(RECORD, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+            registry.add(RECORD, ocp.args.JsonSave, _RecordHandler())
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self, cleanup_tmp_directories=True, lightweight_initialize=True
             )
@@ -234,7 +236,7 @@ class Checkpointer:
         if not _on_every_process(not reason):
             raise _Damaged(reason or 'another process cannot read it')
         for name, tree in items.items():
-            saved, read = record['leaves'][name], _describe(tree)
+            saved, read = record['leaves'][name], _start_describing(tree)()
             wrong = [leaf for leaf in read if read[leaf]['checksum'] != saved[leaf]['checksum']]
             if wrong:
                 raise _Damaged(f'{name}: the bytes of {_join(wrong)} have changed')
@@ -253,45 +255,25 @@ class Checkpointer:
             ) from error
 
 
-def checksums(tree: Any) -> list[int]:
-    """One 32-bit checksum per array leaf, in tree order; the same for any sharding.
+class _RecordHandler(ocp.JsonCheckpointHandler):
+    """Writes what a function returns. It is called in the background, because it waits for the checksums."""
 
-    Computed where the arrays are: every word is mixed with its flat index by the finaliser of MurmurHash3, a
-    bijection, and the results are added modulo 2^32. The order of the additions does not matter. A change
-    inside one word is always noticed, any other with probability 1 - 2^-32.
-    """
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        return []
-    mesh = getattr(getattr(leaves[0], 'sharding', None), 'mesh', None)
-    return np.asarray(_checksums(mesh and NamedSharding(mesh, PartitionSpec()))(leaves)).tolist()
+    async def async_save(self, directory, item=None, args=None):
+        del item
 
+        async def write():
+            if jax.process_index() == 0:
+                (directory / 'metadata').write_text(json.dumps(args.item()))
 
-@functools.cache
-def _checksums(sharding):
-    return jax.jit(lambda leaves: jnp.stack([_checksum(leaf) for leaf in leaves]), out_shardings=sharding)
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name=RECORD)]
 
 
-def _checksum(array):
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
-    word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-    words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
-    index, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):  # not a reshape: that would gather a sharded array
-        index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    mixed = words ^ (index * jnp.uint32(0x9E3779B9))
-    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def _describe(tree):
-    """name -> {'shape', 'dtype', 'checksum'} of the leaves, in tree order."""
-    return {
-        name: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'checksum': checksum}
-        for (name, leaf), checksum in zip(_named(tree), checksums(tree))
+def _start_describing(tree):
+    """A function that waits for name -> {'shape', 'dtype', 'checksum'} of the leaves, in tree order."""
+    found = {name: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype)} for name, leaf in _named(tree)}
+    wait = checksums.start(tree)
+    return lambda: {
+        name: one | {'checksum': checksum} for (name, one), checksum in zip(found.items(), wait(), strict=True)
     }
 
 
