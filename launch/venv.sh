@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts here: changes to the repository root and makes a .venv there with the packages of
 # requirements.txt or, with EXTRA=NAME, with this package and that extra of pyproject.toml. Installs nothing if both are
 # unchanged. Needs Python 3.11 or newer, and a network to install. Sets PYTHON to the interpreter of the environment.

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Whether the environment works: some steps of training a tiny model on random tokens, on the device that JAX finds
+# (JAX_PLATFORMS=cpu: on the CPU). About a minute; exit status 0 if well.
+
+set -euo pipefail
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scratch=$(mktemp -d)
+trap 'rm -r "$scratch"' EXIT
+"${PYTHON:-python}" -m gpt1_jax.main --config=configs/benchmark.py:pretrain --config.size=tiny --config.minutes=0.1 \
+  --workdir="$scratch"

