@@ -168,7 +168,7 @@ FINETUNING = [(1, np.int32, False), (2, np.float32, False), (3, np.int32, True)]
 @pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
 @pytest.mark.parametrize('accumulation', [1, 2])
 @pytest.mark.parametrize(('sequences', 'label_dtype', 'share_context'), FINETUNING)
-def test_a_finetuning_batch_is_what_the_packer_makes(mesh, accumulation, sequences, label_dtype, share_context):
+def test_an_abstract_batch_is_what_is_put(mesh, accumulation, sequences, label_dtype, share_context):
     partitioner = partitioner_of(*mesh)
     batch = FinetuningBatches(
         encoded_of(sequences, label_dtype),
@@ -178,18 +178,7 @@ def test_a_finetuning_batch_is_what_the_packer_makes(mesh, accumulation, sequenc
         accumulation=accumulation,
         share_context=share_context,
     ).batch_at(0)
-    rows, length = batch['tokens'].shape[2:]
-    shapes = program.finetuning_batch(
-        partitioner,
-        rows,
-        length,
-        -(-16 // accumulation // partitioner.placement.shards),
-        sequences=sequences,
-        micro_batches=accumulation,
-        share_context=share_context,
-        label_dtype=label_dtype,
-    )
-    assert described(shapes) == described(partitioner.put_batch(batch))
+    assert described(partitioner.abstract_batch(batch)) == described(partitioner.put_batch(batch))
 
 
 @pytest.mark.parametrize('make', [pretraining, finetuning])
@@ -197,7 +186,8 @@ def test_a_step_is_traced_from_shapes_alone(make):
     """What comes out has the form of what goes in, so that the next step takes it."""
     partitioner = partitioner_of(*MESHES[2])
     made = make(partitioner)
-    batch = program.finetuning_batch(partitioner, 3, 16, 4, sequences=2, label_dtype=np.float32)
+    batches = FinetuningBatches(encoded_of(2, np.float32), batch_size=16, placement=partitioner.placement)
+    batch = partitioner.abstract_batch(batches.batch_at(0))
     if make is pretraining:
         batch = program.pretraining_batch(pretraining_config(), made.classifier.model, partitioner)
     state, metrics = made.train_step.lower(made.abstract, batch).out_info

@@ -1,6 +1,7 @@
 """What every task leaves in its workdir: the config of the run, and its result in the one form."""
 
 import dataclasses
+import importlib
 import json
 import pkgutil
 
@@ -13,6 +14,7 @@ import runs
 from configs import (
     ablation as ablation_config,
     benchmark as benchmark_config,
+    compile as compile_config,
     convert as convert_config,
     finetune as finetune_config,
     generate as generate_config,
@@ -24,19 +26,10 @@ from configs import (
     zero_shot as zero_shot_config,
 )
 from gpt1_jax import main, tasks
+from gpt1_jax.meter import slices
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
-from gpt1_jax.tasks import (
-    benchmark,
-    evaluate,
-    evaluate_text,
-    finetune,
-    generate,
-    pretrain,
-    quickstart,
-    sweep,
-    zero_shot,
-)
+from gpt1_jax.tasks import generate, pretrain, quickstart, sweep
 from gpt1_jax.training.partitioning import Partitioner
 
 pytestmark = pytest.mark.slow
@@ -66,6 +59,9 @@ def configs(folder):
     measuring = benchmark_config.get_config('generate')
     measuring.model.update(runs.TINY)
     measuring.update(minutes=1e-4, batches=(1,))
+    compiling = compile_config.get_config()
+    compiling.update(size='tiny', works=('pretrain',), as_run=False)
+    compiling.model.update(runs.TINY)
     return [
         prepared,
         runs.pretraining(folder),
@@ -81,6 +77,7 @@ def configs(folder):
         whole,
         reporting,
         measuring,
+        compiling,
         quickstart_config.get_config(),
     ]
 
@@ -93,16 +90,10 @@ def ran(tmp_path_factory):
     fine_tuned = Result('sweep', [], {'left_out': {}, 'train_examples': {'docs_same': {'scratch': 4}}}, None, {}, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, 'info', lambda message, *args: messages.append(str(message) % args))
-        for task in (
-            benchmark,
-            evaluate,
-            evaluate_text,
-            finetune,
-            generate,
-            pretrain,
-            zero_shot,
-        ):  # on one device, which is quicker
-            patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+        for task in map(importlib.import_module, (f'gpt1_jax.tasks.{name}' for name in NAMES)):
+            if hasattr(task, 'Partitioner'):  # on one device, which is quicker
+                patch.setattr(task, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+        patch.setattr(slices.Slice, 'devices', lambda self: jax.devices()[: self.chips])
         for config in configs(folder):
             if config.task == 'quickstart':
                 patch.setattr(pretrain, 'run', lambda *_: results.read(folder / 'pretrain'))
@@ -147,8 +138,10 @@ def test_the_result_has_the_one_form(ran, task):
     else:
         assert result.model.keys() == {'kind', 'sizes', 'parameters', 'tokens_seen'}
         assert result.model['kind'] == 'transformer' and result.model['tokens_seen'] == (
-            0 if task == 'benchmark' else 2048
+            0 if task in ('benchmark', 'compile') else 2048
         )
         assert result.model['sizes'] == runs.TINY
-    assert bool(result.scores) == (task not in ('prepare', 'generate', 'convert', 'report', 'paper', 'benchmark'))
+    assert bool(result.scores) == (
+        task not in ('prepare', 'generate', 'convert', 'report', 'paper', 'benchmark', 'compile')
+    )
     assert bool(result.facts) == (task != 'convert')

@@ -102,6 +102,28 @@ def test_hosts_together_read_the_global_batch(tmp_path, hosts):
             np.testing.assert_array_equal(part.window_starts(step), whole.window_starts(step))
 
 
+@pytest.mark.parametrize(('accumulation', 'shards'), [(1, 6), (2, 3), (1, 24), (2, 16)])
+def test_shards_that_do_not_divide_a_batch_have_empty_places(tmp_path, accumulation, shards):
+    """The windows that count are those of one device, in order, each micro-batch its own, with the same weights."""
+    _, split = make_split(tmp_path, 5000)
+    options = dict(batch_size=16, length=31, seed=5, accumulation=accumulation)
+    for step in (0, 41):
+        whole = windows.PretrainingBatches(split, **options).batch_at(step)
+        halves = [
+            windows.PretrainingBatches(split, **options, placement=Placement(shards, local)).batch_at(step)
+            for local in (range(shards // 2), range(shards // 2, shards))
+        ]
+        joined = {name: np.concatenate([half[name] for half in halves], axis=1) for name in whole}
+        rows = joined['tokens'].shape[2]
+        assert 0 <= shards * rows - 16 // accumulation < shards
+        for micro in range(accumulation):
+            weights = joined['weights'][micro].reshape(-1, 31)
+            assert (weights[16 // accumulation :] == 0).all()
+            for name in whole:
+                counted = joined[name][micro].reshape(shards * rows, -1)[: 16 // accumulation]
+                np.testing.assert_array_equal(counted, whole[name][micro, 0])
+
+
 def test_a_resumed_run_reads_on(tmp_path):
     _, split = make_split(tmp_path, 3000)
     options = dict(batch_size=8, length=10, seed=0)
@@ -124,7 +146,7 @@ def test_errors(tmp_path):
     _, split = make_split(tmp_path, 63)
     with pytest.raises(UserError, match='63 tokens, too few for windows of 32'):
         windows.PretrainingBatches(split, batch_size=1, length=32, seed=0)
-    with pytest.raises(UserError, match='multiple of 6'):
+    with pytest.raises(UserError, match='multiple of 3'):
         windows.PretrainingBatches(split, batch_size=8, length=8, seed=0, accumulation=3, placement=Placement(2))
     _, empty = make_split(tmp_path / 'one', 1)
     with pytest.raises(UserError, match='1 tokens, too few'):

@@ -1,6 +1,7 @@
 """Part 5: fine-tuning on sequences of the lengths of SST-2 and RACE, generation, and the cost of a checkpoint."""
 
 import os
+import pathlib
 import shutil
 import time
 
@@ -86,27 +87,28 @@ def checkpoint(context: Context) -> None:
     """How long `save` stalls the loop, how long the whole save takes, and a raw write of as many bytes."""
     with context.attempt('checkpoint') as piece:
         context.need(30)
-        made = program.pretraining(context.size)
-        folder = context.out / 'checkpoint'
-        state = made.new_state()
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.items()))
-        stalls, saves, raw = [], [], []
-        for step in range(4):  # the first one warms up
-            shutil.rmtree(folder, ignore_errors=True)
-            checkpointer = Checkpointer(folder)
-            started = time.perf_counter()
-            checkpointer.save(step, state.items(), {})
-            stalls.append(time.perf_counter() - started)
-            checkpointer.close()
-            saves.append(time.perf_counter() - started)
-            raw.append(_raw_write(context.out / 'raw', size))
-        shutil.rmtree(folder, ignore_errors=True)
-        piece |= {
-            'gb': size / 1e9,
-            'stall_s': spread(stalls[1:]),
-            'save_s': spread(saves[1:]),
-            'raw_write_s': spread(raw[1:]),
-        }
+        piece |= checkpoint_cost(program.pretraining(context.size).new_state().items(), context.out)
+
+
+def checkpoint_cost(items: dict, folder: pathlib.Path) -> dict:
+    """What `checkpoint` says, of these items, written below the folder."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+    stalls, saves, raw = [], [], []
+    for step in range(4):  # the first one warms up
+        checkpointer = Checkpointer(folder / 'checkpoint')
+        started = time.perf_counter()
+        checkpointer.save(step, items, {})
+        stalls.append(time.perf_counter() - started)
+        checkpointer.close()
+        saves.append(time.perf_counter() - started)
+        shutil.rmtree(folder / 'checkpoint')
+        raw.append(_raw_write(folder / 'raw', size))
+    return {
+        'gb': size / 1e9,
+        'stall_s': spread(stalls[1:]),
+        'save_s': spread(saves[1:]),
+        'raw_write_s': spread(raw[1:]),
+    }
 
 
 def _raw_write(path, size):

@@ -30,6 +30,7 @@ class Instruction:
       opcode: its kind.
       result: [(bytes per element, shape)], one for each array of a tuple.
       operands: their names.
+      shape: the text of the result's type.
       text: of its line, from the opcode on.
       root: whether its computation returns it.
     """
@@ -37,6 +38,7 @@ class Instruction:
     opcode: str
     result: list
     operands: list
+    shape: str
     text: str
     root: bool
 
@@ -61,7 +63,7 @@ def costs(text: str) -> dict[str, Cost]:
 
     Instructions inside a fusion or an asynchronous instruction have their own costs, which are also part of the whole.
     """
-    computations = _parse(text)
+    computations = parse(text)
     return {name: _cost(one, inside, computations) for inside in computations.values() for name, one in inside.items()}
 
 
@@ -70,16 +72,23 @@ def executed(text: str) -> list[tuple[Cost, int]]:
 
     A loop whose number of rounds the compiler does not know counts as one round.
     """
-    computations = _parse(text)
-    entry = re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1]
-    found, waiting = [], [(entry, 1)]
-    for name, times in waiting:
+    computations = parse(text)
+    return [
+        (_cost(one, computations[name], computations), times)
+        for name, times in runs(text, computations)
+        for one in computations[name].values()
+        if one.opcode not in CONTROL
+    ]
+
+
+def runs(text: str, computations: dict) -> list[tuple[str, int]]:
+    """(name, how often) of the computations that one run of the module enters, but for those inside of instructions."""
+    found = [(re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1], 1)]
+    for name, times in found:
         for one in computations[name].values():
-            if one.opcode not in CONTROL:
-                found.append((_cost(one, computations[name], computations), times))
-                continue
-            bodies = re.findall(r'(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)', one.text)
-            waiting += [(body, times * _rounds(one, computations)) for body in bodies]
+            if one.opcode in CONTROL:
+                bodies = re.findall(r'(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)', one.text)
+                found += [(body, times * _rounds(one, computations)) for body in bodies]
     return found
 
 
@@ -95,7 +104,7 @@ def _rounds(one, computations):
 
 
 def _cost(one, inside, computations):
-    body = (_called(one, computations) or {}).values()
+    body = (called(one, computations) or {}).values()
     texts = [one.text, *(each.text for each in reversed(body))]
     named = (re.search(r'op_name="([^"]*)"', each) for each in texts)
     op_name = next((match[1] for match in named if match), '')
@@ -104,8 +113,8 @@ def _cost(one, inside, computations):
     return Cost(one.opcode, op_name, _flops(one, inside, computations), moved, collective)
 
 
-def _parse(text):
-    """computation -> name -> Instruction"""
+def parse(text: str) -> dict[str, dict[str, Instruction]]:
+    """computation -> name -> Instruction, of a compiled module's text."""
     computations, current = {}, None
     for line in text.splitlines():
         if current is None:
@@ -120,7 +129,7 @@ def _parse(text):
             if opcode := _OPCODE.match(rest):
                 operands = rest[opcode.end() : _closing(rest, opcode.end() - 1)]
                 current[name] = Instruction(
-                    opcode[1], _arrays(shape), re.findall(r'%([\w.\-]+)', operands), rest, bool(root)
+                    opcode[1], _arrays(shape), re.findall(r'%([\w.\-]+)', operands), shape, rest, bool(root)
                 )
     return computations
 
@@ -146,7 +155,7 @@ def _arrays(shape):
     ]
 
 
-def _called(one, computations):
+def called(one: Instruction, computations: dict) -> dict[str, Instruction] | None:
     """The computation of a fusion or an asynchronous instruction, else None."""
     match = re.search(r'\bcalls=%?([\w.\-]+)', one.text)
     return computations.get(match[1]) if match else None
@@ -154,7 +163,7 @@ def _called(one, computations):
 
 def _flops(one, inside, computations):
     """FLOPs of matrix products only: they decide which ceiling is near."""
-    if body := _called(one, computations):
+    if body := called(one, computations):
         return sum(_flops(each, body, computations) for each in body.values())
     if one.opcode not in ('dot', 'convolution', 'custom-call'):
         return 0.0
@@ -192,7 +201,7 @@ def _moved(one, inside, computations):
     if one.opcode in _FREE or one.opcode.endswith(('-done', '-update')):
         return 0
     sizes = [inside[name].bytes if name in inside else 0 for name in one.operands]
-    if body := _called(one, computations):
+    if body := called(one, computations):
         reads = (min(size, _read(body, i, computations)) for i, size in enumerate(sizes))
         return sum(reads) + _written(body, computations)
     if one.opcode.removesuffix('-start') in _SLICES:  # the result of an asynchronous one: operands, then the slice
@@ -232,7 +241,7 @@ def _read(body, number, computations):
                 elif user.opcode in _SLICES and place == 0:
                     total += width * math.prod(user.result[0][1])
                 elif user.opcode == 'fusion':
-                    total += _read(_called(user, computations), place, computations)
+                    total += _read(called(user, computations), place, computations)
                 elif not (user.opcode == 'tuple' and updated):
                     return math.inf
     return total
@@ -249,7 +258,7 @@ def _written(body, computations):
         if root.opcode == 'tuple':
             roots += [body[name] for name in root.operands]
         elif root.opcode == 'fusion':
-            total += _written(_called(root, computations), computations)
+            total += _written(called(root, computations), computations)
         elif updated and one.opcode == 'parameter':  # in place
             total += updated * root.result[0][0]
         else:

@@ -44,3 +44,24 @@ def fastest(tried: Sequence[dict], **wanted) -> dict | None:
     tokens/s; None if there is none."""
     fit = [one for one in tried if 'skipped' not in one and wanted.items() <= one['settings'].items()]
     return max(fit, key=lambda one: one['tokens_per_s']['median'], default=None)
+
+
+def overrides(settings: Mapping) -> list[str]:
+    """Flags of a command line."""
+    return [f'--config.{key}={value}' for key, value in settings.items()]
+
+
+def advice(tried: Sequence[dict], batch_size: int) -> tuple[list[str] | None, list[str]]:
+    """(overrides of the fastest settings, or None; what to say, in paragraphs). batch_size: of the first settings."""
+    best = fastest(tried)
+    if best is None:
+        return None, ['Nothing that was tried fits. Choose a smaller size.']
+    found = {'Fastest of what was tried': best}
+    same = fastest(tried, **{'data.batch_size': batch_size}) if 'data.batch_size' in best['settings'] else best
+    if same not in (None, best):
+        found[f'Fastest with batches of {batch_size} (another size changes what a step learns)'] = same
+    said = [
+        f'{what}: {one["tokens_per_s"]["median"]:,.0f} tokens/s\n    {" ".join(overrides(one["settings"]))}'
+        for what, one in found.items()
+    ]
+    return overrides(best['settings']), said

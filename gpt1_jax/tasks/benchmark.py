@@ -19,7 +19,7 @@ from gpt1_jax.evaluation.classification import make_predictor
 from gpt1_jax.files import write_json
 from gpt1_jax.meter import ceilings, generation, training, work
 from gpt1_jax.meter.memory import NoRoomError
-from gpt1_jax.meter.search import fastest, search
+from gpt1_jax.meter.search import advice, overrides, search
 from gpt1_jax.meter.step import roofline
 from gpt1_jax.meter.table import table
 from gpt1_jax.meter.timing import rates, rounds
@@ -304,30 +304,11 @@ def _sweep(bench, make, distinct, model):
         for entry in search(base, axes, measure):
             tried.append(entry)
             what = entry.get('skipped') or f'{entry["tokens_per_s"]["median"]:,.0f} tokens/s'
-            logging.info('benchmark: sweep: %s: %s', ' '.join(_overrides(entry['settings'])), what)
-            bench.report['sweep']['recommended'], bench.report['advice'] = _advice(tried, batch_size)
+            logging.info('benchmark: sweep: %s: %s', ' '.join(overrides(entry['settings'])), what)
+            bench.report['sweep']['recommended'], bench.report['advice'] = advice(tried, batch_size)
             bench.save()
     except TimeoutError as error:
         bench.report['advice'] = [
             *bench.report.get('advice', ()),
             f'The sweep ended before all was tried: {error}. Give it more with --config.minutes.',
         ]
-
-
-def _overrides(settings):
-    return [f'--config.{key}={value}' for key, value in settings.items()]
-
-
-def _advice(tried, batch_size):
-    """(overrides of the fastest settings, or None; what to say, in paragraphs)"""
-    best, same = fastest(tried), fastest(tried, **{'data.batch_size': batch_size})
-    if best is None:
-        return None, ['Nothing that was tried fits. Choose a smaller size.']
-    found = {'Fastest of what was tried': best}
-    if same not in (None, best):
-        found[f'Fastest with batches of {batch_size} (another size changes what a step learns)'] = same
-    said = [
-        f'{what}: {one["tokens_per_s"]["median"]:,.0f} tokens/s\n    {" ".join(_overrides(one["settings"]))}'
-        for what, one in found.items()
-    ]
-    return _overrides(best['settings']), said

@@ -139,6 +139,15 @@ class Partitioner:
                 )
         return NamedSharding(self.mesh, spec)
 
+    def abstract_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of what `put_batch` makes."""
+        return {
+            name: jax.ShapeDtypeStruct(
+                (value.shape[0], self.placement.shards, *value.shape[2:]), value.dtype, sharding=self.batch_sharding()
+            )
+            for name, value in batch.items()
+        }
+
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Global arrays [micro-batches, shards, ...] from this process's part [micro-batches, local shards, ...]."""
         sharding = self.batch_sharding()

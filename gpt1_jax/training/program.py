@@ -122,53 +122,11 @@ def pretraining_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of the batches that `PretrainingBatches` makes."""
     micro_batches, shards = config.optimizer.accumulation, partitioner.placement.shards
-    rows = config.data.batch_size // (micro_batches * shards)
+    rows = -(-config.data.batch_size // (micro_batches * shards))
     shape, dtype = (micro_batches, shards, rows), np.uint16 if model.vocab_size <= 2**16 else np.uint32
-    return _placed(
-        {'tokens': ((*shape, model.n_positions + 1), dtype), 'weights': ((*shape, model.n_positions), np.float32)},
-        partitioner,
-    )
-
-
-def finetuning_batch(
-    partitioner: Partitioner,
-    rows: int,
-    length: int,
-    examples: int,
-    *,
-    sequences: int = 1,
-    micro_batches: int = 1,
-    share_context: bool = False,
-    label_dtype: type = np.int32,
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of the packed batches that `FinetuningBatches` makes.
-
-    Args:
-      rows: R, of a shard.
-      length: T, tokens in a row.
-      examples: b, most examples in a shard.
-      sequences: S, of an example.
-      label_dtype: float32 for scores.
-    """
-    shards = micro_batches, partitioner.placement.shards
-    tokens, places = (*shards, rows, length), (*shards, examples)
-    names = ('tokens', 'segment_ids', 'positions', 'lm_targets') + ('context_ids',) * share_context
-    return _placed(
-        {name: (tokens, np.int32) for name in names}
-        | {
-            'lm_weights': (tokens, np.float32),
-            'extract': ((*places, sequences), np.int32),
-            'labels': (places, label_dtype),
-            'example_weights': (places, np.float32),
-            'example_ids': (places, np.int32),
-        },
-        partitioner,
-    )
-
-
-def _placed(shapes, partitioner):
+    arrays = {'tokens': ((*shape, model.n_positions + 1), dtype), 'weights': ((*shape, model.n_positions), np.float32)}
     sharding = partitioner.batch_sharding()
     return {
         name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
+        for name, (shape, dtype) in arrays.items()
     }

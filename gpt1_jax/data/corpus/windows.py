@@ -5,6 +5,7 @@ run, or one on another number of hosts, reads the same windows.
 """
 
 import numpy as np
+from absl import logging
 
 from gpt1_jax.data.corpus.shards import Split
 from gpt1_jax.data.placement import Placement
@@ -77,18 +78,28 @@ class PretrainingBatches:
         accumulation: int = 1,
         placement: Placement = Placement(),
     ):
-        """Raises UserError if the split is too short or the batch does not divide."""
+        """Where the shards do not divide a micro-batch, its last places stay empty. Raises UserError if the split is too
+        short or the micro-batches do not divide the batch."""
         self.windows_per_epoch = (split.tokens - length) // length
         if self.windows_per_epoch < 1:
             raise UserError(
                 f'data.source: The training split has {split.tokens:,} tokens, too few for windows of '
                 f'{length}. Prepare at least {2 * length:,} tokens, or shorten the windows.'
             )
-        shards = placement.shards
-        if batch_size < 1 or batch_size % (accumulation * shards):
+        if batch_size < 1 or batch_size % accumulation:
             raise UserError(
-                f'data.batch_size: {batch_size} does not divide into {accumulation} micro-batches of '
-                f'{shards} shards. Make it a multiple of {accumulation * shards}.'
+                f'data.batch_size: {batch_size} does not divide into {accumulation} micro-batches. Make it a multiple '
+                f'of {accumulation}.'
+            )
+        self._windows = batch_size // accumulation  # in a micro-batch
+        self._rows = -(-self._windows // placement.shards)
+        if empty := self._rows * placement.shards - self._windows:
+            logging.warning(
+                'data.batch_size: %d windows do not divide among %d groups of devices, so %d of %d places stay empty.',
+                self._windows,
+                placement.shards,
+                empty,
+                self._rows * placement.shards,
             )
         self._split = split
         self._batch_size = batch_size
@@ -110,13 +121,18 @@ class PretrainingBatches:
 
         Returns:
           'tokens': unsigned [k, shards, rows, length + 1]; inputs are [..., :-1], targets [..., 1:].
-          'weights': float32 [k, shards, rows, length] of the targets; over the whole batch they sum to 1.
+          'weights': float32 [k, shards, rows, length] of the targets, 0 in empty places; over the whole batch they sum
+            to 1.
         """
-        starts = self.window_starts(step).reshape(self._accumulation, self._placement.shards, -1)
-        starts = starts[:, list(self._placement.local)]
+        shards = self._placement.shards
+        starts = self.window_starts(step).reshape(self._accumulation, -1)
+        places = np.minimum(np.arange(shards * self._rows), self._windows - 1).reshape(shards, -1)
+        starts = starts[:, places[list(self._placement.local)]]
         tokens = self._split.read(starts.reshape(-1), self._length + 1).reshape(*starts.shape, -1)
-        weight = 1 / (self._batch_size * self._length)
-        return {'tokens': tokens, 'weights': np.full((*starts.shape, self._length), weight, np.float32)}
+        weights = np.full((*starts.shape, self._length), 1 / (self._batch_size * self._length), np.float32)
+        empty = np.arange(shards * self._rows).reshape(shards, -1)[list(self._placement.local)] >= self._windows
+        weights[:, empty] = 0
+        return {'tokens': tokens, 'weights': weights}
 
     def count_tokens(self, batch: dict[str, np.ndarray]) -> int:
         """Tokens that the whole batch trains on."""

@@ -1,0 +1,90 @@
+"""What the devices send each other in one run of a compiled program, from its text."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt1_jax.meter import hlo
+
+# Bytes that a device sends inside its slice and between slices, per byte of its operands, where a group has m devices
+# in each of s slices: in rings, inside and between.
+_SENT = {
+    'all-reduce': lambda m, s: (2 * (m - 1) / m, 2 * (s - 1) / s / m),
+    'all-gather': lambda m, s: ((m - 1) * s, s - 1),
+    'reduce-scatter': lambda m, s: ((m - 1) / m, (s - 1) / s / m),
+    'all-to-all': lambda m, s: ((m - 1) / m / s, (s - 1) / s),
+    'collective-permute': lambda m, s: (float(s == 1), float(s > 1)),
+}
+_WIDTHS = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\]')
+
+
+class Collective(NamedTuple):
+    """An instruction in which devices send to each other.
+
+    Attributes:
+      kind: 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
+      times: in one run of the program.
+      bytes: of a device's operands.
+      groups: int [groups, devices]: who sends to whom, by place in the mesh.
+    """
+
+    kind: str
+    times: int
+    bytes: float
+    groups: np.ndarray
+
+    def sent(self, size: int) -> tuple[float, float]:
+        """Bytes that a device sends each time, at most: inside its slice of `size` devices, and to other slices."""
+        slices = max(len(set(group // size)) for group in self.groups)
+        shares = _SENT[self.kind](max(1, self.groups.shape[1] // slices), slices)
+        return self.bytes * shares[0], self.bytes * shares[1]
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a compiled module's text (`compiled.as_text()`)."""
+    computations = hlo.parse(text)
+    return [
+        Collective(kind, times, _operand_bytes(one, inside), groups)
+        for name, times in hlo.runs(text, computations)
+        for one, inside in _instructions(computations[name], computations)
+        if (kind := one.opcode.removesuffix('-start')) in _SENT and (groups := _groups(one.text)).shape[1] > 1
+    ]
+
+
+def _instructions(inside, computations) -> Iterator:
+    """(instruction, the computation that it is in), also of those that other instructions are made of."""
+    for one in inside.values():
+        yield one, inside
+        if body := hlo.called(one, computations):
+            yield from _instructions(body, computations)
+
+
+def _operand_bytes(one, inside):
+    """Also of arrays in on-chip memory, which hlo leaves out."""
+    return sum(
+        (1 if kind == 'pred' else int(bits or 0) / 8) * math.prod(int(size) for size in sizes.split(',') if size)
+        for operand in one.operands
+        for kind, bits, sizes in _WIDTHS.findall(inside[operand].shape)
+    )
+
+
+def _groups(text):
+    if pairs := re.search(r'source_target_pairs=\{(\{[\d,{}]*\})\}', text):
+        return np.array([pair.split(',') for pair in re.findall(r'\{([\d,]+)\}', pairs[1])], int)
+    if listed := re.search(r'replica_groups=\{(\{[\d,{}]*\})\}', text):
+        return np.array([group.split(',') for group in re.findall(r'\{([\d,]+)\}', listed[1])], int)
+    numbers = lambda text: [int(number) for number in text.split(',')]
+    if tiled := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text):
+        ids = np.arange(int(tiled[1]) * int(tiled[2])).reshape(numbers(tiled[3]))
+        return (ids.transpose(numbers(tiled[4])) if tiled[4] else ids).reshape(int(tiled[1]), int(tiled[2]))
+    if mesh := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text):
+        sizes = [int(size) for size in re.findall(r'=(\d+)', mesh[1])]
+        names, chosen = re.findall(r"'(\w+)'", mesh[1]), re.findall(r"'(\w+)'", mesh[2])
+        within = [names.index(name) for name in chosen]
+        others = [axis for axis in range(len(names)) if axis not in within]
+        ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(others + within)
+        return ids.reshape(-1, math.prod(sizes[axis] for axis in within))
+    return np.zeros((1, 1), int)

@@ -1,0 +1,109 @@
+"""The task `compile`, with host devices in the place of a slice's chips, and, where libtpu is installed, for TPUs."""
+
+import importlib.util
+
+import jax
+import pytest
+from etils import epath
+
+import runs
+from configs import compile as compile_config
+from gpt1_jax.errors import UserError
+from gpt1_jax.meter import slices
+from gpt1_jax.tasks import compile as compile_task
+
+
+def config_of(name='v5e-8', **changes):
+    config = compile_config.get_config(name)
+    config.update(size='tiny', works=('pretrain',), as_run=False)
+    config.model.update(runs.TINY)
+    config.data.batch_size = 16
+    config.update(changes)
+    return config
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    monkeypatch.setattr(slices.Slice, 'devices', lambda self: jax.devices()[: self.chips])
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'works'),
+    [
+        ('dp', ('pretrain',)),
+        pytest.param('fsdp', ('pretrain',), marks=pytest.mark.slow),
+        pytest.param('dp', ('pretrain', 'sst2', 'race'), marks=pytest.mark.slow),
+    ],
+)
+def test_figures(on_host, tmp_path, capsys, strategy, works):
+    """Each chip sends what a ring of eight sends of the gradients; the estimate is the sum of its parts."""
+    config = config_of(works=works, as_run=True)
+    config.mesh.strategy = strategy
+    result = compile_task.run(config, epath.Path(tmp_path))
+    assert list(result.facts['programs']) == list(works)
+    parameters = result.model['parameters']
+    for name, one in result.facts['programs'].items():
+        assert one['fits'] and one['compile_s'] > 0 and 0 < one['memory_gib'] < 1
+        assert one['step_ms'] == pytest.approx(one['computation_ms'] + one['sending_ms'])
+        reduced = 2 * 7 / 8 * 4 * parameters / 1e9
+        sent = sum(kind['gb'] for kind in one['collectives'].values())
+        assert 0.9 * reduced < sent < (3 if name == 'pretrain' else 6) * reduced
+        assert sum(kind['gb_between_slices'] for kind in one['collectives'].values()) == 0
+    pretraining = result.facts['programs']['pretrain']
+    assert pretraining['tokens_per_s'] == pytest.approx(16 * runs.TINY['n_positions'] / pretraining['step_ms'] * 1e3)
+    printed = capsys.readouterr().out
+    assert 'v5e-8' in printed and 'sent, all-reduce' in printed and 'nothing was run' in printed
+    assert (tmp_path / 'table.txt').read_text().strip() == printed.strip()
+
+
+def test_slices_send_to_each_other(on_host, tmp_path):
+    figures = compile_task.run(config_of('2xv5e-4'), epath.Path(tmp_path)).facts['programs']['pretrain']
+    between = sum(kind['gb_between_slices'] for kind in figures['collectives'].values())
+    assert 0 < between < sum(kind['gb'] for kind in figures['collectives'].values())
+
+
+@pytest.mark.slow
+def test_what_does_not_fit(on_host, tmp_path, monkeypatch, capsys):
+    generation = slices.Generation('TPU v5 lite', 1e-6, 819, 400, 3.125, 1, slices.GENERATIONS['v5e'].grids)
+    monkeypatch.setitem(slices.GENERATIONS, 'v5e', generation)
+    result = compile_task.run(config_of(sweep=True), epath.Path(tmp_path))
+    assert not result.facts['programs']['pretrain']['fits']
+    skipped = {one['settings']['mesh.strategy']: one['skipped'] for one in result.facts['tried']}
+    assert len(skipped) == 4 and 'does not fit' in skipped['fsdp'] and "'heads'" in skipped['tp']
+    assert 'does not fit' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_sweep_recommends_the_fastest(on_host, tmp_path):
+    config = config_of(sweep=True)
+    facts = compile_task.run(config, epath.Path(tmp_path)).facts
+    measured = [one for one in facts['tried'] if 'skipped' not in one]
+    best = max(measured, key=lambda one: one['tokens_per_s']['median'])
+    assert {one['settings']['mesh.strategy'] for one in measured} >= {'dp', 'fsdp'}
+    assert facts['recommended'] == [f'--config.{key}={value}' for key, value in best['settings'].items()]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'), [({'slice': 'v5e-9'}, 'v5e-8'), ({'works': ('cola',)}, 'works'), ({'size': 'huge'}, 'size')]
+)
+def test_mistakes(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        compile_task.run(config_of(**changes), epath.Path(tmp_path))
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed')
+def test_without_libtpu(tmp_path):
+    with pytest.raises(UserError, match='libtpu'):
+        compile_task.run(config_of(), epath.Path(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['v5e-8', '2xv5e-8', 'v4-8'])
+def test_for_tpus(tmp_path, name):
+    pytest.importorskip('libtpu', reason='libtpu, which compiles for TPUs, is not installed')
+    config = config_of(name, works=('pretrain', 'sst2'))
+    config.model.update(width=128, heads=2, mlp_width=512, n_positions=128)
+    for figures in compile_task.run(config, epath.Path(tmp_path)).facts['programs'].values():
+        assert figures['fits'] and figures['computation_ms'] > 0
+        between = sum(kind['gb_between_slices'] for kind in figures['collectives'].values())
+        assert bool(between) == name.startswith('2x')
