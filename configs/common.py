@@ -20,7 +20,7 @@ def model_defaults() -> ml_collections.ConfigDict:
             init_std=0.02,  # standard deviation of initial values
             scan=True,  # compile one layer and loop (compiles fast), or every layer (runs fast)
             remat=False,  # recompute activations in the backward pass to save memory
-            attention='auto',  # xla, kernel, or auto (the kernel on a TPU, where it fits the model)
+            attention='auto',  # xla, kernel, or auto (the kernel of a TPU or GPU, where it fits the model)
             dtype='auto',  # of computation: float32, bfloat16, or auto (float32 on a CPU, bfloat16 elsewhere)
         )
     )
@@ -58,16 +58,27 @@ def optimizer_defaults(**values) -> ml_collections.ConfigDict:
     )
 
 
+def text_defaults() -> dict:
+    """Which text is read."""
+    return dict(
+        source='',  # URI of the text
+        download=True,  # fetch what is not here, of tfds: and hf:
+        text_column='',  # of tables among its files; empty: text, book_text or content
+        strip_gutenberg=False,  # take out the header and the licence of Project Gutenberg
+        unwrap=False,  # join the lines of each paragraph of prose
+    )
+
+
 def data_defaults(**values) -> ml_collections.ConfigDict:
     """How a corpus becomes shards. values: any keys with other values."""
     return ml_collections.ConfigDict(
         dict(
-            source='',  # URI of the text
+            **text_defaults(),
             output='',  # folder of the shards; empty: WORKDIR/shards
             vocab_size=40000,  # pieces of the vocabulary to train
             tokenizer='',  # folder of a vocabulary to use instead
             tokenizer_sample_mb=64,  # megabytes of text to train the vocabulary on
-            held_out=0.01,  # fraction of the documents
+            held_out=0.01,  # fraction of the text
             tokens_per_shard=2**26,  # in one file
             workers=0,  # processes; 0: one per core
         )

@@ -3,9 +3,10 @@
     python -m gpt1_jax.main --config=configs/convert.py --config.source=openai:/gpt1/model --config.target=hf:/gpt1-hf
     python -m gpt1_jax.main --config=configs/convert.py --config.source=runs/sst2 --config.target=hf:/sst2-hf
 
-`source` and `target` are each `openai:DIR`, `hf:DIR` or a workdir. An hf: folder loads in transformers, and its
-README.md says what transformers does not express; an openai: folder has no special rows and no head. Training from
-such a folder and evaluating it need no conversion: `init_from` accepts it as it is.
+`source` and `target` are each `openai:DIR`, `hf:DIR` or a workdir; `source` may be `hf:OWNER/NAME`, which is fetched.
+An hf: folder loads in transformers, and its README.md says what transformers does not express; an openai: folder has no
+special rows and no head. Training from such a folder and evaluating it need no conversion: `init_from` accepts it as it
+is.
 
 Hardware: any; about 2 GB of memory for 117M parameters. Time: about 3 s of processor time to read 117M parameters; the
 rest depends on the disk.

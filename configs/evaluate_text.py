@@ -5,10 +5,10 @@ r"""How well a language model predicts a text: perplexity per token and per word
     python -m gpt1_jax.main --config=configs/evaluate.py:text --config.init_from=runs/gpt1 \
         --config.data.source=text:sentences.txt --config.sentences=True --workdir=runs/gpt1-sentences
 
-`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz), `tfds:` and a name, or `docs:`; all of it is
-scored. A window as long as the model's positions slides over each document by `stride` tokens. Every token is scored
-once, after at least positions - stride tokens or all earlier ones of its document; the first follows the token that
-ends a text. Only the vocabulary's tokens compete.
+`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz, .zip, .jsonl, .parquet), `tfds:` and a name,
+`hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG`, or `docs:`; all of it is scored. A window as long as the model's positions
+slides over each document by `stride` tokens. Every token is scored once, after at least positions - stride tokens or
+all earlier ones of its document; the first follows the token that ends a text. Only the vocabulary's tokens compete.
 
 Scores in WORKDIR/results.json: log_probability (nats), loss (nats a token), perplexity, word_perplexity. Facts there:
 documents, tokens, unknown_tokens, comparable, words (between white space, in the standardised text). With `sentences`,
@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             init_from='',
             sentences=False,
             stride=common.optional_int(),  # None: half of the positions
-            data=ml_collections.ConfigDict(dict(source='', batch_size=8)),
+            data=ml_collections.ConfigDict(dict(**common.text_defaults(), batch_size=8)),
             model=common.model_defaults(),  # only what concerns computation; the architecture is that of `init_from`
             mesh=common.mesh_defaults(),
         )

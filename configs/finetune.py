@@ -4,7 +4,8 @@
         --config.data.source=files:/data/sst2 --workdir=runs/sst2
 
 The argument names a data set of gpt1_jax/data/labelled/registry.py, which has all of the paper's (for a list, give any
-other name), or is custom: your own data set, with its kind, fields and labels:
+other name), or is custom: your own data set, with its kind, fields and labels. Of multiple choice the last field is a
+list; where each choice has a column, `choices` names these:
 
     python -m gpt1_jax.main --config=configs/finetune.py:custom --config.init_from=runs/gpt1 \
         --config.data.source=files:/data/mine --config.data.kind=entailment \
@@ -16,10 +17,13 @@ folder per data set. The command can be resumed; it prints median, best and wors
     python -m gpt1_jax.main --config=configs/finetune.py:glue --config.init_from=runs/gpt1 \
         --config.data.source=files:/data --config.seeds=5 --workdir=runs/glue
 
-Sources: `files:/dir` with train, dev and optionally test as .jsonl[.gz], .tsv or .csv; `tfds:glue/sst2` (prepared).
-Empty: the data set's own in TensorFlow Datasets. `--config.n_transfer=-1` trains from scratch, with the same size and
-tokenizer. The checkpoint of the best epoch by the dev metric predicts the test split, if there is one. WORKDIR/dev.npz
-keeps its logits on the dev set, WORKDIR/dev_errors.jsonl some of the examples that it gets wrong.
+Sources: `files:/dir` with train, dev (or validation, val) and optionally test as .jsonl, .json, .tsv, .csv, these as
+.gz, or .parquet, or as the authors of the set, GLUE, `datasets` or the hub ship it; `tfds:glue/sst2`;
+`hf:nyu-mll/glue:sst2` (OWNER/NAME:CONFIG of the Hugging Face hub). Empty: the data set's own in TensorFlow Datasets, or
+else on the hub; the log says which. What is not here is fetched. `init_from` may also be
+`hf:openai-community/openai-gpt`, the released model. `--config.n_transfer=-1` trains from scratch, with the same size
+and tokenizer. The checkpoint of the best epoch by the dev metric predicts the test split, if there is one.
+WORKDIR/dev.npz keeps its logits on the dev set, WORKDIR/dev_errors.jsonl some of the examples that it gets wrong.
 
 Hardware: 117M parameters need an accelerator; not measured yet.
 """
@@ -52,6 +56,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                 dict(
                     dataset=name,
                     source='',
+                    download=True,  # fetch what is not here, of tfds: and hf:
                     batch_size=32,
                     epochs=3.0,  # at most, if there is a patience
                     patience=0,  # epochs in a row without a better dev score that end the run; 0: none do
@@ -67,6 +72,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                     # Only for custom; names are separated by commas. max_score: scores from 0 to it, no labels.
                     kind='',
                     fields='',
+                    choices='',  # of multiple choice: the columns of the choices, if these are not one list
                     labels='',
                     label_field='label',
                     metrics='',

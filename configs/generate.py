@@ -4,12 +4,13 @@ r"""Text from a language model: continuations of prompts, or new texts (an empty
     python -m gpt1_jax.main --config=configs/generate.py --config.init_from=runs/gpt1 --config.temperature=0 \
         --config.prompts=prompts.txt --workdir=runs/answers
     python -m gpt1_jax.main --config=configs/generate.py --config.init_from=runs/gpt1 --config.interactive=True
+    python -m gpt1_jax.main --config=configs/generate.py --config.init_from=hf:openai-community/openai-gpt
 
-A single sample of a single prompt is shown while it is generated. `prompts` names a file with one prompt per line (an
-empty line is an empty prompt). The results of both go to WORKDIR/generations.jsonl, one object per sample: prompt,
-sample, text, tokens and ended_by, 'stop', 'max_tokens' or 'context' (the model's positions). `interactive` reads
-prompts from standard input until it ends. A prompt longer than the model's positions is refused; max_tokens beyond them
-is cut, with a warning.
+The last command fetches the released model from the Hugging Face hub. A single sample of a single prompt is shown while
+it is generated. `prompts` names a file with one prompt per line (an empty line is an empty prompt). The results of both
+go to WORKDIR/generations.jsonl, one object per sample: prompt, sample, text, tokens and ended_by, 'stop', 'max_tokens'
+or 'context' (the model's positions). `interactive` reads prompts from standard input until it ends. A prompt longer
+than the model's positions is refused; max_tokens beyond them is cut, with a warning.
 
 Each token depends only on the text before it, the seed and the sample's number, not on the batch. The unknown piece
 is never generated: it stands for text that the vocabulary cannot write.

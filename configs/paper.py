@@ -62,7 +62,7 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
         dict(
             task='paper',
             text='',  # URI of the corpus, or `shards:/path`, prepared before
-            source='',  # URI of the labelled sets; empty: each one's own in TensorFlow Datasets
+            source='',  # URI of the labelled sets; empty: each one's own in TensorFlow Datasets or on the hub
             seeds=3,  # fine-tuning runs of each set and variant
             parts='',  # names of those to run, separated by commas; empty: all
             dry_run=False,  # print the plan, and do nothing

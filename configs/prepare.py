@@ -4,8 +4,13 @@ r"""Makes a vocabulary and token shards from text, which `pretrain` would otherw
         --config.data.output=/shards/books
     python -m gpt1_jax.main --config=configs/pretrain.py --config.data.source=shards:/shards/books
 
-`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz), `tfds:` and a name, or `docs:`.
-Without `data.output` the shards go to WORKDIR/shards. After an interruption, run the same command again to resume.
+`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz, .zip, .jsonl, .parquet), `tfds:` and a name,
+`hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG` (of the Hugging Face hub), or `docs:`; what is not here is fetched. Without
+`data.output` the shards go to WORKDIR/shards. After an interruption, run the same command again to resume.
+
+All text is read once before anything is written: files that cannot be read are named together, and copies of a text,
+nearly the same ones included, are all trained on or all held out. The books of Project Gutenberg want
+`data.strip_gutenberg=True` (no header, no licence), and any text with hard line wraps `data.unwrap=True`.
 
 Hardware: any; all cores are used. Time: 34 s for 263 MB of novels on 2 cores, with a peak of 391 MB of memory, and
 480 MB in the largest worker (measured). Result: 65.1 million tokens, 4.17 characters each.

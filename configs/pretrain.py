@@ -5,9 +5,10 @@
     python -m gpt1_jax.main --config=configs/pretrain.py:lstm --config.data.source=text:/books --workdir=runs/lstm
 
 The argument is a size: tiny, small, gpt1 (default); or tiny_lstm, small_lstm, lstm: the LSTM that the paper compares
-with (section 5: one layer of 2,048 units), all else being equal. `data.source` is a corpus (`tfds:pg19`, `text:/books`,
-`docs:`), which is first prepared in WORKDIR/shards, or `shards:/path`, prepared before. `init_from` (a workdir,
-`openai:DIR`, `hf:DIR`) starts from another model's parameters; size and tokenizer must be the same.
+with (section 5: one layer of 2,048 units), all else being equal. `data.source` is a corpus (`tfds:pg19`,
+`hf:OWNER/NAME`, `text:/books`, `docs:`), which is first prepared in WORKDIR/shards, or `shards:/path`, prepared before.
+`init_from` (a workdir, `openai:DIR`, `hf:DIR`, `hf:OWNER/NAME`) starts from another model's parameters; size and
+tokenizer must be the same.
 
 Hardware: gpt1 needs an accelerator (the paper: 8 GPUs, one month); not measured yet.
 Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduced yet (BooksCorpus is not public).

@@ -5,9 +5,10 @@ r"""What a language model knows without fine-tuning, by the paper's heuristics, 
         --config.data.source=files:/data --workdir=runs/gpt1-zero-shot
 
 `init_from` is a run (its best checkpoint), RUN@STEP, or RUN@all: every checkpoint that it has kept, see
-`checkpoint.keep_log` and `checkpoint.keep_every` in configs/pretrain.py; or `openai:DIR`, `hf:DIR`. The source has one
-folder per data set, as for configs/finetune.py:all; empty: each set's own in TensorFlow Datasets. A set that is not
-there is left out and named. The command can be resumed: finished checkpoints are kept in WORKDIR/zero_shot.json.
+`checkpoint.keep_log` and `checkpoint.keep_every` in configs/pretrain.py; or `openai:DIR`, `hf:DIR`, `hf:OWNER/NAME`.
+The source has one folder per data set, as for configs/finetune.py:all; empty: each set's own in TensorFlow Datasets, or
+else on the Hugging Face hub. A set that is not there is left out and named. The command can be resumed: finished
+checkpoints are kept in WORKDIR/zero_shot.json.
 
 The heuristics, and which split is used, are in gpt1_jax/evaluation/zero_shot.py. A table of raw scores (per cent) and
 of scores scaled so that 0 is chance and 1 the best supervised result of the time is printed and written to
@@ -40,6 +41,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             data=ml_collections.ConfigDict(
                 dict(
                     source='',
+                    download=True,  # fetch what is not here, of tfds: and hf:
                     limit=common.optional_int(),  # the first examples of each split; None: all
                     batch_size=8,  # sequences of the model's positions
                 )

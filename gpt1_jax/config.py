@@ -2,36 +2,59 @@
 
 import json
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 
 import ml_collections
 from absl import logging
 from etils import epath
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import make_directory, read_json, write_json
+from gpt1_jax.files import make_directory, read_json, write_atomically, write_json
 
 # These may change when a run is resumed: they change no number by more than rounding.
-MAY_CHANGE = ('mesh', 'checkpoint', 'log', 'data.workers', 'data.cache', 'model.scan', 'model.remat', 'model.attention')
+MAY_CHANGE = (
+    'mesh',
+    'checkpoint',
+    'log',
+    'data.workers',
+    'data.cache',
+    'data.download',
+    'model.scan',
+    'model.remat',
+    'model.attention',
+)
 
 # Keys that were added later, with the value that keeps the behaviour of older runs.
-_BEFORE = {'model.kind': 'transformer', 'rest': 'fresh', 'data.patience': 0, 'data.share': 1.0, 'data.score_train': 0}
+_BEFORE = {
+    'model.kind': 'transformer',
+    'rest': 'fresh',
+    'data.patience': 0,
+    'data.share': 1.0,
+    'data.score_train': 0,
+    'data.choices': '',
+    'data.download': True,
+    'data.text_column': '',
+    'data.strip_gutenberg': False,
+    'data.unwrap': False,
+}
 _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
+_PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
 
 # Ranges of numbers: (ends of their keys, test, words).
 _RANGES = (
     (
         'model.layers model.width model.heads model.mlp_width model.units model.n_positions '
         'batch_size data.eval_batch_size optimizer.accumulation optimizer.max_skipped checkpoint.keep_latest '
-        'checkpoint.keep_best log.every log.eval_windows log.zero_shot.limit samples max_tokens',
+        'checkpoint.keep_best log.every log.eval_windows log.zero_shot.limit samples max_tokens batches',
         lambda x: x >= 1,
         'at least 1',
     ),
     (
         'data.tokens data.max_score data.score_train data.patience optimizer.warmup_steps optimizer.weight_decay '
         'optimizer.max_grad_norm checkpoint.every checkpoint.keep_every checkpoint.keep_log log.eval_every '
-        'log.zero_shot.every lm_coefficient temperature top_k',
+        'log.zero_shot.every lm_coefficient temperature top_k layers coefficients',
         lambda x: 0 <= x < math.inf,
         '0 or more',
     ),
@@ -46,7 +69,9 @@ _RANGES = (
         lambda x: 0 <= x < 1,
         'from 0 to below 1',
     ),
-    ('top_p data.share', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
+    ('top_p data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
+    ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
+    ('mesh.shape', lambda x: x == int(x), 'a whole number'),
 )
 _CHOICES = {
     'model.embedding_dropout': ('table', 'sum'),
@@ -66,11 +91,24 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
             check(value, f'{full}.')
             continue
         for keys, test, words in _RANGES:
-            if is_one_of(keys.split()) and value is not None and not test(value):
-                raise UserError(f'{full}: {value} is not possible. It must be {words}.')
+            if is_one_of(keys.split()) and not all(_passes(one, test) for one in _elements(value)):
+                which = 'Each' if isinstance(value, tuple) else 'It'
+                raise UserError(f'{full}: {value!r} is not possible. {which} must be {words}.')
         for key, choices in _CHOICES.items():
             if is_one_of([key]):
                 check_choice(full, value, choices)
+
+
+def _elements(value):
+    """Those of a tuple; of anything else itself; of None, which stands for a default, nothing."""
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def _passes(value, test):
+    try:
+        return test(value)
+    except (TypeError, ValueError):  # not a number
+        return False
 
 
 def check_no_argument(name: str, arg: str) -> None:
@@ -90,31 +128,88 @@ def as_json(config: ml_collections.ConfigDict) -> dict:
     return json.loads(config.to_json_best_effort())
 
 
-def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path, *, write: bool) -> None:
+def open_workdir(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    *,
+    write: bool,
+    fingerprint: Callable[[str], str] = lambda source: '',
+) -> None:
     """Logs the config and writes workdir/config.json; if the workdir holds a run to resume, compares the two instead.
 
-    write: whether this process writes. Raises UserError if keys other than MAY_CHANGE differ from those of the run in
-    the workdir, or its config.json is missing.
+    Two ways to write one path are no difference.
+
+    Args:
+      write: whether this process writes.
+      fingerprint: `data.source` -> what tells its content from any other; '' where that is unknown. A run goes on with
+        the same content in another place, and not with another content; workdir/source.txt keeps its fingerprint.
+    Raises:
+      UserError: keys other than MAY_CHANGE differ from those of the run in the workdir, or its config.json is missing.
     """
-    path = workdir / 'config.json'
+    path, kept_fingerprint = workdir / 'config.json', workdir / 'source.txt'
     given = as_json(config)
     logging.info('config: %s', json.dumps(given))
+    now = fingerprint(_source(given))
     if kept := [name for name in _KEPT if (workdir / name).exists()]:
         if not path.exists():
             raise UserError(f'{workdir}: It holds {kept[0]} but no config.json of their run. Name another --workdir.')
-        differences = [
-            f'{key}: {old!r} there, {new!r} now'
-            for key, (old, new) in sorted(_differences(read_json(path), given).items())
+        stored = read_json(path)
+        differences = {
+            key: (old, new)
+            for key, (old, new) in sorted(_differences(stored, given).items())
             if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)
-        ]
+            and not (_is_place(key) and _place(old) == _place(new))
+        }
+        there = kept_fingerprint.read_text() if kept_fingerprint.exists() else fingerprint(_source(stored))
+        if there and now:
+            differences.pop('data.source', None)
+        if there and now and there != now:
+            differences['data.source'] = (
+                f'{_source(stored)} with content {there}',
+                f'{_source(given)} with content {now}',
+            )
         if differences:
+            words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in differences.items())
             raise UserError(
-                f'{workdir}: It holds a run of another config ({"; ".join(differences)}). Give the same '
-                'config to resume it, or another --workdir.'
+                f'{workdir}: It holds a run of another config ({words}). Give the same config to resume it, or '
+                f'another --workdir.{_advice(workdir, given, differences)}'
             )
     elif write:
         make_directory(workdir)
         write_json(path, given)
+    if write and now and not kept_fingerprint.exists():
+        write_atomically(kept_fingerprint, [now.encode()])
+
+
+def _source(config):
+    return config.get('data', {}).get('source', '')
+
+
+def _is_place(key):
+    return key.rpartition('.')[2] in _PLACES
+
+
+def _place(value):
+    """The same for every way to write a path of this machine, alone or after a scheme."""
+    scheme, colon, path = value.rpartition(':') if isinstance(value, str) else ('', '', '')
+    return value if not path or '://' in value else f'{scheme}{colon}{os.path.realpath(os.path.expanduser(path))}'
+
+
+def _advice(workdir, given, differences):
+    """How to go on where the data have only moved, or a run is to be longer; else ''."""
+    if all(map(_is_place, differences)):
+        moved = [tuple(str(value).rpartition(':') for value in pair) for pair in differences.values()]
+        if all(old[0] == new[0] and old[2] and os.path.exists(new[2]) for old, new in moved):
+            links = '; '.join(f'ln -s {os.path.abspath(new[2])} {old[2]}' for old, new in moved)
+            return f' If it is the same in another place, make a link at the old one ({links}) and give the old value.'
+    if given.get('task') == 'pretrain' and differences.keys() <= {'data.tokens', 'data.epochs'}:
+        data = given['data']
+        shards = f' --config.data.source=shards:{data["output"] or workdir / "shards"}'
+        return (
+            f' To train on from its model, for data.tokens more, add --config.init_from={workdir}'
+            f'{"" if data["source"].startswith("shards:") else shards} --workdir=NEW.'
+        )
+    return ''
 
 
 def _differences(old, new, prefix=''):

@@ -4,11 +4,10 @@ Exit status: 0 done; 2 user error (the message says how to fix it); 75 stopped b
 training by Ctrl-C, after saving (run the same command again to resume); 130 stopped by Ctrl-C elsewhere.
 """
 
-import difflib
-import importlib.util
-import itertools
+import importlib
 import logging as standard_logging
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -18,17 +17,24 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from gpt1_jax import command_line, distributed, tasks
 from gpt1_jax.config import check
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.processes import keep_compiled_steps, keep_freed_memory, use_huge_pages
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT', sys_argv=command_line.ARGUMENTS
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; default runs/TASK')
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed',
-    False,
-    'whether this is one of several processes that train together; on TPU pods, Slurm and GKE they find each other',
+    None,
+    'whether this is one of several processes that train together; by default in the tasks of an srun and on the hosts '
+    'of a TPU slice on GKE',
 )
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'with --coordinator: of this process, from 0')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'with --coordinator: their number')
 
 
 def main(argv: list[str]) -> None:
@@ -37,9 +43,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f'{argv[1]}: This is not a flag. Write --config=FILE, --workdir=DIR, --config.KEY=VALUE.')
     if _CONFIG.value is None:
         raise UserError('--config: No config is given. Try --config=configs/quickstart.py.')
-    if _DISTRIBUTED.value:
-        jax = importlib.import_module('jax')  # not at the top, because it reads what `_set_up` sets
-        jax.distributed.initialize()  # also handles SIGTERM
+    cluster = distributed.explicit(_COORDINATOR.value, _PROCESS_ID.value, _PROCESSES.value)
+    if cluster is None and _DISTRIBUTED.value is not False:
+        cluster = distributed.detected()
+    if cluster or _DISTRIBUTED.value:
+        distributed.start(cluster)  # JAX then handles SIGTERM
     else:
         signal.signal(signal.SIGTERM, _stop)
     run_task(_CONFIG.value, _WORKDIR.value or f'runs/{_CONFIG.value.task}')
@@ -47,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 def run_task(config: ConfigDict, workdir: str) -> Any:
     """Runs the task of a config in the folder `workdir` and returns its result. Raises UserError."""
-    if importlib.util.find_spec(f'gpt1_jax.tasks.{config.task}') is None:
+    if config.task not in [module.name for module in pkgutil.iter_modules(tasks.__path__)]:
         raise UserError(f'task: There is no task {config.task!r}. Use the config file of the task that you want.')
     check(config)
     keep_compiled_steps()
@@ -72,76 +80,15 @@ def _set_up():
         os.environ.setdefault('NPROC', '32')  # XLA's threads; with too few, collectives between host devices deadlock
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    standard_logging.getLogger('jax').setLevel(standard_logging.WARNING)
+    for library in ('jax', 'httpx2'):
+        standard_logging.getLogger(library).setLevel(standard_logging.WARNING)
 
 
 def _parse(argv):
     try:
-        _check_keys(argv)
-        return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        _fail(f'--{error.flagname}: There is no such flag. Keys of the config are set with --config.KEY=VALUE.')
-    except (flags.Error, UserError, TypeError, ValueError) as error:
+        return command_line.parse(argv)
+    except UserError as error:
         _fail(error)
-
-
-def _check_keys(argv):
-    """Raises UserError if the config file cannot be read, or lacks a KEY of --config.KEY=VALUE.
-
-    Runs before the flags are parsed, because ml_collections reports these errors as tracebacks.
-    """
-    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
-    paths = [
-        argument.partition('=')[2] if '=' in argument else following
-        for argument, following in zip(argv, [*argv[1:], ''])
-        if re.match('--?config(=|$)', argument)
-    ]
-    if not paths:
-        return
-    try:
-        config = flags.FLAGS['config'].parser.parse(paths[-1])
-        if getattr(config, 'task', None) is None:
-            raise UserError(f'{paths[-1]}: This is not a config with a task. Use one of configs/.')
-    except UserError:
-        raise
-    except OSError as error:
-        reason = str(error.__cause__ or error).splitlines()[-1].strip()
-        raise UserError(f'{paths[-1]}: The config file cannot be read ({reason}). Use one of configs/.') from None
-    except Exception as error:
-        error = error.__context__ or error  # ml_collections puts the traceback into the message of some
-        raise UserError(
-            f'{paths[-1]}: The config file has an error ({type(error).__name__}: {error}). Correct it, or '
-            'use one of configs/.'
-        ) from None
-    keys = list(_keys(config))
-    for argument in argv:
-        override = re.match('--?(?:no)?config[.]([^=]*)', argument)
-        if override and override[1] not in keys:
-            raise UserError(_unknown_key(override[1], keys))
-
-
-def _keys(config, prefix=''):
-    """The dotted keys of a config, including the names of its parts."""
-    for name, value in config.items():
-        yield prefix + name
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f'{prefix}{name}.')
-
-
-def _unknown_key(key, keys):
-    """The message for a key that is not one of `keys`; suggests the nearest of the same part, or else of any part."""
-    wrong = next(start for start in itertools.accumulate(key.split('.'), '{}.{}'.format) if start not in keys)
-    parent, _, name = wrong.rpartition('.')
-    beside = {last: last for above, _, last in (k.rpartition('.') for k in keys) if above == parent}
-    elsewhere = {k.rpartition('.')[2]: k for k in reversed(keys)}
-    nearest = [
-        names[match]
-        for names, cutoff in ((beside, 0.6), (elsewhere, 0.8))
-        for match in difflib.get_close_matches(name, names, 1, cutoff)
-    ]
-    return f'{wrong}: The config has no such key. ' + (
-        f'Did you mean {nearest[0]}?' if nearest else 'The keys are in the config file.'
-    )
 
 
 def _run(argv):

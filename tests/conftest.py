@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+import types
 
 os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -22,13 +23,23 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from gpt1_jax import hub, network  # noqa: E402
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece  # noqa: E402
+from servers import Hub, running  # noqa: E402
 
 
 def pytest_addoption(parser):
     parser.addoption(
         '--openai-bpe', metavar='DIR', help="folder of the release's vocabulary; what tests it is skipped without"
     )
+    parser.addoption(
+        '--cases',
+        metavar='DIR',
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parents[2] / 'shared' / 'cases',
+        help='folder of inputs as people hold them; what tests them is skipped without',
+    )
+    parser.addoption('--damages', metavar='N', type=int, default=200, help='how many damaged files are read')
 
 
 @pytest.fixture(scope='session')
@@ -42,3 +53,22 @@ def golden():
 def sentencepiece():
     words = 'ship sail wave anchor cow field plough barn'.split()
     return train_sentencepiece([' '.join(words[i % 8 :] + words[: i % 5]) for i in range(50)], 290)
+
+
+@pytest.fixture
+def hub_server(tmp_path, monkeypatch):
+    """A server that stands in for the Hugging Face hub, with an empty cache."""
+    constants = pytest.importorskip('huggingface_hub.constants')
+    with running(Hub()) as server:
+        monkeypatch.setattr(constants, 'ENDPOINT', server.url)
+        template = server.url + '/{repo_id}/resolve/{revision}/{filename}'
+        monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+        monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub_cache'))
+        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+        for module in ('file_download', 'utils._http'):  # it waits between its attempts
+            monkeypatch.setattr(f'huggingface_hub.{module}.time', types.SimpleNamespace(sleep=lambda seconds: None))
+        monkeypatch.setattr(network, 'SECONDS', 1.0)
+        monkeypatch.setattr(network, '_faults', {})
+        hub.open_repository.cache_clear()
+        yield server
+    hub.open_repository.cache_clear()

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=2')}
 HIDDEN = (
     *('tensorflow', 'tensorflow_datasets', 'tensorboardX', 'tqdm', 'spacy', 'ftfy', 'tokenizers', 'keras'),
-    'packaging',
+    *('packaging', 'huggingface_hub', 'pyarrow'),
 )
 # Python runs this in every process before anything else.
 SITECUSTOMIZE = f"""
@@ -140,11 +140,15 @@ def load_files(dataset, folder, split='train', **kwargs):
     return load_examples(REGISTRY[dataset] if isinstance(dataset, str) else dataset, f'files:{folder}', split, **kwargs)
 
 
+def assert_well_put(message):
+    """One line, `WHERE: WHAT is wrong. HOW to fix it.`"""
+    where, _, sentences = message.partition(': ')
+    assert '\n' not in message and re.fullmatch(r'[A-Z0-9].*\. [A-Z].*\.', sentences), message
+
+
 def refusal(dataset, folder, split='train'):
     """The message of the error when they are loaded: one line, `WHERE: WHAT is wrong. HOW to fix it.`"""
     with pytest.raises(UserError) as caught:
         load_files(dataset, folder, split)
-    message = str(caught.value)
-    where, _, sentences = message.partition(': ')
-    assert '\n' not in message and re.fullmatch(r'[A-Z].*\. [A-Z].*\.', sentences), message
-    return message
+    assert_well_put(str(caught.value))
+    return str(caught.value)

@@ -109,3 +109,38 @@ def test_choices_in_tsv_are_json(tmp_path):
     (tmp_path / 'test.tsv').write_text('context\tendings\tlabel\nonce\t["a", "b \\"c\\""]\t2\n')
     examples = load_files('story_cloze', tmp_path, 'test')
     assert examples.fields['endings'] == [['a', 'b "c"']] and examples.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    'folder, entry, level',
+    [
+        ('', {'example_id': 'high1.txt'}, 'high'),
+        ('', {'id': 'middle7.txt', 'level': 'high'}, 'high'),
+        ('middle', {'id': '7.txt'}, 'middle'),
+        ('high', {'example_id': 'middle7.txt'}, 'middle'),
+        ('higher', {}, None),
+        ('high/x', {}, None),
+    ],
+)
+def test_the_level_of_race(tmp_path, folder, entry, level):
+    """In the entry, else in the id of the passage, else the folder's name; whatever form the entry has."""
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    write_lines(tmp_path / folder / 'train.jsonl', [ARTICLE | entry])
+    assert load_files('race', tmp_path / folder).subsets == (level and [level])
+    if 'level' not in entry:
+        write_lines(tmp_path / folder / 'train.jsonl', [PASSAGE | entry])
+        assert load_files('race', tmp_path / folder).subsets == (level and [level, level])
+
+
+@pytest.mark.parametrize(
+    'questions, words',
+    [
+        ({'text': ['a', 'b', 'c']}, "line 1, column 'questions': There are 3 texts. Give two."),
+        ({'id': [1, 2]}, "line 1, column 'questions': The value is not a list"),
+        (['a', 'b'], "line 1, column 'questions': The value is not a list"),
+        ({'text': ['a', None]}, "line 1, column 'question2': The value is null, not text"),
+    ],
+)
+def test_malformed_quora(tmp_path, questions, words):
+    write_lines(tmp_path / 'train.jsonl', [{'questions': questions, 'is_duplicate': True}])
+    assert words in refusal('qqp', tmp_path)

@@ -166,6 +166,7 @@ def test_an_earlier_run_is_resumed(tmp_path, name):
         ('finetune', 'rest', 'absent'),
         ('finetune', 'data.share', 0.5),
         ('finetune', 'data.score_train', 100),
+        ('finetune', 'data.choices', 'a,b'),
     ],
 )
 def test_an_earlier_run_is_not_resumed_with_another_value_of_a_later_key(tmp_path, task, key, value):
@@ -198,3 +199,92 @@ def test_a_run_without_its_config_is_refused(tmp_path):
 def test_one_process_writes(tmp_path):
     common.open_workdir(pretrain.get_config(), epath.Path(tmp_path) / 'run', write=False)
     assert not list(tmp_path.iterdir())
+
+
+# Sources that have moved.
+
+
+def of_source(uri, task='pretrain'):
+    config = {'pretrain': pretrain, 'finetune': finetune}[task].get_config()
+    config.data.source = uri
+    return config
+
+
+def begun(tmp_path, config, **kwargs):
+    workdir = epath.Path(tmp_path / 'run')
+    common.open_workdir(config, workdir, write=True, **kwargs)
+    (workdir / 'checkpoints').mkdir()
+    return workdir
+
+
+def refused(config, workdir, **kwargs):
+    with pytest.raises(UserError, match='It holds a run of another config') as caught:
+        common.open_workdir(config, workdir, write=True, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'finetune'])
+def test_a_path_may_be_written_in_another_way(tmp_path, monkeypatch, task):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'a')
+    workdir = begun(tmp_path, of_source(f'files:{tmp_path}/a', task))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for path in (f'{tmp_path}/b/../a', f'{tmp_path}/a/', './a', 'a', '~/a', 'link'):
+        common.open_workdir(of_source(f'files:{path}', task), workdir, write=True)  # it raises otherwise
+    refused(of_source(f'text:{tmp_path}/a', task), workdir)
+    refused(of_source('', task), workdir)
+    refused(of_source('gs://a', task), workdir)
+    remote = begun(tmp_path / 'remote', of_source('text:gs://a/b', task))
+    refused(of_source('text:gs://c/../a/b', task), remote)
+    config = of_source(f'files:{tmp_path}/a', task)
+    config.init_from = str(tmp_path / 'a')
+    refused(config, workdir)
+
+
+def test_a_source_that_moved_goes_on_where_its_content_is_the_same(tmp_path):
+    content = {'shards:/a': 'one', 'shards:/b': 'one', f'shards:{tmp_path}': 'two'}
+    known = dict(fingerprint=lambda uri: content.get(uri, ''))
+    workdir = begun(tmp_path, of_source('shards:/a'), **known)
+    assert (workdir / 'source.txt').read_text() == 'one'
+    del content['shards:/a']
+    common.open_workdir(of_source('shards:/b'), workdir, write=True, **known)  # it raises otherwise
+    message = refused(of_source(f'shards:{tmp_path}'), workdir, **known)
+    assert f"'shards:/a with content one' there, 'shards:{tmp_path} with content two' now" in message
+    assert 'ln -s' not in message
+    content['shards:/a'] = 'two'  # prepared anew, at the same place
+    assert 'content one' in refused(of_source('shards:/a'), workdir, **known)
+    assert 'ln -s' not in refused(of_source('shards:/nowhere'), workdir, **known)
+
+
+def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_path):
+    workdir = begun(tmp_path, of_source('shards:/a'))
+    assert not (workdir / 'source.txt').exists()
+    moved = f'shards:{tmp_path}'
+    content = {moved: 'one'}
+    known = dict(fingerprint=lambda uri: content.get(uri, ''))
+    message = refused(of_source(moved), workdir, **known)
+    assert message.endswith(f'make a link at the old one (ln -s {tmp_path} /a) and give the old value.')
+    content['shards:/a'] = 'one'  # the link
+    common.open_workdir(of_source(moved), workdir, write=True, **known)
+    assert (workdir / 'source.txt').read_text() == 'one'
+
+
+def test_the_refusal_of_a_longer_run_says_how_to_train_on(tmp_path):
+    workdir = begun(tmp_path, of_source('shards:/a'))
+    longer = of_source('shards:/a')
+    longer.data.tokens = 900_000
+    message = refused(longer, workdir)
+    assert message.endswith(
+        f'To train on from its model, for data.tokens more, add --config.init_from={workdir} --workdir=NEW.'
+    )
+    longer.data.batch_size = 3
+    assert 'train on' not in refused(longer, workdir)
+    text = begun(tmp_path / 'text', of_source('text:/books'))
+    longer = of_source('text:/books')
+    longer.data.epochs = 200.0
+    assert f'--config.init_from={text} --config.data.source=shards:{text}/shards ' in refused(longer, text)
+    tuned = begun(tmp_path / 'tuned', of_source('files:/a', 'finetune'))
+    longer = of_source('files:/a', 'finetune')
+    longer.data.epochs = 9.0
+    assert 'train on' not in refused(longer, tuned)

@@ -10,6 +10,7 @@ import pytest
 
 import gpt1_jax
 from gpt1_jax.data.corpus import docstrings, sources
+from gpt1_jax.data.corpus.held_out import HELD_OUT, held_out_rule
 from gpt1_jax.errors import UserError
 
 
@@ -58,7 +59,8 @@ def test_docstrings_by_hand(package):
     corpus = sources.open_corpus('docs:samplepkg')
     blocks = list(corpus.blocks())
     assert [b.text for b in blocks] == ['\n\n'.join(d.docstrings) for d in docs]
-    assert [b.held_out for b in blocks] == [d.held_out for d in docs]
+    is_held_out = held_out_rule(corpus.names, HELD_OUT)
+    assert corpus.by_name and [is_held_out(b.name) for b in blocks] == [d.held_out for d in docs]
     assert 'samplepkg' not in sys.modules
     assert len(sources.open_corpus('docs:samplepkg,other').fingerprint) == 16
     with pytest.raises(UserError, match="docs:no_such_package: The package 'no_such_package' is not installed"):

@@ -36,7 +36,7 @@ def predictions(workdir, split):
 
 
 @pytest.mark.parametrize('split', ['train', 'dev'])
-def test_the_numbers_are_those_of_the_predictions(folder, tmp_path, split):
+def test_the_numbers_are_those_of_the_predictions(folder, tmp_path, capsys, split):
     config = runs.evaluation(folder, folder / 'run')
     config.split = split
     result = evaluate.run(config, epath.Path(tmp_path))
@@ -44,6 +44,7 @@ def test_the_numbers_are_those_of_the_predictions(folder, tmp_path, split):
     pairs = list(zip(labels, predictions(tmp_path, split), strict=True))
     (score,) = result.scores
     assert score.value == sum(one == other for one, other in pairs) / len(pairs)
+    assert result.facts['constant'] == max(labels.count('sea'), labels.count('farm')) / len(labels)
     assert (score.dataset, score.split, score.examples) == ('custom', split, len(pairs)) and not score.checkpoint
     for name, of in result.facts['classes'].items():
         right, said = (sum(pair == (name, name) for pair in pairs), sum(other == name for _, other in pairs))
@@ -51,6 +52,7 @@ def test_the_numbers_are_those_of_the_predictions(folder, tmp_path, split):
         assert of['recall'] == pytest.approx(right / labels.count(name))
         assert of['precision'] == pytest.approx(right / said if said else 0)
         assert of['f1'] == pytest.approx(2 * right / (said + labels.count(name)))
+    assert f'  accuracy, one answer    {result.facts["constant"]:8.4f}\n' in capsys.readouterr().out
     assert set(result.facts['classes']) == {'sea', 'farm'} and result.facts['predictions'].startswith(str(tmp_path))
 
 
@@ -60,7 +62,7 @@ def test_without_labels_there_are_predictions_alone(folder, tmp_path):
         config = runs.evaluation(folder, folder / 'run')
         config.split = split
         result = evaluate.run(config, epath.Path(tmp_path) / split)
-        assert bool(result.scores) == ('classes' in result.facts) == (split == 'dev')
+        assert bool(result.scores) == ('classes' in result.facts) == ('constant' in result.facts) == (split == 'dev')
     assert predictions(tmp_path / 'test', 'test') == predictions(tmp_path / 'dev', 'dev')
 
 

@@ -146,7 +146,7 @@ def test_blocks_and_chunks_of_windows_leave_no_trace(saved, tmp_path, monkeypatc
     (tmp_path / 'book.txt').write_text('\n'.join(some_words(rng, 9) for _ in range(80)) + '\n')
     changes = [dict(sentences=False), dict(sentences=True)]
     whole = [run(saved, tmp_path / f'w{i}', tmp_path / 'book.txt', **c) for i, c in enumerate(changes)]
-    monkeypatch.setattr('gpt1_jax.data.corpus.sources.BLOCK_BYTES', 300)
+    monkeypatch.setattr('gpt1_jax.data.corpus.documents.BLOCK_BYTES', 300)
     monkeypatch.setattr(perplexity, '_WINDOWS', 7)
     cut = [run(saved, tmp_path / f'c{i}', tmp_path / 'book.txt', **c) for i, c in enumerate(changes)]
     for a, b in zip(whole, cut):

@@ -101,6 +101,43 @@ def test_the_limit_is_for_training_examples(folder, tmp_path, limit, expected):
     assert (facts['train_examples'], facts['dev_examples']) == (expected, 16)
 
 
+def test_the_log_tells_of_the_labels_and_of_one_answer_to_all(folder, tmp_path, caplog):
+    """Two labels in three of train, none of them in dev; and half of dev is in train."""
+    train = [{'text': f'the {word}', 'label': 'sea'} for word in ('ship', 'sail', 'wave', 'anchor')] * 2
+    dev = [entry | {'label': 'farm'} for entry in train[:2]] + [
+        {'text': f'the {word}', 'label': 'farm'} for word in 'ab'
+    ]
+    for split, lines in (('train', train), ('dev', dev)):
+        (tmp_path / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    config = runs.finetuning(folder, folder / 'lm')
+    config.data.update(source=f'files:{tmp_path}', epochs=1.0)
+    with caplog.at_level('INFO', logger='absl'):
+        result = finetune.run(config, epath.Path(tmp_path) / 'run')
+    told = [record.message for record in caplog.records if record.levelname == 'WARNING']
+    assert told == [
+        'custom: The train split has no example of 1 of the 2 labels: farm. Check that it is whole, and how its labels '
+        'are named.',
+        'custom: The dev split has no example of 1 of the 2 labels: sea. Check that it is whole, and how its labels '
+        'are named.',
+        'custom: 2 of the 4 dev examples are training examples too, whatever their labels. A score on these says '
+        'nothing of others.',
+    ]
+    assert 'custom, train split: 8 examples: sea 8, farm 0' in caplog.text
+    assert result.facts['dev_constant'] == 1.0 and '; the same answer to all gives 1.0000' in caplog.text
+
+
+def test_texts_without_any_word_give_no_nan(folder, tmp_path, caplog):
+    lines = [{'text': ' ' * (i % 3), 'label': ('sea', 'farm')[i % 2]} for i in range(8)]
+    for split in ('train', 'dev'):
+        (tmp_path / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    config = runs.finetuning(folder, folder / 'lm')
+    config.data.source = f'files:{tmp_path}'
+    result = finetune.run(config, epath.Path(tmp_path) / 'run')
+    assert result.value(checkpoint='best') == 0.5
+    assert all(np.isfinite(line['loss']) for line in log(tmp_path / 'run') if 'loss' in line)
+    assert 'train split of 8 examples: examples without any text: 8.' in caplog.text
+
+
 @pytest.mark.parametrize('split', ['train', 'dev'])
 def test_a_split_without_labels_is_refused_before_training(folder, tmp_path, split):
     for name in ('train', 'dev'):

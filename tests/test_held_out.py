@@ -1,5 +1,10 @@
 """Which documents are held out."""
 
+import random
+
+import numpy as np
+import pytest
+
 from gpt1_jax.data.corpus import held_out
 
 
@@ -13,3 +18,58 @@ def test_at_least_one_is_held_out_and_never_all():
     for fraction, count in ((0, 0), (1e-9, 1), (1 - 1e-9, 4)):
         rule = held_out.held_out_rule(lambda: iter(names), fraction)
         assert sum(map(rule, names)) == count
+
+
+@pytest.mark.parametrize('fraction', [1e-9, 0.01, 0.1, 0.3, 0.5, 0.9, 1 - 1e-9])
+@pytest.mark.parametrize('seed', range(10))
+def test_the_share_is_met_to_within_one_document(fraction, seed):
+    rng = random.Random(seed)
+    sizes = np.array([rng.choice([0, 1, 10, 1000, 5000]) * rng.randint(1, 9) for _ in range(rng.randint(4, 200))])
+    sizes[:2] = 100, 300
+    names = [f'{seed}/{i}' for i in range(len(sizes))]
+    held = held_out.hold_out(iter(names), sizes, np.arange(len(sizes)), fraction)
+    assert set(held.values()) == {0} and all(sizes[i] for i in held)
+    assert 1 <= len(held) < np.count_nonzero(sizes)
+    taken = sum(sizes[i] for i in held)
+    assert abs(taken - fraction * sizes.sum()) <= sizes.max()
+    if 0.1 <= fraction <= 0.5 and len(sizes) > 50:
+        assert abs(taken - fraction * sizes.sum()) <= 0.1 * sizes.sum()
+
+
+def test_a_group_stands_on_one_side():
+    sizes = np.full(100, 50)
+    groups = np.arange(100) // 4 * 4
+    held = held_out.hold_out(map(str, range(100)), sizes, groups, 0.2)
+    assert len(held) == 20
+    assert {i // 4 for i in held}.isdisjoint({i // 4 for i in range(100) if i not in held})
+
+
+def test_documents_keep_their_sides_when_others_are_added():
+    names, sizes = [f'book{i}' for i in range(300)], np.full(300, 7)
+    before = held_out.hold_out(iter(names[:250]), sizes[:250], np.arange(250), 0.2)
+    after = held_out.hold_out(iter(names), sizes, np.arange(300), 0.2)
+    assert len(before) == 50 and len(after) == 60
+    assert len(before.keys() - after.keys()) <= 5
+
+
+def test_a_huge_document_is_not_what_one_percent_means():
+    names = [f'book{i}' for i in range(50)]
+    for huge in range(50):
+        sizes = np.full(50, 10)
+        sizes[huge] = 500
+        assert huge not in held_out.hold_out(iter(names), sizes, np.arange(50), 0.1)
+
+
+def test_one_document_with_text_holds_out_its_end():
+    sizes = np.array([0, 0, 1000])
+    assert held_out.hold_out(iter('abc'), sizes, np.zeros(3, int), 0.1) == {2: 900}
+
+
+def test_of_nothing_but_copies_the_ends_are_held_out():
+    assert held_out.hold_out(iter('abcd'), np.array([50, 0, 60, 50]), np.array([0, 1, 0, 0]), 0.1) == {
+        **{0: 45, 2: 54, 3: 45}
+    }
+
+
+def test_names_that_are_no_unicode():
+    assert held_out.hold_out(iter(['caf\udce9', 'b']), np.array([5, 5]), np.arange(2), 0.5)

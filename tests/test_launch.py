@@ -66,7 +66,7 @@ def test_the_files_that_the_readme_names_exist():
     links = [link for link in re.findall(r'\]\(([^)#]+)\)', README) if '://' not in link]
     assert 'tpu_vm.sh' in links
     # The notebook comes by itself.
-    assert [link for link in links if link != 'colab.ipynb' and not (LAUNCH / link).exists()] == []
+    assert [link for link in links if not (LAUNCH / link).exists()] == []
     named = set(re.findall(r'configs/\w+\.py', README)) | set(re.findall(r'launch/[\w/]+\.(?:sh|sbatch|py)', README))
     assert len(named) > 5 and [path for path in named if not (ROOT / path).exists()] == []
 

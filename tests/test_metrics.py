@@ -98,3 +98,13 @@ def test_score_of_subsets():
 
 def test_predictions_of_squared_loss_are_the_outputs():
     assert metrics.predictions('mse', np.array([[2.5], [-1.0]])).tolist() == [2.5, -1.0]
+
+
+def test_the_same_answer_to_all_by_hand():
+    """The most frequent label: of 5 examples 3 are of label 1."""
+    labels = np.array([1, 0, 1, 1, 2])
+    assert metrics.constant('accuracy', labels) == pytest.approx(3 / 5)
+    assert metrics.constant('matthews', labels) == 0
+    assert metrics.constant('f1', np.array([1, 0, 1, 1])) == pytest.approx(2 * 3 / (2 * 3 + 1))
+    assert metrics.constant('f1', np.array([0, 0, 1])) == 0
+    assert metrics.constant('pearson', np.float32([0.5, 2, 2, 4])) == 0

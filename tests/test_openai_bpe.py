@@ -18,6 +18,7 @@ from gpt1_jax.data.tokenizers import openai_bpe
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 from helpers import plain_standardise
+from models import write_vocabulary
 
 TEXT = """the president is a very good man . " i 'm sure he is , " said the other man . do n't they say that
 again and again ? it 's half past ten ; the lady ( she can not wait ) went over the water to the house of the
@@ -335,6 +336,10 @@ def test_prepare_gives_the_same_bytes_for_any_number_of_workers(made, tmp_path, 
             vocab_size=320,
             tokenizer=str(made),
             tokenizer_sample_mb=1,
+            text_column='',
+            strip_gutenberg=False,
+            unwrap=False,
+            download=True,
             held_out=0.0,
             tokens_per_shard=4000,
             workers=1,
@@ -432,3 +437,55 @@ def test_missing_files_and_other_fingerprints(tmp_path):
     (tmp_path / openai_bpe.RELEASE_NAMES[0]).unlink()
     with pytest.raises(UserError, match='The folder holds no tokenizer. .*encoder_bpe_40000.json and vocab_40000.bpe'):
         load_tokenizer(tmp_path)
+
+
+# ----------------------------------------------------------------- transformers' one file
+
+
+def write_tokenizer_json(folder, change=lambda model: None, as_strings=False):
+    """What transformers 5 writes in place of vocab.json and merges.txt, of the same vocabulary."""
+    write_vocabulary(folder / 'two', 60)
+    merges = [line.split(' ') for line in (folder / 'two' / 'merges.txt').read_text().splitlines()[1:]]
+    model = {
+        'type': 'BPE',
+        'dropout': None,
+        'unk_token': '<unk>',
+        'continuing_subword_prefix': '',
+        'end_of_word_suffix': '</w>',
+        'vocab': json.loads((folder / 'two' / 'vocab.json').read_text()),
+        'merges': [' '.join(halves) for halves in merges] if as_strings else merges,
+    }
+    change(model)
+    (folder / 'one').mkdir()
+    (folder / 'one' / 'tokenizer.json').write_text(json.dumps({'version': '1.0', 'added_tokens': [], 'model': model}))
+    return folder / 'one'
+
+
+@pytest.mark.parametrize('as_strings', [False, True])
+def test_one_file_is_as_good_as_two(tmp_path, as_strings):
+    one = load_tokenizer(write_tokenizer_json(tmp_path, as_strings=as_strings))
+    two = load_tokenizer(tmp_path / 'two')
+    assert one.fingerprint == two.fingerprint and one.vocab_size == 60
+    for mine, theirs in zip(one.encode_batch(['ab abc\nabba']), two.encode_batch(['ab abc\nabba']), strict=True):
+        assert mine.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (lambda model: model.update(type='WordPiece'), "not of GPT-1's kind"),
+        (lambda model: model.update(end_of_word_suffix=None), "not of GPT-1's kind"),  # GPT-2's
+        (lambda model: model.update(unk_token='[UNK]'), "not of GPT-1's kind"),
+        (lambda model: model.update(vocab=None), 'not a vocabulary'),
+        (lambda model: model['vocab'].pop('\n</w>'), 'not in the format of the release'),
+        (lambda model: model['merges'].reverse(), r"Merge 1, 'a r', does not make entry 41 of .*tokenizer.json"),
+        (lambda model: model['merges'].pop(), '60 entries, and the 17 merges of'),
+        (lambda model: model.update(merges=None), '60 entries, and the 0 merges of'),
+        (lambda model: model.update(merges=['a b c']), 'Some of its merges are not two pieces'),
+        (lambda model: model.update(merges=[['a', 3]]), 'Some of its merges are not two pieces'),
+        (lambda model: model.update(merges=[3]), 'Some of its merges are not two pieces'),
+    ],
+)
+def test_another_tokenizer_is_named(tmp_path, change, match):
+    with pytest.raises(UserError, match=f'one/tokenizer.json: .*{match}'):
+        load_tokenizer(write_tokenizer_json(tmp_path, change))

@@ -30,7 +30,7 @@ def test_documents_and_sentences_of_any_block_size(tmp_path, monkeypatch):
     tokenizer = train_sentencepiece([' \n '.join(some_words(rng, 9) for _ in range(99))], 290)
     corpus, encode = sources.open_corpus(f'text:{tmp_path}'), tokenizer.encode_batch
     for size in (2**20, 300):
-        monkeypatch.setattr(sources, 'BLOCK_BYTES', size)
+        monkeypatch.setattr('gpt1_jax.data.corpus.documents.BLOCK_BYTES', size)
         documents = [list(pieces) for pieces in perplexity.documents(corpus, tokenizer)]
         assert (len(documents[0]) > 1) == (size == 300)
         assert [np.concatenate([piece.ids for piece in pieces]).tolist() for pieces in documents] == [

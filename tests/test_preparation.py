@@ -1,6 +1,5 @@
 """Preparation of a corpus against encoding by hand: over workers, interruptions, and what can go wrong."""
 
-import concurrent.futures
 import contextlib
 import gzip
 import json
@@ -19,7 +18,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from gpt1_jax.data.corpus import preparation, shards, sources
+from corpora import InProcess, held_out
+from gpt1_jax.data.corpus import documents, preparation, shards, sources
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 
@@ -56,6 +56,10 @@ def options(source, **values):
             vocab_size=320,
             tokenizer='',
             tokenizer_sample_mb=1,
+            text_column='',
+            strip_gutenberg=False,
+            unwrap=False,
+            download=True,
             held_out=0.2,
             tokens_per_shard=8000,
             workers=2,
@@ -82,13 +86,14 @@ def test_tokens_are_the_documents(books, prepared):
     loaded.verify()
     tokenizer = load_tokenizer(prepared / 'tokenizer')
     assert (loaded.tokenizer_fingerprint, loaded.vocab_size) == (tokenizer.fingerprint, 320)
-    held_out = {block.name for block in sources.open_corpus(f'text:{books}').blocks(0.2) if block.held_out}
+    corpus = sources.open_corpus(f'text:{books}')
+    names, held = list(corpus.names()), held_out(corpus, 0.2)
     expected = {'train': [], 'valid': []}
     documents = {'train': 0, 'valid': 0}
     for path in sorted(books.iterdir()):
         text = (gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()).decode()
         (ids,) = tokenizer.encode_batch([text])
-        split = 'valid' if path.name in held_out else 'train'
+        split = 'valid' if names.index(path.name) in held else 'train'
         if len(ids):
             expected[split] += *ids.tolist(), tokenizer.end_id
             documents[split] += 1
@@ -116,7 +121,9 @@ def encode_words(text):
 def test_joined_blocks_have_the_tokens_of_the_whole_text():
     rng = random.Random(0)
     for _ in range(300):
-        blocks = [rng.choice(('a bb', ' ', '', '\n', 'ccc\n', ' \n\n', 'dddd\ne ')) for _ in range(rng.randint(1, 6))]
+        blocks = [
+            rng.choice(('a bb', ' ', '', '\n', 'ccc\n', ' \n\n', 'dddd\ne ', '\nff ')) for _ in range(rng.randint(1, 6))
+        ]
         # A block ends at the end of a line, or at a space of a long one.
         blocks = [block if block.endswith('\n') else block + ' ' for block in blocks]
         joint, parts = preparation.Joint(), []
@@ -127,7 +134,7 @@ def test_joined_blocks_have_the_tokens_of_the_whole_text():
 
 
 def test_block_joints_are_seamless(books, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, 'BLOCK_BYTES', 5000)
+    monkeypatch.setattr(documents, 'BLOCK_BYTES', 5000)
     data = options(f'text:{books}', tokenizer=str(prepared / 'tokenizer'))
     preparation.prepare(data, tmp_path / 'shards')
     small, whole = content(tmp_path / 'shards'), content(prepared)
@@ -204,19 +211,6 @@ def test_what_an_earlier_version_began_is_resumed(books, prepared, tmp_path):
 
 class Death(BaseException):
     """In place of the process's own."""
-
-
-class InProcess:
-    """A pool that does the work itself, at once."""
-
-    def submit(self, function, *arguments):
-        future = concurrent.futures.Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def map(self, function, items, chunksize):
-        del chunksize
-        return map(function, items)
 
 
 @pytest.mark.slow
@@ -365,8 +359,85 @@ def test_one_document_and_no_held_out_text(tmp_path):
         preparation.prepare(reused, tmp_path / 'c')
 
 
+def test_what_an_earlier_version_held_out_is_not_mixed_with_what_this_one_does(books, prepared, tmp_path):
+    """It chose by the names alone. What it finished is read; what it only began is refused, or begun anew."""
+    data = options(f'text:{books}')
+    shutil.copytree(prepared, tmp_path / 'finished')
+    index = json.loads((prepared / 'index.json').read_text())
+    assert index['preparation'].pop('held_out_by') == 'bytes'
+    (tmp_path / 'finished' / 'index.json').write_text(json.dumps(index))
+    assert preparation.prepare(data, tmp_path / 'finished').preparation == index['preparation']
+
+    def as_before(output, position):
+        state = json.loads((output / 'journal' / 'journal.json').read_text())
+        del state['preparation']['held_out_by']
+        state |= {} if position else {'position': None}
+        (output / 'journal' / 'journal.json').write_text(json.dumps(state))
+        (output / 'journal' / 'held_out.json').unlink()
+
+    assert run(data, tmp_path / 'begun', 1).returncode == -signal.SIGKILL
+    as_before(tmp_path / 'begun', True)
+    with pytest.raises(UserError, match='An earlier version .* held out other documents. Choose another data.output'):
+        preparation.prepare(data, tmp_path / 'begun')
+    shards.start_journal(tmp_path / 'opened', index['preparation'])
+    preparation.prepare(data, tmp_path / 'opened')
+    assert content(tmp_path / 'opened') == content(prepared)
+
+
+def test_what_is_held_out_is_kept_for_a_resumed_run(books, prepared, tmp_path, monkeypatch):
+    data = options(f'text:{books}')
+    assert run(data, tmp_path / 'shards', 2).returncode == -signal.SIGKILL
+    monkeypatch.setattr(preparation, 'survey', None)  # all text is not read once more
+    preparation.prepare(data, tmp_path / 'shards')
+    assert content(tmp_path / 'shards') == content(prepared)
+
+
+def test_bad_files_are_named_before_anything_is_written(tmp_path):
+    (tmp_path / 'books').mkdir()
+    for i in range(3):
+        (tmp_path / 'books' / f'{i}.txt').write_text(make_text(i, 200))
+    for name in ('x', 'y'):
+        (tmp_path / 'books' / f'{name}.txt').write_bytes(b'caf\xe9')
+    data = options(f'text:{tmp_path}/books')
+    with pytest.raises(UserError, match=r'2 files cannot be read.*\n  x\.txt of .*\n  y\.txt of '):
+        preparation.prepare(data, tmp_path / 'shards')
+    assert not (tmp_path / 'shards').exists()
+    for name in ('x', 'y'):
+        (tmp_path / 'books' / f'{name}.txt').unlink()
+    preparation.prepare(data, tmp_path / 'shards')
+
+
+def test_cleaned_text(prepared, tmp_path, caplog):
+    """Tokens of the text without its licence and its line ends, and of no other preparation."""
+    (tmp_path / 'books').mkdir()
+    bodies, prose = [], 'the Captain said good morning, walking again to the house by the river'
+    for i in range(4):
+        body = f'{make_text(i, 20)}\n{prose}\n{prose},\n{prose}\n\n'
+        bodies.append(body.replace(f'{prose}\n{prose},\n{prose}', f'{prose} {prose}, {prose}'))
+        header, licence = ('*** START', '*** END') if i else ('', '')
+        of = ' OF THE PROJECT GUTENBERG EBOOK A ***\n' if i else ''
+        (tmp_path / 'books' / f'{i}.txt').write_text(f'{header}{of}{body}{licence}{of}{"licence" if i else ""}')
+    (tmp_path / 'books' / 'notes.md').write_text('x')
+    data = options(f'text:{tmp_path}/books', strip_gutenberg=True, unwrap=True, tokenizer=str(prepared / 'tokenizer'))
+    with caplog.at_level('INFO', 'absl'):
+        loaded = preparation.prepare(data, tmp_path / 'out')
+    assert 'documents: 4; left out: 1 .md' in caplog.text
+    assert 'without the markers of Project Gutenberg: 1 of 4 documents' in caplog.text
+    assert re.search(r'held out: 1 documents, 2\d(\.\d)? % of the text', caplog.text)
+    tokenizer = load_tokenizer(prepared / 'tokenizer')
+    expected = {tuple([*ids.tolist(), tokenizer.end_id]) for ids in tokenizer.encode_batch(bodies)}
+    found = set()
+    for split in loaded.splits.values():
+        ids = split.read(np.array([0]), split.tokens)[0].tolist()
+        ends = [i + 1 for i, token in enumerate(ids) if token == tokenizer.end_id]
+        found |= {tuple(ids[begin:end]) for begin, end in zip([0, *ends], ends)}
+    assert found == expected
+    with pytest.raises(UserError, match='strip_gutenberg was True, is not given; unwrap was True, is not given'):
+        preparation.prepare(options(data.source, tokenizer=data.tokenizer), tmp_path / 'out')
+
+
 def test_sample_is_bounded_and_spread():
-    blocks = [sources.Block(d, f'book{d}', d == 7, f'{d} ' + 'line\n' * 200000, 0, 1, 1) for d in range(20)]
+    blocks = [documents.Block(d, f'book{d}', d == 7, f'{d} ' + 'line\n' * 200000, 0, 1, 1) for d in range(20)]
     sample = preparation._sample(blocks, 600_000)
     assert 600_000 <= sum(map(len, sample)) < 650_000
     assert sample == preparation._sample(reversed(blocks), 600_000)  # what is taken does not depend on the order

@@ -1,6 +1,7 @@
 """Pre-training that goes on from another model. Whole runs are in test_main.py and test_earlier_runs.py."""
 
 import random
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.saved_models import huggingface, store
 from gpt1_jax.tasks import pretrain
+from gpt1_jax.training import loop
 from gpt1_jax.training.partitioning import Partitioner
 from helpers import sentence
 from models import ARCHITECTURE, assert_same_bits, make, make_model, read, write_workdir
@@ -60,6 +62,34 @@ def test_pretraining_goes_on(prepared, tmp_path, monkeypatch):
     result = pretrain.run(going_on(prepared, uri), epath.Path(tmp_path / 'on'))
     assert result.facts['steps'] == 1
     assert_same_bits(read(str(tmp_path / 'on'))[1], params)
+
+
+@pytest.mark.slow
+def test_shards_that_moved_and_a_longer_run(prepared, tmp_path, monkeypatch):
+    """A stopped run goes on with the same bits where its shards are elsewhere, and a new run from its model."""
+    monkeypatch.setattr(pretrain, 'Partitioner', lambda *_: Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+    config = prepared[0].copy_and_resolve_references()
+    config.data.tokens = 2 * 16 * 8
+    config.optimizer.warmup_steps = 0
+    whole, stopped = (epath.Path(tmp_path / name) for name in ('whole', 'stopped'))
+    shutil.copytree(prepared[1] / 'shards', tmp_path / 'a')
+    pretrain.run(config, whole)
+    config.data.source = f'shards:{tmp_path}/a'
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == 1)
+        pretrain.run(config, stopped)
+    (tmp_path / 'a').rename(tmp_path / 'b')
+    config.data.source = f'shards:{tmp_path}/whole/../b'
+    pretrain.run(config, stopped)
+    assert_same_bits(read(str(stopped))[1], read(str(whole))[1])
+
+    config.data.tokens *= 2
+    with pytest.raises(UserError, match='To train on from its model') as caught:
+        pretrain.run(config, stopped)
+    (flag,) = (word for word in str(caught.value).split() if word.startswith('--config.'))
+    config.init_from = flag.removeprefix('--config.init_from=')
+    longer = pretrain.run(config, epath.Path(tmp_path / 'longer'))
+    assert longer.facts['tokens'] == 4 * 16 * 8 and longer.model['tokens_seen'] == (4 + 2) * 16 * 8
 
 
 def test_another_size_or_tokenizer_is_refused_before_anything_is_written(prepared, tmp_path):

@@ -2,10 +2,14 @@
 
 import dataclasses
 import gzip
+import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
+from gpt1_jax.data.labelled.loading import available_splits
 from gpt1_jax.data.labelled.registry import custom_dataset
 from helpers import load_files, refusal, write_lines
 
@@ -109,3 +113,107 @@ def test_headerless_lines_of_another_length(tmp_path):
     write_lines(tmp_path / 'train.tsv', 'gj04\t1\t\tOne.\ngj04\t1\tTwo.\n')
     message = refusal('cola', tmp_path)
     assert 'line 2: There are 3 cells, but a file without a header needs 4 (source, label, star' in message
+
+
+@pytest.mark.parametrize('name', ['train.json', 'TRAIN.JSON', 'train.json.gz'])
+@pytest.mark.parametrize('form', ['array', 'pretty', 'lines', 'one'])
+def test_json(tmp_path, name, form):
+    entries = ENTRIES[:1] if form == 'one' else ENTRIES
+    text = {
+        'array': json.dumps(entries),
+        'pretty': json.dumps(entries, indent=2),
+        'lines': '\n'.join(map(json.dumps, entries)),
+        'one': json.dumps(entries[0], indent=2),
+    }[form]
+    data = text.encode('utf-8-sig')
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
+    examples = load_files(PAIRS, tmp_path)
+    assert examples.fields['a'] == [entry['a'] for entry in entries]
+    assert examples.labels.tolist() == [1, 0][: len(entries)]
+
+
+@pytest.mark.parametrize(
+    'name, text, words',
+    [
+        ('train.json', '[{"a": "x", "b": "y", "label": 1}, 5]', 'entry 2: This is not a JSON object. Write an array'),
+        ('train.json', '[{"a": "x"}', 'train.json: This is not JSON ('),
+        ('train.json', '"a"', 'train.json, entry 1: This is not a JSON object'),
+        ('train.json', '{"a": "x",\n "b": ', 'train.json, line 1: This is not JSON ('),
+        ('train.json', '{"a": {"0": "x"}, "b": {"0": "y"}}', "one object of columns. Write one object a line"),
+        ('train.json', '[' * 100_000, 'train.json: This is not JSON (it is nested too deeply)'),
+        ('train.jsonl', '[' * 100_000, 'train.jsonl, line 1: This is not JSON (it is nested too deeply)'),
+        ('train.jsonl', '{"a": ' * 100_000, 'line 1: This is not JSON (it is nested too deeply)'),
+        ('train.jsonl', '[{"a": "x"}]', 'line 1: This is not a JSON object. Write one object a line, or name the file'),
+        ('train.jsonl', '[\n', 'or name the file .json, as it is one array.'),
+        ('train.jsonl', '{"a": NaN, "b": "y", "label": 1}', "column 'a': The value is float, not text"),
+        ('train.jsonl', '{"a": "x", "b": "y", "label": Infinity}', 'The label inf is unknown'),
+        ('train.jsonl', '{"a": "x", "b": "y", "label": 1%s}' % ('0' * 4000), 'is unknown'),
+        ('train.jsonl', '{"a": "x", "b": "y", "label": 1%s}' % ('0' * 5000), 'line 1: This is not JSON (Exceeds'),
+        ('train.jsonl', '{"a": "x", "b": "y", "label": NaN}', 'There is no label'),
+        ('train.jsonl', '{"a": "x", "b": "y", "label": [[1]]}', 'The label [[1]] is unknown'),
+    ],
+)  # fmt: skip
+def test_malformed_json(tmp_path, name, text, words):
+    write_lines(tmp_path / name, text)
+    assert words in refusal(PAIRS, tmp_path)
+
+
+def test_half_a_character(tmp_path):
+    write_lines(tmp_path / 'train.jsonl', '{"a": "so \\ud83d", "b": "\\ud83d\\ude00", "label": "no"}\n')
+    assert load_files(PAIRS, tmp_path).fields == {'a': ['so \ufffd'], 'b': ['\U0001f600']}
+
+
+def parquet(path, rows, names=()):
+    """As `datasets` writes it, with the names of labels in the schema."""
+    info = {'info': {'features': {'label': {'names': names, '_type': 'ClassLabel'}}}} if names else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({'huggingface': json.dumps(info)})
+    pq.write_table(table, path)
+
+
+def test_parquet(tmp_path):
+    """A repository of the hub as it lies on a disk; labels are compared by name."""
+    rows = [{'a': f'{i}', 'b': 'x', 'label': i % 2} for i in range(6)]
+    for i in range(2):
+        parquet(tmp_path / 'data' / f'train-0000{i}-of-00002.parquet', rows[3 * i : 3 * i + 3], ['yes', 'no'])
+    parquet(tmp_path / 'data' / 'validation-00000-of-00001.parquet', rows[:1])
+    examples = load_files(PAIRS, tmp_path)
+    assert examples.fields['a'] == list('012345') and examples.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert load_files(PAIRS, tmp_path, 'dev').labels.tolist() == [0]
+    assert available_splits(PAIRS, f'files:{tmp_path}') == ['train', 'dev']
+    assert 'There is no test.jsonl' in refusal(PAIRS, tmp_path, 'test')
+    (tmp_path / 'data' / 'train-00000-of-00002.parquet').unlink()
+    assert 'Of the 2 files of the train split, number 0 is missing' in refusal(PAIRS, tmp_path)
+    write_lines(tmp_path / 'train.csv', ENTRIES)  # beside the folder: the file of this name is the split
+    assert load_files(PAIRS, tmp_path).ids == ['7', '9']
+
+
+def test_parquet_with_lists(tmp_path):
+    passage = {
+        'article': 'x',
+        'questions': ['q', 'r'],
+        'options': [list('abcd')] * 2,
+        'answers': ['A', 'D'],
+        'id': 'high1',
+    }
+    parquet(tmp_path / 'train.parquet', [passage])
+    race = load_files('race', tmp_path)
+    assert race.fields['options'] == [list('abcd')] * 2 and race.subsets == ['high'] * 2
+    question = {'questions': {'id': [1, 2], 'text': ['a', 'b']}, 'is_duplicate': True}
+    parquet(tmp_path / 'validation.parquet', [question])
+    assert load_files('qqp', tmp_path, 'dev').fields == {'question1': ['a'], 'question2': ['b']}
+
+
+def test_many_files_of_one_split(tmp_path):
+    for level, number in (('middle', 2), ('high', 10), ('high', 9)):
+        (tmp_path / 'train' / level).mkdir(parents=True, exist_ok=True)
+        passage = {'article': f'{level} {number}', 'questions': ['q'], 'options': [list('abcd')], 'answers': ['C']}
+        write_lines(tmp_path / 'train' / level / f'{number}.txt', json.dumps(passage))
+    examples = load_files('race', tmp_path)
+    assert examples.fields['article'] == ['high 9', 'high 10', 'middle 2'] and examples.subsets == [
+        'high',
+        'high',
+        'middle',
+    ]
+    write_lines(tmp_path / 'train' / 'high' / '11.txt', '{"article": ')
+    assert 'high/11.txt, line 1: This is not JSON' in refusal('race', tmp_path)

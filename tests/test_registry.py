@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from gpt1_jax.data.labelled.registry import REGISTRY, RULES, SUITES, custom_dataset
+from configs import finetune
+from gpt1_jax.data.labelled.registry import REGISTRY, RULES, SUITES, custom_dataset, dataset_of
 from gpt1_jax.errors import UserError
 from helpers import load_files, write_lines
 
@@ -55,6 +56,7 @@ STORY_HEADER = (
     'InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,'
     'RandomFifthSentenceQuiz2,AnswerRightEnding\n'
 )
+KAGGLE = '"id","qid1","qid2","question1","question2","is_duplicate"\n'
 PAIR = [['a'], ['b']]
 PUBLISHED = [  # data set, split, file, its text, fields, labels, ids
     (
@@ -132,6 +134,98 @@ PUBLISHED = [  # data set, split, file, its text, fields, labels, ids
         [1, 0],
         ['0', '1'],
     ),
+    # The authors' own files, under their names.
+    ('cola', 'dev', 'cola_public/raw/in_domain_dev.tsv', 'gj04\t0\t*\tOne "two\n', [['One "two']], [0], None),
+    ('cola', 'train', 'original/raw/in_domain_train.tsv', 'gj04\t1\t\tOne\n', [['One']], [1], None),
+    (
+        'stsb',
+        'dev',
+        'sts-dev.csv',
+        'main\tx\t2012\t1\t5.000\t"a\tb, c\nmain\ty\t2013\t1\t0.2\tc\td\thttp://e\thttp://f\n',
+        [['"a', 'c'], ['b, c', 'd']],
+        [5, 0.2],
+        None,
+    ),
+    ('qqp', 'train', 'train.csv', KAGGLE + '"7","1","2","a ""b""","","1"\n', [['a "b"'], ['']], [1], ['7']),
+    ('qqp', 'test', 'test.csv', '"test_id","question1","question2"\n"3","a","b\nc"\n', [['a'], ['b\nc']], None, ['3']),
+    (
+        'qqp',
+        'train',
+        'train.jsonl',
+        '{"questions": {"id": [1, 2], "text": ["a", "b"]}, "is_duplicate": true}\n'
+        '{"questions": {"id": [3, 4], "text": ["c", "d"]}, "is_duplicate": false}\n',
+        [['a', 'c'], ['b', 'd']],
+        [1, 0],
+        None,
+    ),
+    (
+        'mnli',
+        'dev_mismatched',
+        'multinli_1.0/multinli_1.0_dev_mismatched.jsonl',
+        '{"gold_label": "-", "sentence1": "a", "sentence2": "b", "pairID": "1n"}\n'
+        '{"gold_label": "neutral", "sentence1": "c", "sentence2": "d", "pairID": "2n"}\n',
+        [['c'], ['d']],
+        [1],
+        ['1'],
+    ),
+    (
+        'mnli',
+        'train',
+        'multinli_1.0_train.txt',
+        'gold_label\tsentence1\tsentence2\tgenre\tlabel1\tlabel2\nneutral\t"a\tb\tx\tneutral\n',
+        [['"a'], ['b']],
+        [1],
+        None,
+    ),
+    (
+        'snli',
+        'test',
+        'snli_1.0_test.txt',
+        'gold_label\tsentence1\tsentence2\tpairID\tlabel1\tlabel2\n-\ta\tb\t1n\tneutral\tentailment\n'
+        'contradiction\ta "b"\td\t2n\tcontradiction\n',
+        [['a "b"'], ['d']],
+        [2],
+        ['1'],
+    ),
+    ('scitail', 'dev', 'tsv_format/scitail_1.0_dev.tsv', 'a "c.\tb\tneutral\n', [['a "c.'], ['b']], [1], None),
+    ('scitail', 'dev', 'dgem_format/scitail_1.0_structure_dev.tsv', 'a\tb\tentails\tx<>y\n', PAIR, [0], None),
+    (
+        'scitail',
+        'dev',
+        'snli_format/scitail_1.0_dev.txt',
+        '{"sentence1": "a", "sentence2": "b", "gold_label": "entailment", "annotator_labels": ["entailment"]}\n' * 2,
+        [['a', 'a'], ['b', 'b']],
+        [0, 0],
+        None,
+    ),
+    (
+        'scitail',
+        'dev',
+        'SciTailV1.1/predictor_format/scitail_1.0_structure_dev.jsonl',
+        '{"answer": "x", "sentence1": "a", "sentence2": "b", "gold_label": "entails", "question": "y"}\n',
+        PAIR,
+        [0],
+        None,
+    ),
+    (
+        'race',
+        'dev',
+        'RACE/dev/middle/12.txt',
+        '{"answers": ["B", "D"], "options": [["a", "b", "c", "d"], ["e", "f", "g", "h"]], "questions": ["q", "r _"], '
+        '"article": "one.\\ntwo.", "id": "12.txt"}\n',
+        [['one.\ntwo.'] * 2, ['q', 'r _'], [['a', 'b', 'c', 'd'], ['e', 'f', 'g', 'h']]],
+        [1, 3],
+        None,
+    ),
+    (
+        'story_cloze',
+        'test',
+        'cloze_test_test__winter2018-cloze_test_ALL_test - 1.csv',
+        STORY_HEADER.replace(',AnswerRightEnding', '') + 'u-1,A.,B.,C.,D.,E.,F.\n',
+        [['A. B. C. D.'], [['E.', 'F.']]],
+        None,
+        ['u-1'],
+    ),
 ]
 
 
@@ -139,11 +233,15 @@ PUBLISHED = [  # data set, split, file, its text, fields, labels, ids
     'name, split, file, text, fields, labels, ids', PUBLISHED, ids=[f'{name}-{split}' for name, split, *_ in PUBLISHED]
 )
 def test_files_as_they_are_published(tmp_path, name, split, file, text, fields, labels, ids):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     write_lines(tmp_path / file, text)
     examples = load_files(name, tmp_path, split)
     assert list(examples.fields.items()) == list(zip(REGISTRY[name].fields, fields))
     assert (None if examples.labels is None else examples.labels.tolist()) == (labels and np.float32(labels).tolist())
     assert examples.ids == (ids or [str(i) for i in range(len(fields[0]))])
+
+
+CHOICES = {'kind': 'multiple_choice', 'choices': ['c', 'd']}
 
 
 def test_registry_and_custom_agree():
@@ -172,9 +270,29 @@ def test_registry_and_custom_agree():
         ({'label_field': 'b'}, "data.fields: The column 'b' is that of the label"),
         ({'metrics': ['pearson']}, "data.metrics: The metric 'pearson' does not fit"),
         ({'metrics': ['f1'], 'labels': ['x', 'y', 'z']}, "data.metrics: The metric 'f1' does not fit"),
+        ({'choices': ['c', 'd']}, "data.choices: The choices cannot be in 'c, d'. Name two or more columns"),
+        ({**CHOICES, 'choices': ['c']}, "data.choices: The choices cannot be in 'c'"),
+        ({**CHOICES, 'choices': ['c', 'c']}, "data.choices: The choices cannot be in 'c, c'"),
+        ({**CHOICES, 'choices': ['c', 'a']}, "data.choices: The choices cannot be in 'c, a'"),
+        ({**CHOICES, 'choices': ['c', 'label']}, "data.choices: The choices cannot be in 'c, label'"),
+        ({**CHOICES, 'labels': ['x', 'y', 'z']}, 'data.labels: There are 3 for 2 choices. Name one for each'),
+        ({**CHOICES, 'fields': []}, 'There must be 2 or 3 different fields'),
+        ({**CHOICES, 'fields': ['a', 'b', 'e']}, 'There must be 2 or 3 different fields'),
     ],
 )
 def test_custom_data_sets_are_checked(change, words):
     with pytest.raises(UserError) as caught:
         custom_dataset(**{'kind': 'entailment', 'fields': ['a', 'b'], 'labels': ['x', 'y'], **change})
     assert words in str(caught.value) and re.fullmatch(r'data\.\w+: [A-Z].*\. [A-Z].*\.', str(caught.value))
+
+
+def test_a_custom_set_of_a_config():
+    data = finetune.get_config('custom').data
+    data.update(kind='multiple_choice', fields='story,question', choices='b, a', label_field='answer', source='files:x')
+    dataset = dataset_of(data)
+    assert dataset.fields == ('story', 'question', 'b, a') and dataset.choices == dataset.labels == ('b', 'a')
+    data.labels = '1,2'
+    assert dataset_of(data).labels == ('1', '2')
+    del data.choices  # as in the config of a run of an earlier version
+    data.update(fields='story,ends')
+    assert dataset_of(data).choices == () and dataset_of(data).fields == ('story', 'ends')

@@ -63,6 +63,16 @@ def test_read(tmp_path, ids, per_shard, vocab_size):
             split.read(np.array([0, start]), 5)
 
 
+def test_the_fingerprint_tells_the_content_and_not_the_place(tmp_path, ids):
+    for name, of, per_shard in (('a', ids, 100), ('b', ids, 100), ('c', ids[::-1], 100), ('d', ids, 200)):
+        write(tmp_path / name, of, per_shard=per_shard)
+    a, b, c, d = (shards.shards_fingerprint(f'shards:{tmp_path}/{name}') for name in 'abcd')
+    assert a == b and len({a, c, d}) == 3 and len(a) == 16
+    (tmp_path / 'd' / 'index.json').write_text('[]')
+    for uri in (f'text:{tmp_path}/a', f'shards:{tmp_path}/none', f'shards:{tmp_path}/d', ''):
+        assert shards.shards_fingerprint(uri) == ''
+
+
 def test_writing_goes_on_from_the_last_commit(tmp_path, ids):
     """Every interruption point gives the same bytes as none."""
     write(tmp_path / 'whole', ids, ids[:150], documents=((0, 30, 250), (0, 140)))

@@ -22,6 +22,8 @@ TESTED_IN = {  # where the file is not tests/test_NAME.py
     'tasks.evaluate': 'test_main',
     'tasks.paper': 'test_paper_task',  # test_paper is that of evaluation.paper
     'model.sizes': 'test_config',  # a table that configs read
+    'data.corpus.tfds_text': 'test_sources',
+    'data.labelled.origins': 'test_tfds',
     'meter.hlo': 'test_hlo_costs',
     'meter.trace': 'test_hlo_costs',
     **dict.fromkeys(

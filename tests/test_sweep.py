@@ -399,3 +399,36 @@ def test_nothing_to_read_is_an_error(folder, tmp_path):
         sweep.run(config(folder, datasets=('wnli', 'cola')), epath.Path(tmp_path))
     with pytest.raises(UserError, match='^seeds: 0'):
         sweep.run(config(folder, datasets=('sst2',), seeds=0), epath.Path(tmp_path))
+
+
+def test_all_mistakes_of_all_sets_are_told_before_the_first_run(tmp_path, monkeypatch, caplog):
+    """One set has two, one has none, and one folder is of no set."""
+    data, rng = tmp_path / 'data', random.Random(0)
+    for split in ('train', 'dev', 'test'):
+        write(data / 'SST-2', split, [sst2(rng) for _ in range(20)])
+        write(data / 'stsb', split, [stsb(rng) for _ in range(20)])
+    write(data / 'stsb', 'test', [{'sentence1': 'a'}])
+    write(data / 'stsb', 'dev', [stsb(rng) | {'label': 7}])
+    write(data / 'QQP', 'train', [{'question1': 'a', 'question2': 'b', 'is_duplicate': 1}] * 20)
+    write(data / 'books', 'train', [])
+    monkeypatch.setattr(sweep, '_run_config', lambda *_: config(tmp_path, 'sst2'))  # of runs, which must not start
+    monkeypatch.setattr(finetune, 'run', lambda *_: pytest.fail('a run has started'))
+    with caplog.at_level('INFO', logger='absl'):
+        uris, left_out = sweep._uris(config(tmp_path, datasets=('rte', 'sst2', 'stsb', 'qqp')))
+        sweep._log_left_out(left_out)
+    assert list(uris) == ['sst2'] and list(left_out) == ['rte', 'stsb', 'qqp']
+    assert 'dev.jsonl, line 1' in left_out['stsb'] and 'test.jsonl, line 1' in left_out['stsb']
+    assert 'There is no dev' in left_out['qqp'] and 'data has no folder for it' in left_out['rte']
+    *_, folders, together = [record.message for record in caplog.records if record.levelname == 'WARNING']
+    assert folders == f'{data}: No known data set has the folder books. Name each after its data set.'
+    lines = together.splitlines()
+    assert lines[0] == '3 data sets, or variants of one, are left out:'
+    assert [line.split(':')[0] for line in lines[1:]] == ['  stsb', '  qqp', '  rte']
+    assert 'looking for mistakes in the data: qqp, 4 of 4' in caplog.text
+
+
+def test_of_many_mistakes_ten_are_told_and_the_others_counted(caplog):
+    sweep._log_left_out({f'set{i}': 'why' for i in range(12)})
+    assert '12 data sets' in caplog.text and '  set9: why\n  and 2 more' in caplog.text and 'set10' not in caplog.text
+    sweep._log_left_out({})
+    assert len(caplog.records) == 1

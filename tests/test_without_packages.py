@@ -1,4 +1,5 @@
-"""The whole chain where TensorFlow, TFDS, tensorboardX, tqdm, spaCy, ftfy and tokenizers are not installed."""
+"""The whole chain where TensorFlow, TFDS, tensorboardX, tqdm, huggingface_hub, pyarrow, spaCy, ftfy and tokenizers are
+not installed."""
 
 import json
 import random
@@ -174,6 +175,12 @@ def test_finetuning_evaluation_generation_and_conversion(folder, language_model)
             'tensorflow_datasets: This package is not installed',
         ),
         ('generate.py', ('--config.prompt=caf\u00e9',), 'ftfy: This package is not installed'),
+        ('generate.py', ('--config.init_from=hf:someone/model',), 'huggingface_hub: This package is not installed'),
+        (
+            'finetune.py:sst2',
+            ('--config.data.source=hf:nyu-mll/glue:sst2',),
+            'huggingface_hub: This package is not installed',
+        ),
     ],
 )
 def test_what_needs_a_package_says_so(folder, language_model, config, flags, message):

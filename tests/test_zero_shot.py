@@ -23,6 +23,7 @@ from gpt1_jax.evaluation.perplexity import make_scorer
 from gpt1_jax.evaluation.zero_shot import Variant, best_threshold
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.transformer import Output
+from helpers import write_lines
 from zero_shot_sets import N_POSITIONS, load, one_device
 
 log = math.log
@@ -330,6 +331,10 @@ def test_which_split_is_used(tmp_path, sentencepiece):
     assert (read('dpr').split, len(read('dpr').labels)) == ('dev', 9)
     zero_shot_sets.write(tmp_path, 'dpr', labelled, 'test')
     assert (read('dpr').split, read('dpr').labels.tolist()) == ('test', [1, 1])
+    (tmp_path / 'dpr' / 'test.jsonl').unlink()
+    write_lines(tmp_path / 'dpr' / 'dev.jsonl', entries['dpr'][:3])  # a user's own
+    write_lines(tmp_path / 'story_cloze' / 'train.jsonl', entries['story_cloze'][:3])
+    assert len(read('dpr').labels) == 3 and len(read('story_cloze').labels) == 9
 
 
 def test_what_cannot_be_used_is_named(tmp_path, sentencepiece):

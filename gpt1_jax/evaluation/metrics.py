@@ -85,6 +85,15 @@ def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> 
     return {name: float(METRICS[name](labels, predicted)) for name in names}
 
 
+def constant(name: str, labels: np.ndarray) -> float:
+    """A metric of METRICS where every answer is the same, the most frequent label; 0 of scores.
+
+    labels: [n] label ids or scores.
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    return compute([name], labels, np.full_like(labels, values[counts.argmax()]))[name]
+
+
 def score(
     names: Sequence[str], loss_kind: str, labels: np.ndarray, logits: np.ndarray, subsets: Sequence[str] | None = None
 ) -> list[tuple[str, str, float, int]]:

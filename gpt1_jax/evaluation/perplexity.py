@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from gpt1_jax.data.corpus.documents import Corpus
 from gpt1_jax.data.corpus.preparation import Joint, join
-from gpt1_jax.data.corpus.sources import Corpus
 from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.data.tokenizers.standardise import standardise
@@ -66,13 +66,13 @@ def documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]
             ids, joint = join(joint, block.text, tokenizer.encode_batch([block.text])[0], tokenizer.newline_id)
             yield Piece(ids, len(standardise(block.text).split()))
 
-    for _, blocks in itertools.groupby(corpus.blocks(held_out=0), lambda block: block.document):
+    for _, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
         yield pieces(blocks)
 
 
 def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
     """The corpus's lines, each a text in one piece."""
-    for _, blocks in itertools.groupby(corpus.blocks(held_out=0), lambda block: block.document):
+    for _, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
         rest = ''  # of a line that is longer than a block
         for block in blocks:
             *lines, rest = (rest + block.text).split('\n')

@@ -29,7 +29,7 @@ from absl import logging
 
 from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.examples import Examples
-from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, uri_of
+from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, splits_of, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.data.tokenizers.loading import Tokenizer
@@ -95,7 +95,13 @@ class Finding(NamedTuple):
 
 
 def load(
-    names: Sequence[str], source: str, limit: int | None, tokenizer: Tokenizer, n_positions: int, variant: Variant
+    names: Sequence[str],
+    source: str,
+    limit: int | None,
+    tokenizer: Tokenizer,
+    n_positions: int,
+    variant: Variant,
+    download: bool = True,
 ) -> tuple[list[Questions], dict[str, str]]:
     """(the data sets that can be used, name -> why another cannot, which is also logged).
 
@@ -103,6 +109,7 @@ def load(
       names: keys of paper.ZERO_SHOT.
       source: URI, see loading.uri_of; '' for each set's own.
       limit: how many examples of each split are used, the first ones; None: all.
+      download: see loading.load_examples.
 
     Raises:
       UserError: none of the sets can be used, or a name is unknown.
@@ -111,7 +118,7 @@ def load(
     for name in names:
         check_choice('datasets', name, ZERO_SHOT)
         try:
-            found.append(_load(name, source, limit, tokenizer, n_positions, variant))
+            found.append(_load(name, source, limit, tokenizer, n_positions, variant, download))
         except UserError as error:
             left_out[name] = str(error)
             logging.warning('%s is left out: %s', name, error)
@@ -120,7 +127,7 @@ def load(
     return found, left_out
 
 
-def _load(name, source, limit, tokenizer, n_positions, variant) -> Questions:
+def _load(name, source, limit, tokenizer, n_positions, variant, download) -> Questions:
     uri = uri_of(REGISTRY[name], source)
     if uri is None:
         raise UserError(f'{source}: There is no folder for it. Add one, or leave it out of datasets.')
@@ -129,23 +136,26 @@ def _load(name, source, limit, tokenizer, n_positions, variant) -> Questions:
             if UNKNOWN_ID in ids:
                 raise UserError(f'tokenizer: Its vocabulary cannot write {word!r}. Use a model with another one.')
     read = lambda split, examples: _questions(name, split, examples, tokenizer, n_positions, variant)
-    if name == 'dpr' and 'test' in available_splits(REGISTRY[name], uri):
-        examples = _examples(name, uri, 'test', limit)
+    if name == 'dpr' and 'test' in available_splits(REGISTRY[name], uri, download):
+        examples = _examples(name, uri, 'test', limit, download)
         if examples.labels is not None:
             return read('test', examples)
-    questions = read('dev', _examples(name, uri, 'dev', limit))
+    questions = read('dev', _examples(name, uri, 'dev', limit, download))
     if name == 'cola':
-        questions = dataclasses.replace(questions, chosen_on=read('train', _examples(name, uri, 'train', limit)))
+        train = read('train', _examples(name, uri, 'train', limit, download))
+        questions = dataclasses.replace(questions, chosen_on=train)
     return questions
 
 
-def _examples(name, uri, split, limit) -> Examples:
+def _examples(name, uri, split, limit, download) -> Examples:
     dataset = REGISTRY[name]
-    if dataset.splits['train'] == dataset.splits['dev']:  # nothing is held out
-        dataset = dataclasses.replace(dataset, splits=dataset.splits | {'train': ''})
+    splits = splits_of(dataset, uri, download)
+    if splits['train'] == splits['dev']:
+        splits = splits | {'train': ''}  # nothing is held out
+    dataset = dataclasses.replace(dataset, splits=splits)
     if name == 'dpr':
         dataset = dataclasses.replace(dataset, fields=('context', 'rest', 'candidates'))
-    return load_examples(dataset, uri, split, limit)
+    return load_examples(dataset, uri, split, limit, download)
 
 
 def candidates(name: str, fields: Sequence, condition: str) -> list[tuple[str, str, str]]:

@@ -42,7 +42,7 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
     Raises UserError for a missing or damaged file, another architecture, missing or extra names, shapes that
     contradict config.json, or a vocabulary of another size.
     """
-    config = _read_config(directory)
+    config = read_config(directory)
     tokenizer = parameters.open_tokenizer(directory)
     rows, width = config['vocab_size'], config['n_embd']
     sizes = dict(
@@ -152,13 +152,15 @@ def check_expressible(saved: parameters.SavedModel) -> None:
         )
 
 
-def _read_config(directory):
+def read_config(directory: epath.Path) -> dict:
+    """config.json with transformers' defaults. Raises UserError if it is missing, or describes no GPT-1."""
     path = directory / 'config.json'
     try:
         config = _SIZES | _FIXED | json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{directory}: There is no config.json. Name a folder that transformers' from_pretrained loads."
+            f"{directory}: There is no config.json. Name a folder that transformers' from_pretrained loads, or "
+            'OWNER/NAME on the Hugging Face hub.'
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(f'{path}: The file is damaged ({error}). Get it again.') from error

@@ -7,13 +7,14 @@ import flax.linen as nn
 import jax
 from etils import epath
 
+from gpt1_jax import hub
 from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import is_local, read_json, write_json
 from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
-from gpt1_jax.saved_models import huggingface, openai
+from gpt1_jax.saved_models import hub_models, huggingface, openai
 from gpt1_jax.saved_models.parameters import SavedModel
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner, is_writer
@@ -74,7 +75,8 @@ def split_uri(uri: str) -> tuple[str, epath.Path]:
 def open_model(init_from: str) -> SavedModel:
     """Opens the workdir of a pre-training or fine-tuning run, 'openai:DIR' (the release's folder `model/`) or 'hf:DIR'.
 
-    Of a run, the best checkpoint is read, or the latest if none is ranked; 'WORKDIR@STEP' names another.
+    Where there is no such DIR, 'hf:OWNER/NAME' and 'hf:OWNER/NAME@REVISION' are fetched from the Hugging Face hub. Of a
+    run, the best checkpoint is read, or the latest if none is ranked; 'WORKDIR@STEP' names another.
 
     Raises UserError if it is none of these, or damaged, or has no such step; that there is no checkpoint at all is
     noticed when it is read.
@@ -82,16 +84,19 @@ def open_model(init_from: str) -> SavedModel:
     if not init_from:
         raise UserError(
             'init_from: It is empty. Name the --workdir of a training run with --config.init_from=DIR, or the files of '
-            'other programs with openai:DIR or hf:DIR.'
+            'other programs with openai:DIR, hf:DIR or hf:OWNER/NAME.'
         )
     scheme, directory = split_uri(init_from)
     if scheme:
+        name = hub.parse(init_from.partition(':')[2]) if scheme == 'hf' and not directory.exists() else None
+        if name and not name.config:
+            directory = hub_models.fetch(init_from, name)
         return _FOREIGN[scheme](directory)
     directory, step = _split_step(directory)
     if not (directory / 'model.json').exists():
         raise UserError(
             f'{init_from}: This is not the workdir of a training run, because it has no model.json. Name '
-            'the --workdir of a run, or openai:DIR or hf:DIR for the files of other programs.'
+            'the --workdir of a run, or openai:DIR, hf:DIR or hf:OWNER/NAME for the files of other programs.'
         )
     stored = _read_description(directory / 'model.json')
     if step is not None and step not in (steps := _checkpointer(directory, stored).steps()):

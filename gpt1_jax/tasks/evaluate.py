@@ -22,8 +22,9 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Evaluates the best checkpoint of `config.init_from` on `config.split`; writes and returns the result.
 
-    Scores: the data set's metrics. Facts: `examples`; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1
-    and number of examples by label); the path of the predictions. A split without labels gives predictions only.
+    Scores: the data set's metrics. Facts: `examples`; `constant`, the first metric where every answer is the most
+    frequent label; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1 and number of examples by label);
+    the path of the predictions. A split without labels gives predictions only.
     """
     started = time.monotonic()
     if (workdir / 'checkpoints').exists():
@@ -63,6 +64,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     scores = []
     if encoded.labels is not None:
         scores = score_split(dataset, loss, config.split, encoded, logits)
+        facts['constant'] = metrics.constant(dataset.metrics[0], encoded.labels)
         if dataset.labels is not None:
             facts['classes'] = metrics.per_class(encoded.labels, predicted, dataset.labels)
     if is_writer():
@@ -81,6 +83,8 @@ def _print(result):
     print(f'\n{facts["dataset"]}, {facts["split"]}: {facts["examples"]:,} examples')
     for score in result.scores:
         print(f'  {"_".join(filter(None, (score.metric, score.subset))):<24}{score.value:8.4f}')
+    if 'constant' in facts:
+        print(f'  {result.scores[0].metric + ", one answer":<24}{facts["constant"]:8.4f}')
     if 'classes' in facts:
         columns = [
             ('  class', 26, ''),

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import open_workdir
-from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import perplexity
 from gpt1_jax.report.results import Result, Score, record
@@ -30,7 +30,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             f'stride: {stride} would not score every token once with tokens before it. It must be from 1 '
             f"to {context}, the model's positions."
         )
-    corpus = open_corpus(config.data.source)
+    options = {name: config.data[name] for name in (*TEXT_OPTIONS, 'download')}
+    corpus = open_corpus(config.data.source, **options)
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
 

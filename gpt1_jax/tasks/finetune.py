@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice, open_workdir
-from gpt1_jax.data.labelled import packing
+from gpt1_jax.data.labelled import checks, packing
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
 from gpt1_jax.data.labelled.registry import Dataset, dataset_of
@@ -42,10 +42,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
     Scores: the data set's metrics on dev, of the last checkpoint and of the best one (by the first metric), and of the
     best one on the other labelled splits and on `config.data.score_train` of the training examples, evenly spread.
-    Facts: the numbers of examples and steps; how many sequences were cut, by how many tokens, in all training and dev
-    examples. The predictions for the test splits go to workdir/predictions. Of the best checkpoint's predictions for
-    dev, workdir/dev.npz holds the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run
-    that is finished is not done again.
+    Facts: the numbers of examples and steps; `dev_constant`, the first metric on dev where every answer is the most
+    frequent label; how many sequences were cut, by how many tokens, in all training and dev examples. The predictions
+    for the test splits go to workdir/predictions. Of the best checkpoint's predictions for dev, workdir/dev.npz holds
+    the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run that is finished is not
+    done again.
     """
     started = time.monotonic()
     if not config.init_from:
@@ -53,6 +54,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             'init_from: It is empty. Name the --workdir of a pre-training run with --config.init_from=DIR '
             '(to start from scratch with its tokenizer and size, add --config.n_transfer=-1).'
         )
+    if not 0 <= config.seed < 2**32:  # of the generator that draws and shuffles examples
+        raise UserError(f'seed: {config.seed} is not possible. It must be from 0 to {2**32 - 1:,}.')
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
     dataset = dataset_of(config.data)
@@ -135,16 +138,18 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         'epochs': int(outcome.state.step) / batches.steps_per_epoch,
         'train_examples': len(train.ids),
         'dev_examples': len(dev.ids),
+        'dev_constant': metrics.constant(dataset.metrics[0], dev.labels),
         'cut_sequences': train.cut_sequences + dev.cut_sequences,
         'cut_tokens': train.cut_tokens + dev.cut_tokens,
     }
     logging.info(
-        '%s: dev %s %.4f after the last epoch, best %.4f at step %d',
+        '%s: dev %s %.4f after the last epoch, best %.4f at step %d; the same answer to all gives %.4f',
         dataset.name,
         dataset.metrics[0],
         outcome.evaluations[-1]['dev_score'],
         outcome.best['dev_score'],
         outcome.best['step'],
+        facts['dev_constant'],
     )
     model = store.summary(program.classifier.model, program.abstract.params, tokens_seen)
     return record(config, workdir, started, scores=scores, facts=facts, model=model)
@@ -167,13 +172,16 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     Raises UserError where train or dev have no labels.
     """
     data, encoded = config.data, {}
-    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, data.source))):
+    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, data.source, data.download))):
         encoded[split] = encode_split(data, dataset, split, saved.tokenizer, saved.architecture.sizes['n_positions'])
         if split in ('train', 'dev') and encoded[split].labels is None:
             raise UserError(
                 f'{data.source or dataset.uri}: The {split} split has no labels. Name a source that has them.'
             )
     encoded['train'] = encoded['train'].take(drawn(config.seed, data, len(encoded['train'].ids)))
+    for split, of_split in encoded.items():
+        checks.log_labels(dataset, split, of_split.labels, len(of_split.ids))
+    checks.log_shared(dataset, encoded['train'], encoded['dev'])
     return encoded
 
 
@@ -181,7 +189,9 @@ def _write_outputs(data, workdir, dataset, split, encoded, outputs):
     """Files of what the best checkpoint predicts. outputs: kind of loss, logits."""
     predicted = metrics.predictions(*outputs)
     if split == 'dev':
-        texts = None if data.source.startswith('tokens:') else load_examples(dataset, data.source, split)
+        texts = None
+        if not data.source.startswith('tokens:'):
+            texts = load_examples(dataset, data.source, split, download=data.download)
         write_logits(workdir / 'dev.npz', encoded, outputs[1])
         write_errors(workdir / 'dev_errors.jsonl', dataset, texts, encoded.labels, predicted)
     elif split.startswith('test'):

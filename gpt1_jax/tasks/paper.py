@@ -226,7 +226,10 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
         raise UserError('text: It is empty. Name the corpus, for example --config.text=text:DIR.')
     counted = [name for name in _NEEDS if name in done.union(chosen)]
     wanted = dict.fromkeys(of_set for name in counted for of_set in _datasets(config[name]))
-    sets = {name: cost.labelled_set(name, config.source, config.pretrain.model.n_positions) for name in wanted}
+    sets = {
+        name: cost.labelled_set(name, config.source, config.pretrain.model.n_positions, config.finetune.data.download)
+        for name in wanted
+    }
     speed = cost.training_speed(config.pretrain.model.width)
     steps = {name: _steps(parts[name].runs[0], config, workdir) for name in counted if name.startswith('pretrain')}
     for name in counted:
@@ -240,6 +243,11 @@ def _datasets(part) -> tuple[str, ...]:
     return (part.data.dataset,) if part.task == 'layer_transfer' else part.get('datasets', ())
 
 
+def _size(config) -> int:
+    """Bytes of the corpus."""
+    return open_corpus(config.text, download=config.prepare.data.download).size
+
+
 def _steps(one, config, workdir) -> int:
     """Of a pre-training run."""
     if result := one.result():
@@ -248,9 +256,7 @@ def _steps(one, config, workdir) -> int:
     if not tokens:
         shards = _shards(config, workdir)
         prepared = (shards / 'index.json').exists()
-        whole = (
-            load_shards(shards).splits['train'].tokens if prepared else open_corpus(config.text).size / cost.CHARACTERS
-        )
+        whole = load_shards(shards).splits['train'].tokens if prepared else _size(config) / cost.CHARACTERS
         tokens = data.epochs * whole
     return max(1, round(tokens / (data.batch_size * one.config.model.n_positions)))
 
@@ -265,7 +271,7 @@ def _estimated(part, config, steps, sets, speed) -> Part:
     """
     one, name, (need, *_) = part.runs[0].config, part.name, (*_NEEDS[part.name], '')
     if one.task == 'prepare':
-        seconds = 0.0 if part.is_done() else open_corpus(config.text).size / _BYTES / (one.data.workers or cores())
+        seconds = 0.0 if part.is_done() else _size(config) / _BYTES / (one.data.workers or cores())
         return dataclasses.replace(part, seconds=seconds, work=name)
     if one.task == 'pretrain':
         tokens = steps[name] * one.data.batch_size * one.model.n_positions

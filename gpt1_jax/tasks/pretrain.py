@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.preparation import prepare
-from gpt1_jax.data.corpus.shards import load_shards
+from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = _open_model(config) if config.init_from else None
-    open_workdir(config, workdir, write=is_writer())
+    open_workdir(config, workdir, write=is_writer(), fingerprint=shards_fingerprint)
     shards = _open_shards(config.data, workdir)
     length, batch_size = config.model.n_positions, config.data.batch_size
     batches = PretrainingBatches(
@@ -190,6 +190,7 @@ def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
         load_tokenizer(shards.directory / 'tokenizer'),
         config.model.n_positions,
         zero_shot.Variant(),
+        config.data.download,
     )
     score = make_scorer(program.classifier, program.abstract.params, program.partitioner, config.data.batch_size)
 

@@ -9,7 +9,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import as_json, check, check_choice, open_workdir
-from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, uri_of
+from gpt1_jax.data import tfds
+from gpt1_jax.data.labelled import origins
+from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, unknown_folders, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.token_folder import count_examples
 from gpt1_jax.errors import DivergedError, UserError
@@ -19,6 +21,9 @@ from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.tasks import finetune
 from gpt1_jax.training.partitioning import is_writer
+
+_MOST_NAMED = 10
+_ABSENT = 'has no folder for it'
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
@@ -82,8 +87,7 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     if config.seeds < 1:
         raise UserError(f'seeds: {config.seeds} seeds are too few. Set --config.seeds to at least 1.')
     uris, left_out = _uris(config)
-    for name, reason in left_out.items():
-        logging.warning('%s is left out: %s', name, reason)
+    _log_left_out(left_out)
     configs = {
         (name, variant, seed): _run_config(config, name, uri, variant, seed)  # all, before one is trained
         for name, uri in uris.items()
@@ -128,6 +132,16 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     )
 
 
+def _log_left_out(left_out):
+    """All of it at once: mistakes, then what is not there."""
+    if left_out:
+        ordered = sorted(left_out.items(), key=lambda item: item[1].endswith(_ABSENT))
+        reasons = [f'{name}: {reason}' for name, reason in ordered[:_MOST_NAMED]]
+        more = len(left_out) - len(reasons)
+        reasons += [f'and {more} more'] if more else []
+        logging.warning('%d data sets, or variants of one, are left out:\n  %s', len(left_out), '\n  '.join(reasons))
+
+
 def _path(*parts):
     """NAME[/VARIANT[/seedN]], or NAME/seedN without variants."""
     return '/'.join(filter(None, parts))
@@ -136,41 +150,55 @@ def _path(*parts):
 def _uris(config):
     """(data set -> its source URI, data set or path of its variant -> why it cannot be used): found out before anything
     is trained."""
-    uris, left_out = {}, {}
+    uris, left_out, directory, unknown = {}, {}, config.data.source.partition(':')[2], []
     for name in config.datasets:
         check_choice('datasets', name, REGISTRY)
+    for number, name in enumerate(config.datasets, 1):
+        logging.info('looking for mistakes in the data: %s, %d of %d', name, number, len(config.datasets))
         dataset = REGISTRY[name]
         uri = uri_of(dataset, config.data.source)
         if uri is None:
-            left_out[name] = f'{config.data.source.partition(":")[2]} has no folder for it'
+            left_out[name] = f'{directory} {_ABSENT}'
+            unknown = unknown_folders(directory)
             continue
         try:
-            number = _count_examples(dataset, uri)
+            examples = _count_examples(dataset, uri, config.data.download)
         except UserError as error:
             left_out[name] = str(error)
             continue
         uris[name] = uri
         for variant in config.variants or ['']:
             data = _run_config(config, name, uri, variant, 0).data
-            used = finetune.used_examples(data, number)
+            used = finetune.used_examples(data, examples)
             if used < data.batch_size:
                 left_out[_path(name, variant)] = (
                     f'its {used} training examples are fewer than data.batch_size={data.batch_size}'
                 )
+    if unknown:
+        names = ', '.join(unknown[:_MOST_NAMED])
+        logging.warning('%s: No known data set has the folder %s. Name each after its data set.', directory, names)
     return uris, left_out
 
 
-def _count_examples(dataset, uri):
-    """The number of training examples. Raises UserError where a split cannot be used."""
-    scheme, _, path = uri.partition(':')
+def _count_examples(dataset, uri, download):
+    """The number of training examples. Raises UserError with what is wrong with each split."""
+    uri, scheme, path = origins.parts(dataset, uri, download)
     if scheme == 'tokens':  # the rest is checked when they are read, which is soon
         return count_examples(path, 'train')
-    numbers = {}
-    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri))):
-        examples = load_examples(dataset, uri, split)
-        if split in ('train', 'dev') and examples.labels is None:
-            raise UserError(f'its {split} split has no labels')
-        numbers[split] = len(examples)
+    if scheme == 'tfds':  # what prepared it has checked it, and to read it all takes long
+        _, number = (tfds.count(path, dataset.splits[split], download) for split in ('dev', 'train'))
+        return number
+    numbers, mistakes = {}, {}
+    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri, download))):
+        try:
+            examples = load_examples(dataset, uri, split, download=download)
+            numbers[split] = len(examples)
+            if split in ('train', 'dev') and examples.labels is None:
+                raise UserError(f'its {split} split has no labels')
+        except UserError as error:
+            mistakes[str(error)] = split
+    if mistakes:
+        raise UserError(' '.join(mistakes))
     return numbers['train']
 
 

@@ -40,6 +40,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         models[0].tokenizer,
         models[0].architecture.sizes['n_positions'],
         zero_shot.Variant(config.start_token, config.length_normalised, config.condition),
+        config.data.download,
     )
     open_workdir(config, workdir, write=is_writer())
     found = _find(config, workdir, models, questions, partitioner)

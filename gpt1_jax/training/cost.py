@@ -70,15 +70,18 @@ class LabelledSet:
     problem: str
 
 
-def labelled_set(name: str, source: str, n_positions: int) -> LabelledSet:
-    """The sizes of a set of the registry in a source of many, see loading.uri_of, for a model of that context."""
+def labelled_set(name: str, source: str, n_positions: int, download: bool = True) -> LabelledSet:
+    """The sizes of a set of the registry in a source of many, see loading.uri_of, for a model of that context.
+
+    download: see loading.load_examples.
+    """
     dataset, rows, problems, lengths = REGISTRY[name], {}, [], []
     uri = uri_of(dataset, source)
     if uri is None:
         return LabelledSet({}, 0.0, 0.0, f'{source} has no folder for it')
-    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri))):
+    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri, download))):
         try:
-            examples = load_examples(dataset, uri, split)
+            examples = load_examples(dataset, uri, split, download=download)
             if split in ('train', 'dev'):
                 if examples.labels is None:
                     raise UserError(f'its {split} split has no labels')

@@ -3,23 +3,63 @@
 import hashlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 HELD_OUT = 0.01  # fraction of the documents
 
 
 def held_out_rule(names: Callable[[], Iterator[str]], fraction: float) -> Callable[[str], bool]:
-    """Which documents are held out: those with a hash below `fraction`, but at least one and not all.
+    """Which documents are held out by name alone: those with a hash below `fraction`, but at least one and not all.
 
     A document keeps its side when others are added, unless the fraction alone would hold out none or all. names: at
     least two.
     """
-
-    def draw(name):
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') / 2**64
-
-    if fraction and all(draw(name) >= fraction for name in names()):
-        lowest = min(names(), key=draw)
+    if fraction and all(_draw(name) >= fraction for name in names()):
+        lowest = min(names(), key=_draw)
         return lambda name: name == lowest
-    if fraction and all(draw(name) < fraction for name in names()):
-        highest = max(names(), key=draw)
+    if fraction and all(_draw(name) < fraction for name in names()):
+        highest = max(names(), key=_draw)
         return lambda name: name != highest
-    return lambda name: draw(name) < fraction
+    return lambda name: _draw(name) < fraction
+
+
+def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fraction: float) -> dict[int, int]:
+    """Holds out the fraction of the text, to within one group of documents, at least one group and never all.
+
+    Groups stand in the order of the lowest hash of their documents' names, and are held out from the first on, until
+    the next would take more from the fraction than it brings near to it; one that alone is larger than the fraction is
+    passed over while there are others. So a document keeps its side when others are added, unless it stands at the end.
+    Of a single document its end is held out, and so is that of each where all are of one group.
+
+    Args:
+      names: of the documents.
+      sizes: bytes of their text, int64 [documents]; 0 where there is none, which is then on no side.
+      groups: int64 [documents], the same number for documents that must stand on one side.
+      fraction: more than 0.
+    Returns:
+      Index of a document -> the byte from which on it is held out.
+    """
+    with_text = np.flatnonzero(sizes)
+    _, group = np.unique(groups[with_text], return_inverse=True)
+    if group.max() == 0:
+        return {int(document): int(sizes[document] * (1 - fraction)) for document in with_text}
+    draws = np.fromiter(map(_draw, names), float, len(sizes))[with_text]
+    order = np.full(group.max() + 1, np.inf)
+    np.minimum.at(order, group, draws)
+    size = np.bincount(group, sizes[with_text])
+    wanted, taken, held = fraction * size.sum(), 0.0, []
+    for one in np.argsort(order, kind='stable').tolist():
+        if size[one] > wanted:
+            continue
+        if taken + size[one] - wanted > wanted - taken or len(held) == len(size) - 1:
+            break
+        taken += size[one]
+        held.append(one)
+    if not held:
+        held = [int(np.argmin(order))]
+    return dict.fromkeys(with_text[np.isin(group, held)].tolist(), 0)
+
+
+def _draw(name):
+    digest = hashlib.blake2b(name.encode(errors='surrogateescape'), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') / 2**64

@@ -4,12 +4,12 @@ The vocabulary is learned from a sample of the training text, then all text is s
 depends on the source and the options, not on the number of workers or on interruptions.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import heapq
+import re
 import resource
 import sys
 import time
@@ -21,17 +21,23 @@ from absl import logging
 from etils import epath
 
 from gpt1_jax.data.corpus import shards
-from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.data.corpus.documents import map_blocks
+from gpt1_jax.data.corpus.held_out import held_out_rule, hold_out
+from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
+from gpt1_jax.data.corpus.survey import survey
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import read_json, write_json
 from gpt1_jax.processes import cores, process_pool
 from gpt1_jax.progress import Progress
 
 _EXCERPT = 2**14  # characters; short ones let the sample see many documents
 _TASK = 2**19  # characters, at least, that a worker is given at once
 _COMMIT_SECONDS = 60
+_HELD_OUT = 'journal/held_out.json'
+_LINE_END = re.compile('[\n\r\x85\u2028\u2029]')
 
 
 class Joint(NamedTuple):
@@ -52,19 +58,21 @@ def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.
       The tokens to append to the document, int32 [n] or [n + 1], and the joint for the next block.
     """
     if len(ids):
-        if joint.begun and joint.newline:
+        before = text[: len(text) - len(text.lstrip())]  # a line may end where the last block has ended already
+        if joint.begun and (joint.newline or _LINE_END.search(before)):
             ids = np.insert(ids, 0, newline_id)
         joint = Joint(begun=True)
-    return ids, joint._replace(newline=joint.newline or text.endswith('\n'))
+    after = text[len(text.rstrip()) :]
+    return ids, joint._replace(newline=joint.newline or bool(_LINE_END.search(after)))
 
 
 def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
     """Turns a corpus into shards; resumes where an earlier call was interrupted; opens what is finished.
 
     Args:
-      data: `source` (see `open_corpus`), `held_out` (fraction), `tokens_per_shard`, `workers` (0: all cores),
-        `tokenizer` (a folder, see `load_tokenizer`; '': train one, with `vocab_size` pieces, on
-        `tokenizer_sample_mb` of text).
+      data: `source`, `download`, `text_column`, `strip_gutenberg`, `unwrap` (see `open_corpus`), `held_out` (fraction
+        of the text, see `hold_out`), `tokens_per_shard`, `workers` (0: all cores), `tokenizer` (a folder, see
+        `load_tokenizer`; '': train one, with `vocab_size` pieces, on `tokenizer_sample_mb` of text).
       output: the folder to write.
     Raises:
       UserError: a source that cannot be read, an output that cannot be written or holds something else.
@@ -72,6 +80,7 @@ def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
     output = epath.Path(output).expanduser()
     _check(data)
     options = {name: data[name] for name in ('source', 'held_out', 'tokens_per_shard')}
+    options |= {name: data[name] for name in TEXT_OPTIONS if data[name]}
     if data['tokenizer']:
         options['tokenizer'] = load_tokenizer(data['tokenizer']).fingerprint
     else:
@@ -84,23 +93,28 @@ def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
         logging.info('%s is already prepared in %s', data['source'], output)
         return finished
     started = time.monotonic()
-    corpus = open_corpus(data['source'])
+    corpus = open_corpus(data['source'], download=data['download'], **{name: data[name] for name in TEXT_OPTIONS})
     options |= {'documents': corpus.documents, 'fingerprint': corpus.fingerprint}
+    if not corpus.own_held_out and not corpus.by_name:
+        options['held_out_by'] = 'bytes'
     journal = shards.read_journal(output)
     if journal is None:
         if output.is_dir() and any(path.name != 'journal' for path in output.iterdir()):
             raise UserError(f'{output}: The folder is not empty and holds no preparation. Choose another data.output.')
-        shards.start_journal(output, options)
     elif journal['position'] is None and journal['preparation'] != options:
         # Nothing is encoded yet: an option was wrong, such as too large a vocabulary, and has been fixed.
         if (output / 'tokenizer').exists():
             (output / 'tokenizer').rmtree()
-        shards.start_journal(output, options)
+        journal = None
     else:
         _require_same(journal['preparation'], options, output)
         logging.info('resuming the preparation in %s', output)
-    tokenizer = _tokenizer(corpus, data, output)
-    characters = _encode_corpus(corpus, data, output, tokenizer)
+    held_out = _hold_out(corpus, data, output, options)
+    if journal is None:
+        shards.start_journal(output, options)
+    write_json(output / _HELD_OUT, {'preparation': options, 'held_out': held_out})
+    tokenizer = _tokenizer(corpus, data, output, held_out)
+    characters = _encode_corpus(corpus, data, output, tokenizer, held_out)
     prepared = dataclasses.replace(shards.load_shards(output), characters=characters)
     _log_summary(prepared, time.monotonic() - started)
     return prepared
@@ -117,11 +131,16 @@ def _check(data):
 
 def _require_same(earlier, options, output):
     # A finished folder may know more than the options say; any other option that only one of them has is a difference.
-    of_files = {'documents', 'fingerprint'}
+    of_files = {'documents', 'fingerprint', 'held_out_by'}
     names = sorted((earlier.keys() | options.keys()) - (of_files - options.keys()))
     differing = [name for name in names if earlier.get(name) != options.get(name)]
     if not differing:
         return
+    if of_files.issuperset(differing) and 'held_out_by' in differing:
+        raise UserError(
+            f'{output}: An earlier version of this program began this preparation, and held out other documents. '
+            'Choose another data.output, or delete it.'
+        )
     if of_files.issuperset(differing):
         raise UserError(
             f'{output}: The preparation in this folder was interrupted, and the files of '
@@ -138,7 +157,31 @@ def _require_same(earlier, options, output):
     )
 
 
-def _tokenizer(corpus, data, output):
+def _hold_out(corpus, data, output, options) -> dict[int, int]:
+    """What is held out beside the source's own split, see `Corpus.blocks`; the same after an interruption."""
+    path, fraction = output / _HELD_OUT, data['held_out']
+    kept = read_json(path) if path.exists() else {}
+    if kept.get('preparation') == options:
+        return {int(document): byte for document, byte in kept['held_out'].items()}
+    if corpus.own_held_out:
+        return {}
+    if corpus.by_name and corpus.documents > 1:
+        is_held_out = held_out_rule(corpus.names, fraction)
+        return {i: 0 for i, name in enumerate(corpus.names()) if is_held_out(name)}
+    with process_pool(data['workers']) as pool:
+        found = survey(corpus, pool, _in_flight(data))
+    held_out = hold_out(corpus.names(), found.sizes, found.groups, fraction) if fraction else {}
+    share = sum(int(found.sizes[document]) - byte for document, byte in held_out.items()) / found.sizes.sum()
+    what = 'the end of each of ' if any(held_out.values()) else ''
+    logging.info('%s: held out: %s%s documents, %.3g %% of the text', corpus.uri, what, len(held_out), 100 * share)
+    return held_out
+
+
+def _in_flight(data):
+    return 2 * (data['workers'] or cores()) + 2
+
+
+def _tokenizer(corpus, data, output, held_out):
     """The tokenizer in output/tokenizer: there already, copied from the one named, or trained."""
     path = output / 'tokenizer'
     if (path / 'tokenizer.json').exists():
@@ -147,7 +190,7 @@ def _tokenizer(corpus, data, output):
         load_tokenizer(data['tokenizer']).save(path)
     else:
         with process_pool(data['workers']) as pool:
-            sample = _sample(_read(corpus, data['held_out']), data['tokenizer_sample_mb'] * 2**20)
+            sample = _sample(_read(corpus, held_out), data['tokenizer_sample_mb'] * 2**20)
             texts = list(pool.map(standardise, sample, chunksize=64))
             logging.info(
                 'learning a vocabulary of %s pieces from %.1f million characters',
@@ -180,7 +223,7 @@ def _sample(blocks, characters):
         begin = 0
         while begin < len(block.text) and not block.held_out:
             end = block.text.find('\n', begin + _EXCERPT) + 1 or len(block.text)
-            key = f'{block.name}\0{block.offset}\0{begin}'.encode()
+            key = f'{block.name}\0{block.offset}\0{begin}'.encode(errors='surrogateescape')
             rank = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), 'big')
             heapq.heappush(heap, (-rank, block.text[begin:end]))
             total += end - begin
@@ -190,7 +233,7 @@ def _sample(blocks, characters):
     return [text for _, text in sorted(heap, reverse=True)]
 
 
-def _encode_corpus(corpus, data, output, tokenizer):
+def _encode_corpus(corpus, data, output, tokenizer, held_out):
     """Encodes all text into shards, from the journal's position on; returns the number of its characters."""
     writer = shards.ShardWriter(output, tokenizer.vocab_size, data['tokens_per_shard'])
     position = writer.position or {'start': [0, 0], 'document': None, **Joint()._asdict(), 'characters': 0, 'bytes': 0}
@@ -200,8 +243,9 @@ def _encode_corpus(corpus, data, output, tokenizer):
         process_pool(data['workers']) as pool,
         contextlib.closing(Progress(corpus.size, position['bytes'], 'encoding', unit='B')) as progress,
     ):
-        blocks = corpus.blocks(data['held_out'], tuple(position['start']))
-        for group in _encode_blocks(pool, blocks, output / 'tokenizer', 2 * (data['workers'] or cores()) + 2):
+        blocks = corpus.blocks(held_out, tuple(position['start']))
+        encode = functools.partial(_encode, output / 'tokenizer')
+        for group in map_blocks(pool, encode, blocks, _in_flight(data), _TASK):
             finished = False
             for block, ids in group:
                 split = 'valid' if block.held_out else 'train'
@@ -237,30 +281,6 @@ def _encode_corpus(corpus, data, output, tokenizer):
 
 def _end_document(writer, position, end):
     return position['document'] is not None and position['begun'] and writer.append(position['document'][1], end)
-
-
-def _encode_blocks(pool, blocks, tokenizer, in_flight):
-    """Groups of (block, ids), in the order of the blocks; at most `in_flight` groups are in memory."""
-    queue = collections.deque()
-    for group in _groups(blocks):
-        queue.append((group, pool.submit(_encode, tokenizer, [block.text for block in group])))
-        if len(queue) == in_flight:
-            group, future = queue.popleft()
-            yield list(zip(group, future.result(), strict=True))
-    for group, future in queue:
-        yield list(zip(group, future.result(), strict=True))
-
-
-def _groups(blocks):
-    group, characters = [], 0
-    for block in blocks:
-        group.append(block)
-        characters += len(block.text)
-        if characters >= _TASK:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
 
 
 def _encode(tokenizer, texts):

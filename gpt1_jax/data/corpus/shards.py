@@ -166,6 +166,17 @@ def load_shards(directory: epath.PathLike) -> Shards:
     return shards
 
 
+def shards_fingerprint(uri: str) -> str:
+    """Tells the content of `shards:/path` from any other, wherever it lies; '' for another URI, or without an index."""
+    scheme, _, path = uri.partition(':')
+    try:
+        index = json.loads((epath.Path(path).expanduser() / 'index.json').read_text()) if scheme == 'shards' else {}
+        content = [index[name] for name in ('dtype', 'tokenizer_fingerprint', 'vocab_size', 'splits')]  # with checksums
+    except (OSError, ValueError, KeyError, TypeError):
+        return ''
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def read_journal(directory: epath.PathLike) -> dict | None:
     """The journal of an unfinished folder, None where there is none. Raises UserError for a damaged one."""
     path = epath.Path(directory) / 'journal' / 'journal.json'

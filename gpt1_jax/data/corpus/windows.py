@@ -78,8 +78,8 @@ class PretrainingBatches:
         accumulation: int = 1,
         placement: Placement = Placement(),
     ):
-        """Where the shards do not divide a micro-batch, its last places stay empty. Raises UserError if the split is too
-        short or the micro-batches do not divide the batch."""
+        """Where the shards do not divide a micro-batch, its last places stay empty. Raises UserError if the split is
+        too short or the micro-batches do not divide the batch."""
         self.windows_per_epoch = (split.tokens - length) // length
         if self.windows_per_epoch < 1:
             raise UserError(

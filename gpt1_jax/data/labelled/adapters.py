@@ -7,7 +7,7 @@ that are not concerned, such as the ids, are kept.
 import re
 from collections.abc import Iterator
 
-from gpt1_jax.data.labelled.readers import require, to_list, to_text
+from gpt1_jax.data.labelled.values import require, to_list, to_text
 from gpt1_jax.errors import UserError
 
 # The words of the task itself (Roemmele et al. 2011).
@@ -15,14 +15,16 @@ _COPA_QUESTIONS = {'cause': 'What was the cause of this?', 'effect': 'What happe
 
 
 def race(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
-    """A passage with lists of questions, options and answers -> one entry a question, with its level. An entry of one
-    question passes unchanged.
+    """A passage with lists of questions, options and answers -> one entry a question, with its level.
 
-    The level, 'middle' or 'high', is what the id of the passage begins with (`high1.txt`). A blank in a question, `_`,
-    stays as it is: the answer is not put into it.
+    The level, 'middle' or 'high', is what the id of the passage begins with (`high1.txt`), or else the name of its
+    folder. A blank in a question, `_`, stays as it is: the answer is not put into it.
     """
+    level = re.match('middle|high', str(entry.get('example_id', entry.get('id', ''))))
+    level = level or re.search(r'(?<=[/\\])(middle|high)(?=[/\\][^/\\]*$)', where)
+    level = {'level': level[0]} if level else {}
     if 'questions' not in entry:
-        yield where, entry
+        yield where, level | entry
         return
     require(where, entry, ('article', 'questions', 'options'))
     lists = {
@@ -33,13 +35,24 @@ def race(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
     if len({len(values) for values in lists.values()}) > 1:
         lengths = ', '.join(f'{len(values)} {name}' for name, values in lists.items())
         raise UserError(f'{where}: The lists have {lengths}. Give the same number of each.')
-    level = re.match('middle|high', str(entry.get('example_id', entry.get('id', ''))))
-    shared = {'article': entry['article']} | ({'level': level[0]} if level else {})
+    shared = {'article': entry['article']} | level
     for number, (question, options) in enumerate(zip(lists['questions'], lists['options'])):
         one = {**shared, 'question': question, 'options': options}
         if 'answers' in lists:
             one['answer'] = lists['answers'][number]
         yield f'{where}, question {number + 1}', one
+
+
+def qqp(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
+    """The Hugging Face hub's `questions`, with two texts in `text`, -> question1 and question2. Other entries pass
+    unchanged."""
+    if 'questions' in entry:
+        column = f"{where}, column 'questions'"
+        texts = to_list(entry['questions'].get('text') if isinstance(entry['questions'], dict) else None, column)
+        if len(texts) != 2:
+            raise UserError(f'{column}: There are {len(texts)} texts. Give two.')
+        entry = {**entry, 'question1': texts[0], 'question2': texts[1]}
+    yield where, entry
 
 
 def story_cloze(where: str, entry: dict) -> Iterator[tuple[str, dict]]:

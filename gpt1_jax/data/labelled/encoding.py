@@ -35,7 +35,7 @@ def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Toke
         )
         encoded = encoded if limit is None else encoded.take(np.arange(min(limit, len(encoded.ids))))
     else:
-        examples = load_examples(dataset, data.source, split, limit)
+        examples = load_examples(dataset, data.source, split, limit, data.download)
         encoded = encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)
     if encoded.cut_sequences:
         logging.warning(

@@ -1,18 +1,21 @@
 """Entries as a source has them -> Examples: every text, label and id of a split, checked."""
 
+import collections
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
 
-from gpt1_jax.data.labelled.readers import require, to_list, to_text
 from gpt1_jax.data.labelled.registry import Dataset
+from gpt1_jax.data.labelled.values import require, to_list, to_text
 from gpt1_jax.errors import UserError
 
-_ID_COLUMNS = ('idx', 'id', 'index', 'story_id', 'InputStoryid')
-_NO_LABEL = ('', '-', '-1', '-1.0')
+_ID_COLUMNS = ('idx', 'id', 'index', 'story_id', 'InputStoryid', 'test_id')
+_NO_ID = re.compile('[\x00-\x1f\x7f\ud800-\udfff]')  # it would break a line of a file of predictions
+_NO_LABEL = ('', '-', '-1', '-1.0', 'hidden')
 
 
 @dataclasses.dataclass
@@ -22,7 +25,8 @@ class Examples:
     Attributes:
       fields: column name -> n texts (for choices: n lists of texts), in the order of the sequence.
       labels: int32 [n] label ids, float32 [n] scores, or None where the split has no labels.
-      ids: n strings: the entry's idx, id, index, story_id or InputStoryid, else its number.
+      ids: n different strings: the entries' idx, id, index, story_id, InputStoryid or test_id, if each has one and no
+        two the same, else their numbers.
       subsets: n values of the data set's subset_field (RACE's level), or None where the entries have none.
     """
 
@@ -46,7 +50,7 @@ class Examples:
 
 
 def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, dict]]) -> Examples:
-    """Entries as the source has them, each with where it stands -> Examples.
+    """Entries as the source has them, each with where it stands -> Examples. Warns of what is odd, in one line.
 
     Raises:
       UserError: an entry does not fit the data set, or there is none. `uri` and `split` are for these messages.
@@ -54,39 +58,43 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
     test = split.startswith('test')
     needed = dataset.fields if test else (*dataset.fields, dataset.label_field)
     examples = Examples({name: [] for name in dataset.fields}, None, [], [] if dataset.subset_field else None)
-    labels, without_label, first_with_id, kept_texts = [], [], {}, {}
-    for where, entry in _adapted(dataset, entries):
+    labels, without_label, kept_texts, odd, label_ids = [], [], {}, collections.Counter(), set()
+    for where, entry in adapted(dataset, entries):
         require(where, entry, needed)
+        texts = []
         for name in dataset.fields:
             column = f'{where}, column {name!r}'
             if dataset.kind == 'multiple_choice' and name == dataset.fields[-1]:
-                examples.fields[name].append(_choices(entry[name], column, len(dataset.labels)))
+                choices = [_text(choice, column, odd) for choice in _choices(dataset, entry[name], column)]
+                examples.fields[name].append(choices)
+                texts += choices
             else:
-                text = to_text(entry[name], column)
+                text = _text(entry[name], column, odd)
                 examples.fields[name].append(kept_texts.setdefault(text, text))  # RACE's articles repeat
-        label = _label(dataset, entry.get(dataset.label_field), f'{where}, column {dataset.label_field!r}')
+                texts.append(text)
+        odd['examples without any text'] += all(not text or text.isspace() for text in texts)
+        label = _label(dataset, entry.get(dataset.label_field), f'{where}, column {dataset.label_field!r}', label_ids)
         if label is None:
             without_label.append((len(labels), where))
         labels.append(label)
-        id_ = next((str(entry[column]) for column in _ID_COLUMNS if entry.get(column) is not None), None)
-        if id_ is not None and (first := first_with_id.setdefault(id_, where)) != where:
-            raise UserError(
-                f'{where}: The id {id_!r} is also that of {first.rpartition(", ")[2]}. '
-                'Give each example an id of its own.'
-            )
-        examples.ids.append(str(len(labels) - 1) if id_ is None else id_)
+        ids = [str(entry[column]) for column in _ID_COLUMNS if entry.get(column) is not None]
+        examples.ids.append(next(filter(None, ids), '') if ids else None)
         if dataset.subset_field:
             examples.subsets.append(str(entry.get(dataset.subset_field, '')))
     if not labels:
         raise UserError(f'{uri}: The {split} split is empty. Add examples, or name another source.')
+    examples.ids, odd['empty or repeated ids (the examples are numbered instead)'] = _numbered(examples.ids)
+    notes = [f'{what}: {count}' for what, count in odd.items() if count] + _shifted(dataset, label_ids, labels)
+    if notes:
+        logging.warning('%s, %s split of %d examples: %s.', uri, split, len(labels), '; '.join(notes))
     if not any(examples.subsets or ()):
         examples.subsets = None
     if test and len(without_label) == len(labels):
         return examples
-    if without_label and not dataset.drop_unlabelled:
+    if without_label and (not dataset.drop_unlabelled or len(without_label) == len(labels)):
         raise UserError(
-            f'{without_label[0][1]}, column {dataset.label_field!r}: There is no label. Label every '
-            'example (only a test split may have no labels, and then none at all).'
+            f'{without_label[0][1]}, column {dataset.label_field!r}: There is no label, as in {len(without_label)} of '
+            f'{len(labels)} examples. Label every example (only a test split may have no labels, and then none at all).'
         )
     examples.labels = np.array(
         [0 if label is None else label for label in labels], np.float32 if dataset.labels is None else np.int32
@@ -105,54 +113,130 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
     return examples
 
 
-def _adapted(dataset: Dataset, entries: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
-    """Entries with the data set's own column names."""
+def adapted(dataset: Dataset, entries: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+    """Entries as the source has them, each with where it stands -> with the data set's own column names."""
     for where, entry in entries:
         for theirs, ours in dataset.aliases.items():
             if theirs in entry and ours not in entry:
                 entry[ours] = entry.pop(theirs)
+        if dataset.choices:
+            require(where, entry, dataset.choices)
+            entry[dataset.fields[-1]] = [entry[name] for name in dataset.choices]
         if dataset.adapt is None:
             yield where, entry
         else:
             yield from dataset.adapt(where, entry)
 
 
-def _choices(value, where: str, number: int) -> list[str]:
-    value = to_list(value, where)
-    if len(value) != number:
+def _text(value, where: str, odd: collections.Counter) -> str:
+    text = to_text(value, where)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can write it, UTF-8 cannot
+        odd['texts with half a character (U+FFFD stands for it)'] += 1
+        text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
+def _choices(dataset: Dataset, value, where: str) -> list:
+    try:
+        value = to_list(value, where)
+    except UserError as error:
+        if dataset.name == 'custom':
+            raise UserError(f'{error} Where each choice has a column, name these in data.choices.') from None
+        raise
+    if len(value) != len(dataset.labels):
         raise UserError(
-            f'{where}: The number of choices is {len(value)}, but the data set has {number}. Give {number}.'
+            f'{where}: The number of choices is {len(value)}, but the data set has {len(dataset.labels)}. '
+            f'Give {len(dataset.labels)}.'
         )
-    return [to_text(choice, where) for choice in value]
+    return value
 
 
-def _label(dataset: Dataset, value, where: str) -> int | float | None:
-    """The label's id or score; None for no label: -1, -, an empty string, null, or no column."""
-    if value is None:
+def _numbered(ids: list[str | None]) -> tuple[list[str], int]:
+    """(the ids if all are there and different, else numbers; how many are not, 0 where no entry has one)"""
+    usable = {id_ for id_ in ids if id_ and not _NO_ID.search(id_)}
+    if len(usable) == len(ids):
+        return ids, 0
+    return list(map(str, range(len(ids)))), 0 if set(ids) == {None} else len(ids) - len(usable)
+
+
+# ----------------------------------------------------------------- labels
+
+
+def _label(dataset: Dataset, value, where: str, ids: set[int]) -> int | float | None:
+    """The label's id or score; None for no label: -1, -, hidden, an empty string, null, or no column.
+
+    ids: gets the id where the value is one itself.
+    """
+    if value is None or value != value:  # null; not-a-number, which is pandas' null
         return None
-    if isinstance(value, float) and value.is_integer() and dataset.labels:
-        value = int(value)
     name = str(value).strip()
-    if isinstance(value, bool):  # by name only, also 1 and 0: nobody knows which of two ids `true` means
-        name = next((n for n in (name, name.lower(), str(int(value))) if n in (dataset.labels or ())), name)
-    if dataset.labels and name in dataset.labels:
-        return dataset.labels.index(name)
-    if name in _NO_LABEL:
-        return None
     number = _number(name)
     if dataset.labels is None:
+        if name in _NO_LABEL:
+            return None
         low, high = dataset.score_range
         if not low <= number <= high:  # also when it is not a number
-            raise UserError(f'{where}: The score {value!r} is not between {low:g} and {high:g}. Correct it.')
+            comma = ' (with a point, not a comma)' if ',' in name else ''
+            raise UserError(f'{where}: The score {value!r} is not between {low:g} and {high:g}. Correct it{comma}.')
         return number
-    # Where names are numbers themselves (Story Cloze: 1 and 2), ids would be ambiguous.
-    ids_allowed = all(math.isnan(_number(label)) for label in dataset.labels)
+    for one in _names(dataset, name):
+        if one in dataset.labels:
+            return dataset.labels.index(one)
+    equal = [i for i, label in enumerate(dataset.labels) if _number(label) == number]
+    if len(equal) == 1:
+        return equal[0]
+    if name in _NO_LABEL:
+        return None
+    # Where names are numbers themselves (Story Cloze: 1 and 2), or nobody has named them, ids would be ambiguous.
+    ids_allowed = dataset.labels != dataset.choices and all(math.isnan(_number(label)) for label in dataset.labels)
     if ids_allowed and number in range(len(dataset.labels)):
+        ids.add(int(number))
         return int(number)
-    raise UserError(
-        f'{where}: The label {value!r} is unknown. Use {", ".join(dataset.labels)}'
-        + (f', or their ids 0 to {len(dataset.labels) - 1}.' if ids_allowed else '.')
-    )
+    raise _unknown(dataset, value, where, ids_allowed)
+
+
+def _names(dataset: Dataset, name: str) -> Iterator[str]:
+    """The names that mean the same label as `name`. A truth value is one by name only, and 1 or 0 where the labels are
+    these: nobody knows which of two ids `true` means."""
+    yield name
+    if (truth := name.lower()) in ('true', 'false'):
+        yield truth
+        if {'0', '1'} <= {*dataset.labels}:
+            yield str(int(truth == 'true'))
+        name = truth
+    if name in dataset.label_aliases:
+        yield dataset.label_aliases[name]
+
+
+def _unknown(dataset: Dataset, value, where: str, ids_allowed: bool) -> UserError:
+    what, use = f'The label {value!r} is unknown', ', '.join(dataset.labels)
+    name = str(value).strip()
+    if like := [label for label in dataset.labels if label.lower() == name.lower()]:
+        what += f', only {like[0]!r} is known: upper and lower case differ'
+    if ids_allowed:
+        use += f', or their ids 0 to {len(dataset.labels) - 1}'
+    if not math.isnan(_number(name)) and (ids_allowed or dataset.name == 'custom'):
+        use += f'; {_from_1(dataset)}'
+    return UserError(f'{where}: {what}. Use {use}.')
+
+
+def _from_1(dataset: Dataset) -> str:
+    from_0, from_1 = (','.join(map(str, range(first, first + len(dataset.labels)))) for first in (0, 1))
+    if dataset.labels == dataset.choices:
+        return f'where they are numbers, set data.labels={from_1} or data.labels={from_0}'
+    if dataset.name == 'custom':
+        return f'where they begin with 1, set data.labels={from_1}'
+    return 'where they begin with 1, write the names'
+
+
+def _shifted(dataset: Dataset, ids: set[int], labels: list) -> list[str]:
+    """A note where the labels are ids and the first one never occurs: they may be numbers that begin with 1."""
+    if not ids or 0 in labels:
+        return []
+    read = ', '.join(f'{i} is read as {dataset.labels[i]}' for i in sorted(ids))
+    return [f'the labels are numbers, but never 0: {read} ({_from_1(dataset)})']
 
 
 def _number(text: str) -> float:

@@ -1,92 +1,146 @@
-"""One split of a labelled data set, from files, TensorFlow Datasets or documentation strings."""
+"""One split of a labelled data set, from files, TensorFlow Datasets, the Hugging Face hub or documentation strings."""
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from absl import logging
 from etils import epath
 
-from gpt1_jax.data.labelled import docstring_sets, readers, token_folder
-from gpt1_jax.data.labelled.examples import Examples, parse
-from gpt1_jax.data.labelled.registry import Dataset
+from gpt1_jax.data import tfds
+from gpt1_jax.data.labelled import docstring_sets, hub_sets, origins, readers, split_files, token_folder
+from gpt1_jax.data.labelled.examples import Examples, adapted, parse
+from gpt1_jax.data.labelled.registry import REGISTRY, Dataset
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import import_package
 
 # The release splits Story Cloze's validation file into train and dev with these numbers.
 _RELEASE_HELD_OUT, _RELEASE_SEED = 374, 3535999445
+_USUAL = {'train': 'train', 'dev': 'validation', 'test': 'test'}  # what sources call the splits
 
 
-def load_examples(dataset: Dataset, uri: str, split: str, limit: int | None = None) -> Examples:
+def load_examples(dataset: Dataset, uri: str, split: str, limit: int | None = None, download: bool = True) -> Examples:
     """Reads one split, a key of dataset.splits. `limit` keeps the first examples; an empty URI is the default.
 
-    URIs: `files:/dir` (SPLIT.jsonl, .tsv or .csv, each also .gz, with the source's name of the split, where dev or
-    val may stand for validation; a header line in .tsv and .csv, unless the set's own files have none; quotes mean
-    nothing in .tsv; choices are a list, in .tsv and .csv a JSON list), `tfds:name/config` (prepared before; several
-    with commas between are read one after the other), `docs:` or `docs:package,package`.
+    URIs: `files:/dir`: SPLIT.jsonl, .json, .tsv or .csv, each also .gz, or .parquet, with the source's name of the
+    split, for validation also dev, val or valid, in any case; or files as the set's authors, `datasets` or the Hugging
+    Face hub leave them (see `split_files.find`; for tables, `table_files.table_entries`). Choices are a list, in tables
+    a JSON list. `tfds:name/config`; several with commas between are read one after the other. `hf:OWNER/NAME:CONFIG`,
+    of the Hugging Face hub, or `hf:DIR`, a copy of its repository. `docs:` or `docs:package,package`.
+
+    download: whether a set of tfds: or hf: that is not here is fetched.
 
     Raises:
       UserError: what is missing or malformed, by file and line or column.
     """
-    uri, scheme, rest = _parts(dataset, uri)
+    uri, scheme, rest = origins.parts(dataset, uri, download)
     if split not in dataset.splits:
         raise UserError(f'Data set {dataset.name!r}: There is no split {split!r}. Use {", ".join(dataset.splits)}.')
     if limit is not None and limit < 1:
         raise UserError(f'data.limit: The limit {limit} is too small. Use at least 1, or None for all examples.')
+    splits = splits_of(dataset, uri, download)
     if scheme == 'docs':
         examples = docstring_sets.load(dataset.name, rest, split)
     else:
         if scheme == 'files':
-            names = {*dataset.fields, dataset.label_field, *dataset.aliases}
-            entries = readers.file_entries(rest, dataset.splits[split], dataset.columns, names, dataset.drop_broken)
+            entries = readers.file_entries(rest, splits[split], dataset)
         elif scheme == 'tfds':
-            entries = readers.tfds_entries(rest, dataset.splits[split])
+            entries = tfds.entries(rest, splits[split], download)
+        elif scheme == 'hf':
+            entries = hub_sets.entries(dataset, rest, splits[split], download)
         else:
             raise UserError(
                 f'{uri}: This folder holds tokens, not text. Name a source with the text of the data set '
                 f'{dataset.name!r}.'
             )
         examples = parse(dataset, uri, split, entries)
-        if dataset.splits['train'] == dataset.splits['dev'] and split in ('train', 'dev'):
+        if splits['train'] == splits['dev'] and split in ('train', 'dev'):
             examples = _hold_out(examples, split, uri)
+        if scheme == 'files' and split == 'train':
+            _log_other_files(dataset, rest, splits)
     return examples if limit is None else examples.take(range(min(limit, len(examples))))
 
 
-def available_splits(dataset: Dataset, uri: str) -> list[str]:
-    """The keys of dataset.splits that the source has; an empty URI is the default. Raises UserError for a bad URI."""
-    _, scheme, rest = _parts(dataset, uri)
+def available_splits(dataset: Dataset, uri: str, download: bool = True) -> list[str]:
+    """The keys of dataset.splits that the source has, see `load_examples`; none of a set that cannot be fetched.
+
+    Raises UserError for a bad URI.
+    """
+    try:
+        uri, scheme, rest = origins.parts(dataset, uri, download)
+        splits = splits_of(dataset, uri, download)
+        if scheme == 'tfds':
+            there = tfds.splits(rest, download)
+            return [key for key, name in splits.items() if name in there]
+        if scheme == 'hf':
+            return [key for key, name in splits.items() if hub_sets.has_split(dataset, rest, name, download)]
+    except UserError:
+        if (uri or dataset.uri).startswith(('tfds:', 'hf:')):  # it will be said when a split is read
+            return []
+        raise
     if scheme == 'docs':
         return list(docstring_sets.SIZES)
     if scheme == 'tokens':
         return token_folder.tokens_splits(rest)
-    if scheme == 'files':
-        return [key for key, name in dataset.splits.items() if readers.has_file(rest, name)]
-    there = readers.tfds_splits(rest)
-    return [key for key, name in dataset.splits.items() if name in there]
+    return [key for key, name in splits.items() if readers.has_file(rest, name, dataset)]
+
+
+def splits_of(dataset: Dataset, uri: str, download: bool = True) -> dict[str, str]:
+    """The source's names of the splits, as in dataset.splits. Where that has train and dev in one file, but a folder
+    or a repository has the other one too, with columns of this set, each is read from its own."""
+    uri, scheme, rest = origins.parts(dataset, uri, download)
+    splits = dataset.splits
+    if splits['train'] == splits['dev']:
+        key = 'dev' if splits['train'] == 'train' else 'train'
+        if scheme == 'files':
+            own = readers.has_file(rest, _USUAL[key], dataset) and _has_columns(dataset, rest, _USUAL[key])
+        else:
+            own = scheme == 'hf' and hub_sets.has_split(dataset, rest, _USUAL[key], download)
+        if own:
+            return splits | {key: _USUAL[key]}
+    return splits
 
 
 def folder_of(dataset: Dataset, directory: os.PathLike | str) -> epath.Path | None:
     """The folder of this data set in a directory that holds many, or None.
 
-    Its name is the data set's, or one of its known spellings, with or without glue or super_glue in front; case, `-`,
-    `_` and `.` do not matter: sst2, SST-2 and glue_sst2 are one.
+    Its name is the data set's, or else one of its known spellings, with or without glue or super_glue in front; case,
+    `-`, `_` and `.` do not matter: sst2, SST-2 and glue_sst2 are one.
 
     Raises:
       UserError: no such directory, or two folders of this set.
     """
-    directory = epath.Path(directory).expanduser()
-    if not directory.is_dir():
-        raise UserError(f'{directory}: This is not a directory. Name the one that holds the folders of the data sets.')
-    plain = lambda name: re.sub('[^a-z0-9]', '', name.lower())
-    known = {
-        prefix + plain(name) for name in (dataset.name, *dataset.spellings) for prefix in ('', 'glue', 'superglue')
-    }
-    found = sorted(path for path in directory.iterdir() if plain(path.name) in known and path.is_dir())
+    folders = _folders(directory)
+    named = [path for path in folders if _is_named(path, [dataset.name])]
+    spelt = [path for path in folders if _is_named(path, dataset.spellings)]
+    found = named or spelt
     if len(found) > 1:
         raise UserError(
             f'{directory}: There are both {found[0].name} and {found[1].name} for the data set '
             f'{dataset.name!r}. Keep one of them.'
         )
+    if named and spelt:
+        logging.warning('%s: %s is read for %s, not %s.', directory, named[0].name, dataset.name, spelt[0].name)
     return found[0] if found else None
+
+
+def unknown_folders(directory: os.PathLike | str) -> list[str]:
+    """The names of the folders in a directory that are of no data set in REGISTRY. Raises UserError as `folder_of`."""
+    names = [name for dataset in REGISTRY.values() for name in (dataset.name, *dataset.spellings)]
+    return [path.name for path in _folders(directory) if not _is_named(path, names)]
+
+
+def _folders(directory) -> list[epath.Path]:
+    directory = epath.Path(directory).expanduser()
+    if not directory.is_dir():
+        raise UserError(f'{directory}: This is not a directory. Name the one that holds the folders of the data sets.')
+    return sorted(path for path in directory.iterdir() if path.is_dir())
+
+
+def _is_named(path, names: Sequence[str]) -> bool:
+    plain = lambda name: re.sub('[^a-z0-9]', '', name.lower())
+    return plain(path.name) in {prefix + plain(name) for name in names for prefix in ('', 'glue', 'superglue')}
 
 
 def uri_of(dataset: Dataset, source: str) -> str | None:
@@ -107,16 +161,31 @@ def none_usable(left_out: Mapping[str, str]) -> UserError:
     )
 
 
-def _parts(dataset: Dataset, uri: str) -> tuple[str, str, str]:
-    """(URI, its scheme, the rest of it)"""
-    uri = uri or dataset.uri
-    scheme, _, rest = uri.partition(':')
-    if scheme != 'docs' and (scheme not in ('files', 'tfds', 'tokens') or not rest):
-        raise UserError(
-            f'data.source: The source {uri!r} of the data set {dataset.name!r} is unknown. '
-            'Use files:/dir, tfds:name, tokens:/dir or docs:.'
-        )
-    return uri, scheme, rest
+def _has_columns(dataset: Dataset, directory: str, name: str) -> bool:
+    """Whether the file has any column of the data set. ROCStories have none, and may lie beside the cloze test."""
+    try:
+        _, first = next(adapted(dataset, readers.file_entries(directory, name, dataset)), ('', {}))
+    except UserError:  # it will be raised again when the file is read
+        return True
+    return any(column in first for column in (*dataset.fields, dataset.label_field))
+
+
+def _log_other_files(dataset: Dataset, directory: str, splits: dict[str, str]) -> None:
+    """Says what becomes of files that have the usual name of a split, where this data set's splits have others."""
+    if splits != dataset.splits:
+        logging.info('%s: train and dev have a file each, so that nothing is held out.', dataset.name)
+    why = 'it has no column of theirs' if splits['train'] == splits['dev'] else 'they have files of other names'
+    for name in _USUAL.values():
+        with contextlib.suppress(UserError):  # there are two such files
+            if not {*split_files.stems(name)} & {*splits.values()} and readers.has_file(directory, name, dataset):
+                logging.warning(
+                    '%s: There is a file for %s that is not read: the splits of %s are %s, and %s.',
+                    directory,
+                    name,
+                    dataset.name,
+                    ', '.join(dict.fromkeys(splits.values())),
+                    why,
+                )
 
 
 def _hold_out(examples: Examples, split: str, uri: str) -> Examples:
@@ -127,7 +196,7 @@ def _hold_out(examples: Examples, split: str, uri: str) -> Examples:
     for number, text in enumerate(next(iter(examples.fields.values()))):
         of_text.setdefault(text, []).append(number)
     if len(of_text) < 2:
-        raise UserError(f'{uri}: There is one example for train and dev together. Give at least two.')
+        raise UserError(f'{uri}: There is only one text for train and dev together. Give at least two.')
     held_out = _RELEASE_HELD_OUT if n >= 2 * _RELEASE_HELD_OUT else max(1, n // 5)
     texts = max(1, round(held_out * len(of_text) / n))  # where every text is there once, as many as examples
     model_selection = import_package('sklearn.model_selection', "the release's split cannot be made")

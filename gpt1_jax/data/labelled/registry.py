@@ -36,6 +36,7 @@ class Dataset:
       metrics: names in evaluation.metrics; the first one picks the best epoch.
       label_field: column of the label.
       uri: where the data come from by default.
+      hub: OWNER/NAME:CONFIG of an open copy on the Hugging Face hub, or ''.
       splits: the source's names of 'train', 'dev', 'test', and of more splits, with keys that begin with dev_ or test_.
         Where train and dev have the same name, 374 examples of it are held out as dev, as in the release.
       score_range: (0., highest) for a float target; highest is a whole number.
@@ -43,8 +44,15 @@ class Dataset:
       subset_field: column that names the subset of an example, such as RACE's level, for metrics by subset; or None.
       adapt: (where, entry) -> (where, entry)..., makes entries with the fields above of the source's; see adapters.
       aliases: other names of columns -> the names above.
+      label_aliases: other words for labels -> their names; true and false stand for truth values.
+      choices: columns of the choices, where these are not one list in the last of `fields`.
+      files: the authors' own names of its files, in the order in which they are looked for; `{}` stands for train, test
+        or a word for dev; where a name has `*`, for anything, all such files are read. Folders in front may be absent.
+      dev_list: the file that lists the pairs of ids in the authors' training file that are dev.
       columns: of .tsv and .csv files that have no header line.
-      drop_unlabelled: leave out entries without a label (SNLI: the annotators did not agree) instead of refusing them.
+      may_lack: the last columns of .tsv files, which some lines do not have.
+      drop_unlabelled: leave out entries without a label (SNLI, MultiNLI: the annotators did not agree), and log how
+        many, instead of refusing them.
       drop_broken: leave out lines of a .tsv that have too few or too many cells (GLUE's QQP has some), likewise.
       spellings: other names of the data set's folder, see loading.folder_of.
       suites: keys of SUITES that the set is part of.
@@ -62,13 +70,19 @@ class Dataset:
     metrics: tuple[str, ...]
     label_field: str = 'label'
     uri: str = ''
+    hub: str = ''
     splits: dict[str, str] = dataclasses.field(default_factory=_splits)
     score_range: tuple[float, float] | None = None
     rule: str = 'longest'
     subset_field: str | None = None
     adapt: Callable[[str, dict], Iterator[tuple[str, dict]]] | None = None
     aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    label_aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    dev_list: str = ''
     columns: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
     drop_unlabelled: bool = False
     drop_broken: bool = False
     spellings: tuple[str, ...] = ()
@@ -93,61 +107,93 @@ class Dataset:
         return 1 if self.kind == 'multiple_choice' else len(self.labels)
 
 
+def _of_glue(config: str) -> dict[str, str]:
+    return dict(uri=f'tfds:glue/{config}', hub=f'nyu-mll/glue:{config}')
+
+
 _TFDS_SPLITS = _splits(dev='validation')
 _GLUE = dict(suites=('glue', 'all'), splits=_TFDS_SPLITS)
 _NUMBERS = dict(submission_labels=('0', '1'))  # GLUE wants these sets' label ids, and the other sets' label names
 _NLI_FIELDS = ('premise', 'hypothesis')
 _NLI_LABELS = ('entailment', 'neutral', 'contradiction')
 _NLI_ALIASES = {'sentence1': 'premise', 'sentence2': 'hypothesis', 'gold_label': 'label'}
+_NLI_VOTES = tuple(f'label{i}' for i in range(1, 6))
 _SENTENCES = ('sentence1', 'sentence2')
 # One paragraph a set, not one line a value. A suite has its sets in this order.
 # fmt: off
 REGISTRY = {dataset.name: dataset for dataset in (
     Dataset('cola', 'classification', ('sentence',), ('unacceptable', 'acceptable'), ('matthews', 'accuracy'),
-            uri='tfds:glue/cola', columns=('source', 'label', 'star', 'sentence'), paper={'matthews': (45.4, 35.0)},
+            **_of_glue('cola'), columns=('source', 'label', 'star', 'sentence'),
+            files=('cola_public/raw/*_domain_{}.tsv', 'original/raw/*_domain_{}.tsv'),
+            spellings=('cola_public', 'cola_public_1.1'), paper={'matthews': (45.4, 35.0)},
             submission_names={'test': 'CoLA'}, **_NUMBERS, **_GLUE),
-    Dataset('sst2', 'classification', ('sentence',), ('negative', 'positive'), ('accuracy',), uri='tfds:glue/sst2',
+    Dataset('sst2', 'classification', ('sentence',), ('negative', 'positive'), ('accuracy',), **_of_glue('sst2'),
             paper={'accuracy': (91.3, 93.2)}, submission_names={'test': 'SST-2'}, **_NUMBERS, **_GLUE),
     Dataset('mrpc', 'similarity', _SENTENCES, ('not_equivalent', 'equivalent'), ('f1', 'accuracy'),
-            uri='tfds:glue/mrpc', aliases={'#1 String': 'sentence1', '#2 String': 'sentence2', 'Quality': 'label'},
-            paper={'f1': (82.3, 86.0)}, submission_names={'test': 'MRPC'}, **_NUMBERS, **_GLUE),
-    Dataset('stsb', 'similarity', _SENTENCES, None, ('pearson', 'spearman'), uri='tfds:glue/stsb',
+            **_of_glue('mrpc'), aliases={'#1 String': 'sentence1', '#2 String': 'sentence2', 'Quality': 'label'},
+            files=('msr_paraphrase_{}.txt',), dev_list='dev_ids.tsv',
+            spellings=('msr_paraphrase_corpus', 'msrp'), paper={'f1': (82.3, 86.0)},
+            submission_names={'test': 'MRPC'}, **_NUMBERS, **_GLUE),
+    Dataset('stsb', 'similarity', _SENTENCES, None, ('pearson', 'spearman'), **_of_glue('stsb'),
             score_range=(0.0, 5.0), aliases={'score': 'label'}, spellings=('stsbenchmark',),
+            files=('stsbenchmark/sts-{}.csv',), may_lack=('source1', 'source2'),
+            columns=('genre', 'filename', 'year', 'old_index', 'score', *_SENTENCES, 'source1', 'source2'),
             paper={'pearson': (82.0, 81.0)}, submission_names={'test': 'STS-B'}, **_GLUE),
     Dataset('qqp', 'similarity', ('question1', 'question2'), ('not_duplicate', 'duplicate'), ('f1', 'accuracy'),
-            uri='tfds:glue/qqp', aliases={'is_duplicate': 'label'}, drop_broken=True, paper={'f1': (70.3, 66.1)},
+            **_of_glue('qqp'), aliases={'is_duplicate': 'label'},
+            label_aliases={'true': 'duplicate', 'false': 'not_duplicate'}, drop_broken=True, adapt=adapters.qqp,
+            spellings=('quora', 'quora_question_pairs', 'quora_duplicate_questions'), paper={'f1': (70.3, 66.1)},
             submission_names={'test': 'QQP'}, **_NUMBERS, **_GLUE),
-    Dataset('mnli', 'entailment', _NLI_FIELDS, _NLI_LABELS, ('accuracy',), uri='tfds:glue/mnli',
+    Dataset('mnli', 'entailment', _NLI_FIELDS, _NLI_LABELS, ('accuracy',), **_of_glue('mnli'),
             splits=_splits(dev='validation_matched', dev_mismatched='validation_mismatched',
                            test='test_matched', test_mismatched='test_mismatched'),
-            aliases=_NLI_ALIASES, spellings=('multinli', 'multi_nli', 'multinli_1.0'), suites=('glue', 'all'),
+            aliases=_NLI_ALIASES, drop_unlabelled=True, may_lack=_NLI_VOTES,
+            files=('multinli_1.0/multinli_1.0_{}.jsonl', 'multinli_1.0/multinli_1.0_{}.txt', '{}.txt'),
+            spellings=('multinli', 'multi_nli', 'multinli_1.0'), suites=('glue', 'all'),
             paper={'accuracy': (82.1, 80.6), 'mismatched_accuracy': (81.4, 80.1)},
             submission_names={'test': 'MNLI-m', 'test_mismatched': 'MNLI-mm'}),
     Dataset('qnli', 'entailment', ('question', 'sentence'), ('entailment', 'not_entailment'), ('accuracy',),
-            uri='tfds:glue/qnli', paper={'accuracy': (88.1, 82.3)}, submission_names={'test': 'QNLI'}, **_GLUE),
-    Dataset('rte', 'entailment', _SENTENCES, ('entailment', 'not_entailment'), ('accuracy',), uri='tfds:glue/rte',
+            **_of_glue('qnli'), paper={'accuracy': (88.1, 82.3)}, submission_names={'test': 'QNLI'}, **_GLUE),
+    Dataset('rte', 'entailment', _SENTENCES, ('entailment', 'not_entailment'), ('accuracy',), **_of_glue('rte'),
             paper={'accuracy': (56.0, 61.7)}, submission_names={'test': 'RTE'}, **_GLUE),
-    Dataset('wnli', 'entailment', _SENTENCES, ('not_entailment', 'entailment'), ('accuracy',), uri='tfds:glue/wnli',
+    Dataset('wnli', 'entailment', _SENTENCES, ('not_entailment', 'entailment'), ('accuracy',), **_of_glue('wnli'),
             paper={'accuracy': (53.4, None)}, submission_names={'test': 'WNLI'}, **_NUMBERS, **_GLUE),
-    Dataset('snli', 'entailment', _NLI_FIELDS, _NLI_LABELS, ('accuracy',), uri='tfds:snli', splits=_TFDS_SPLITS,
-            aliases=_NLI_ALIASES, drop_unlabelled=True, spellings=('snli_1.0',), suites=('all',),
+    Dataset('snli', 'entailment', _NLI_FIELDS, _NLI_LABELS, ('accuracy',), uri='tfds:snli',
+            hub='stanfordnlp/snli:plain_text', splits=_TFDS_SPLITS,
+            aliases=_NLI_ALIASES, drop_unlabelled=True, may_lack=_NLI_VOTES,
+            files=('snli_1.0/snli_1.0_{}.jsonl', 'snli_1.0/snli_1.0_{}.txt', '{}.txt'),
+            spellings=('snli_1.0',), suites=('all',),
             paper={'accuracy': (89.9, 89.3)}),
     Dataset('scitail', 'entailment', _NLI_FIELDS, ('entails', 'neutral'), ('accuracy',), uri='tfds:sci_tail',
-            splits=_TFDS_SPLITS, aliases=_NLI_ALIASES, columns=(*_NLI_FIELDS, 'label'), spellings=('scitail_v1.1',),
-            suites=('all',), paper={'accuracy': (88.3, 83.3)}),
+            hub='allenai/scitail:tsv_format',
+            splits=_TFDS_SPLITS, aliases=_NLI_ALIASES, columns=(*_NLI_FIELDS, 'label', 'structure'),
+            files=('SciTailV1.1/tsv_format/scitail_1.0_{}.tsv', 'SciTailV1.1/snli_format/scitail_1.0_{}.txt',
+                   'SciTailV1.1/predictor_format/scitail_1.0_structure_{}.jsonl',
+                   'SciTailV1.1/dgem_format/scitail_1.0_structure_{}.tsv', '{}.txt'), may_lack=('structure',),
+            label_aliases={'entailment': 'entails'}, spellings=('scitail_v1.1',), suites=('all',),
+            paper={'accuracy': (88.3, 83.3)}),
     Dataset('race', 'multiple_choice', ('article', 'question', 'options'), ('A', 'B', 'C', 'D'), ('accuracy',),
-            label_field='answer', uri='tfds:race/middle,race/high', subset_field='level', adapt=adapters.race,
+            label_field='answer', uri='tfds:race/middle,race/high',
+            hub='ehovy/race:all', subset_field='level', adapt=adapters.race,
+            files=('RACE/{}/*/*.txt',),
             suites=('all',), submission_suffix='csv',
             paper={'accuracy': (59.0, 53.3), 'accuracy_middle': (62.9, 60.2), 'accuracy_high': (57.4, 50.3)}),
     Dataset('story_cloze', 'multiple_choice', ('context', 'endings'), ('1', '2'), ('accuracy',),
             uri='tfds:story_cloze/2016', splits=_splits('validation', 'validation'), rule='release',
-            adapt=adapters.story_cloze, spellings=('story_cloze_2016', 'rocstories'), suites=('all',),
+            adapt=adapters.story_cloze, suites=('all',),
+            files=('cloze_test_{}__spring2016 - cloze_test_ALL_{}.csv', 'cloze_test_{}__spring2016.csv',
+                   'cloze_test_{}__winter2018-cloze_test_ALL_{} - 1 - 1.csv',
+                   'cloze_test_{}__winter2018-cloze_test_ALL_{} - 1.csv', 'cloze_test_{}__winter2018.csv'),
+            spellings=('story_cloze_2016', 'story_cloze_2018', 'story_cloze_test', 'cloze_test', 'rocstories'),
             paper={'accuracy': (86.5, 77.6)}, submission_suffix='csv'),
     Dataset('copa', 'multiple_choice', ('premise', 'question', 'choices'), ('choice1', 'choice2'), ('accuracy',),
-            uri='tfds:super_glue/copa', splits=_TFDS_SPLITS, adapt=adapters.copa, suites=('all',)),
+            uri='tfds:super_glue/copa', hub='aps/super_glue:copa', splits=_TFDS_SPLITS, adapt=adapters.copa,
+            files=('COPA-resources/datasets/copa-{}.xml',), spellings=('copa_resources',), suites=('all',)),
     Dataset('dpr', 'multiple_choice', ('context', 'endings'), ('0', '1'), ('accuracy',),
-            uri='tfds:definite_pronoun_resolution', splits=_splits(dev='train'), adapt=adapters.dpr,
-            spellings=('dprd', 'definite_pronoun_resolution'), suites=('all',)),
+            uri='tfds:definite_pronoun_resolution',
+            hub='community-datasets/definite_pronoun_resolution:plain_text', splits=_splits(dev='train'),
+            adapt=adapters.dpr,
+            files=('{}.c.txt',), spellings=('dprd', 'definite_pronoun_resolution'), suites=('all',)),
     Dataset('docs_number', 'classification', ('text',), ('singular', 'plural'), ('accuracy',), uri='docs:'),
     Dataset('docs_next', 'entailment', ('text', 'word'), ('follows', 'does_not_follow'), ('accuracy',), uri='docs:'),
     Dataset('docs_same', 'similarity', ('first', 'second'), ('different', 'same'), ('accuracy', 'f1'), uri='docs:'),
@@ -169,14 +215,28 @@ def custom_dataset(
     label_field: str = 'label',
     uri: str = '',
     max_score: float = 0,
+    choices: Sequence[str] = (),
 ) -> Dataset:
     """The data set 'custom' of a config's values `data.*`; for labels or a score from 0 to `max_score`.
+
+    choices: columns of the choices, which then follow those of `fields`; by default they are the labels too.
 
     Raises:
       UserError: a value that does not fit.
     """
     if kind not in _FIELDS_OF_KIND:
         raise UserError(f'data.kind: The kind {kind!r} is unknown. Use one of {", ".join(_FIELDS_OF_KIND)}.')
+    if choices:
+        if kind != 'multiple_choice' or len(set(choices)) < max(2, len(choices)) or {*choices} & {*fields, label_field}:
+            raise UserError(
+                f'data.choices: The choices cannot be in {", ".join(choices)!r}. Name two or more columns that are '
+                'neither in data.fields nor that of the label, and set data.kind=multiple_choice.'
+            )
+        fields, labels = (*fields, ', '.join(choices)), labels or choices
+        if len(labels) != len(choices):
+            raise UserError(
+                f'data.labels: There are {len(labels)} for {len(choices)} choices. Name one for each, in their order.'
+            )
     least, most = _FIELDS_OF_KIND[kind]
     if not least <= len(fields) <= most or len(set(fields)) < len(fields):
         count = str(least) if least == most else f'{least} or {most}'
@@ -189,7 +249,8 @@ def custom_dataset(
     if labels is None:
         if kind == 'multiple_choice':
             raise UserError(
-                'data.labels: Multiple choice needs the names of the choices. Set, for example, data.labels=A,B,C,D.'
+                'data.labels: Multiple choice needs the names of the choices. Set, for example, data.labels=A,B,C,D, '
+                'or data.choices where each choice has a column.'
             )
         if max_score < 1 or max_score != int(max_score):
             raise UserError(
@@ -218,6 +279,7 @@ def custom_dataset(
         metrics,
         label_field,
         uri,
+        choices=tuple(choices),
         score_range=None if labels else (0.0, float(max_score)),
     )
 
@@ -234,6 +296,7 @@ def dataset_of(data: ConfigDict) -> Dataset:
             label_field=data.label_field,
             uri=data.source,
             max_score=data.max_score,
+            choices=names(data.get('choices', '')),  # a run of an earlier version has no such key
         )
     check_choice('data.dataset', data.dataset, (*REGISTRY, 'custom'))
     return REGISTRY[data.dataset]

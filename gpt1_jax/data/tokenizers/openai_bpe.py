@@ -21,6 +21,7 @@ HUGGING_FACE_NAMES = ('vocab.json', 'merges.txt')
 
 _UNKNOWN, _NEWLINE, _END_OF_WORD = '<unk>', '\n</w>', '</w>'
 _HEADER = '#version: 0.2'
+_MODEL = {'type': 'BPE', 'end_of_word_suffix': _END_OF_WORD, 'unk_token': _UNKNOWN}  # in tokenizer.json
 _MAX_CHUNKS = 2**18  # in spaCy's cache, at about 1 kB each
 
 
@@ -125,13 +126,16 @@ class OpenAITokenizer:
 
 
 def load_openai(directory: epath.PathLike, fingerprint: str | None = None) -> OpenAITokenizer:
-    """Loads the two files of a folder, by the release's names or by Hugging Face's.
+    """Loads the two files of a folder, by the release's names or by Hugging Face's, or the tokenizer.json that
+    transformers 5 writes instead of them.
 
     Raises UserError: a file is missing or damaged, the two do not belong together or have another fingerprint.
     """
     vocabulary_path, merges_path = _find_files(epath.Path(directory))
-    vocabulary = _read_vocabulary(vocabulary_path)
-    merges = _read_merges(merges_path)
+    if vocabulary_path == merges_path:
+        vocabulary, merges = _read_both(vocabulary_path)
+    else:
+        vocabulary, merges = _read_vocabulary(vocabulary_path), _read_merges(merges_path)
     characters = sum(len(entry.removesuffix(_END_OF_WORD)) == 1 for entry in vocabulary)  # a newline's included
     if len(vocabulary) != 1 + characters + len(merges):
         raise UserError(
@@ -144,8 +148,9 @@ def load_openai(directory: epath.PathLike, fingerprint: str | None = None) -> Op
         if vocabulary.get(''.join(halves)) != first + rank or not all(
             0 < vocabulary.get(half, 0) < first + rank for half in halves
         ):
+            number = f'Line {rank + 2}' if merges_path != vocabulary_path else f'Merge {rank + 1}'
             raise UserError(
-                f'{merges_path}: Line {rank + 2}, {" ".join(halves)!r}, does not make entry {first + rank} '
+                f'{merges_path}: {number}, {" ".join(halves)!r}, does not make entry {first + rank} '
                 f'of {vocabulary_path} from earlier ones. Copy both from one folder.'
             )
     tokenizer = OpenAITokenizer(vocabulary, merges)
@@ -165,6 +170,8 @@ def _find_files(directory: epath.Path) -> tuple[epath.Path, epath.Path]:
         if there:
             (missing,) = set(names) - set(there)
             raise UserError(f'{directory}: The folder has {there[0]} and lacks {missing}. Copy both from one folder.')
+    if (directory / 'tokenizer.json').exists():
+        return directory / 'tokenizer.json', directory / 'tokenizer.json'
     raise UserError(
         f'{directory}: The folder holds no tokenizer. Name one that the task prepare made, or one with '
         f'{" and ".join(RELEASE_NAMES)} of the release, or with {" and ".join(HUGGING_FACE_NAMES)}.'
@@ -172,10 +179,35 @@ def _find_files(directory: epath.Path) -> tuple[epath.Path, epath.Path]:
 
 
 def _read_vocabulary(path: epath.Path) -> dict[str, int]:
+    return _checked_vocabulary(path, _read_json(path))
+
+
+def _read_json(path: epath.Path) -> object:
     try:
-        vocabulary = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f'{path}: The file is damaged, it is not JSON ({error}). Copy it again.') from error
+
+
+def _read_both(path: epath.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of the library tokenizers' one file. Merges are pairs, or strings in older files."""
+    description = _read_json(path)
+    model = description.get('model') if isinstance(description, dict) else None
+    if not isinstance(model, dict) or any(model.get(name) != value for name, value in _MODEL.items()):
+        raise UserError(
+            f"{path}: The tokenizer is not of GPT-1's kind, byte-pair encoding with {_UNKNOWN!r}, and {_END_OF_WORD!r} "
+            f'at the end of words. Name a folder with {" and ".join(HUGGING_FACE_NAMES)}.'
+        )
+    merges = [
+        tuple(one.split(' ') if isinstance(one, str) else one if isinstance(one, list) else ())
+        for one in model.get('merges') or ()
+    ]
+    if not all(len(halves) == 2 and all(isinstance(half, str) and half for half in halves) for halves in merges):
+        raise UserError(f'{path}: Some of its merges are not two pieces. Copy it again.')
+    return _checked_vocabulary(path, model.get('vocab')), merges
+
+
+def _checked_vocabulary(path: epath.Path, vocabulary) -> dict[str, int]:
     if not isinstance(vocabulary, dict) or not all(type(i) is int for i in vocabulary.values()):
         raise UserError(f'{path}: The file is not a vocabulary, an object with an id for each entry. Copy it again.')
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):

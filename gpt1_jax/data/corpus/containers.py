@@ -1,0 +1,208 @@
+"""The documents in a file: the text itself, gzip or not, members of a zip archive, rows of a table."""
+
+import contextlib
+import gzip
+import io
+import itertools
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, NamedTuple
+
+from etils import epath
+
+from gpt1_jax.data import parquet
+from gpt1_jax.data.corpus.documents import DocumentError, Unreadable, named_errors
+from gpt1_jax.data.labelled.values import parse_json
+from gpt1_jax.errors import UserError
+from gpt1_jax.files import is_local
+
+TEXT_COLUMNS = ('text', 'book_text', 'content')  # that may hold the text of a table
+_PARQUET_ROWS = 16  # at once: a row may be a book
+_ERRORS = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
+
+class Part(NamedTuple):
+    """A file of a corpus: its documents, in order."""
+
+    documents: int  # their number
+    size: int  # bytes, what is read of it in all; of a table's text, about
+    names: Callable[[], Iterable[str]]
+    read: Callable[[int], Iterator[BinaryIO]]  # the contents, from the document of this index on
+
+    def files(self, first: int) -> Iterator[BinaryIO]:
+        """`read`, and all documents that it cannot read."""
+        missing = self.documents - first
+        try:
+            for file in self.read(first):
+                missing -= 1
+                yield file
+            error = OSError('it has changed since the run began')
+        except UserError as user_error:
+            error = DocumentError(str(user_error))
+        except _ERRORS as read_error:
+            error = read_error
+        yield from (Unreadable(error) for _ in range(missing))
+
+
+def open_binary(path: epath.Path) -> BinaryIO:
+    """Opens a file, on this machine or in a remote store, as a buffered one."""
+    file = path.open('rb')
+    return file if is_local(path) else io.BufferedReader(_RemoteFile(file))
+
+
+class _RemoteFile(io.RawIOBase):
+    """What epath opens on `gs://` with the methods of a binary file."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self):
+        return self._file.tell()
+
+    def close(self):
+        self._file.close()
+        super().close()
+
+
+def _unpacked(file, name):
+    """The text in an open file: gzip is known by its first bytes, whatever the name."""
+    beginning = file.peek(2)[:2]
+    if beginning == b'\x1f\x8b':
+        return gzip.GzipFile(fileobj=file)
+    if beginning and str(name).lower().endswith('.gz'):
+        return Unreadable(
+            DocumentError(f'{name}: The file is not gzip, though its name ends in .gz. Rename it to {str(name)[:-3]}.')
+        )
+    return file
+
+
+# Text files, and members of zip archives.
+
+
+def text_part(name: str, path: epath.Path) -> Part:
+    """A file that is one document. Raises DocumentError: it is not there."""
+    with named_errors(path):
+        size = path.stat().length
+    return Part(1, size, lambda: (name,), lambda first: _open_text(path))
+
+
+def _open_text(path):
+    with open_binary(path) as file:
+        yield _unpacked(file, path)
+
+
+def zip_part(name: str, path: epath.Path, wanted: Callable[[str], bool]) -> Part:
+    """The members of a zip archive with names that are `wanted`. Raises DocumentError: it cannot be read."""
+    with named_errors(path), open_binary(path) as file, zipfile.ZipFile(file) as archive:
+        members = [
+            member for member in archive.infolist() if not member.filename.endswith('/') and wanted(member.filename)
+        ]
+    return Part(
+        len(members),
+        sum(member.file_size for member in members),
+        lambda: (f'{name}/{member.filename}' for member in members),
+        lambda first: _open_members(path, members[first:]),
+    )
+
+
+def _open_members(path, members):
+    with open_binary(path) as file, zipfile.ZipFile(file) as archive:
+        for member in members:
+            try:
+                text = archive.open(member)
+            except _ERRORS as error:
+                yield Unreadable(error)
+            else:
+                with text:
+                    yield _unpacked(text, member.filename)
+
+
+# Tables: a row is a document.
+
+
+def table_part(name: str, path: epath.Path, column: str) -> Part | None:
+    """The rows of a .jsonl or .parquet file; None if it has no column with text. Raises DocumentError as above.
+
+    column: holds the text; '': the first of TEXT_COLUMNS that is there.
+    """
+    open_table = _open_parquet if name.lower().endswith('.parquet') else _open_json
+    with named_errors(path):
+        size, documents, columns = path.stat().length, *open_table(path)
+    found = next((one for one in ([column] if column else TEXT_COLUMNS) if one in columns), None)
+    if found is None:
+        return None
+    texts = parquet_texts if open_table is _open_parquet else _json_texts
+    return Part(
+        documents,
+        size,
+        lambda: (f'{name}:{number}' for number in range(1, documents + 1)),
+        lambda first: texts(path, found, first),
+    )
+
+
+def _open_json(path):
+    """Number of lines, and the columns of the first that is not empty."""
+    with open_binary(path) as file:
+        text = _unpacked(file, path)
+        first = next((line for line in text if not line.isspace()), b'{}')
+        text.seek(0)
+        lines, end = 0, b'\n'
+        while data := text.read(2**20):
+            lines, end = lines + data.count(b'\n'), data[-1:]
+    try:
+        columns = parse_json(first.decode('utf-8-sig'))
+    except ValueError as error:
+        raise DocumentError(f'{path}: Its first line is no JSON ({error}). Remove the file, or fix it.') from error
+    return lines + (end != b'\n'), columns if isinstance(columns, dict) else ()
+
+
+def _json_texts(path, column, first):
+    with open_binary(path) as file:
+        for number, line in enumerate(itertools.islice(_unpacked(file, path), first, None), first + 1):
+            text, problem = '', f'{path}: Line {number:,} is no JSON object with text as {column!r}. Fix or remove it.'
+            with contextlib.suppress(ValueError):
+                row = {} if line.isspace() else parse_json(line.decode('utf-8-sig'))
+                text = (row.get(column) or '') if isinstance(row, dict) else None
+                problem = '' if isinstance(text, str) else problem
+            yield Unreadable(DocumentError(problem)) if problem else io.BytesIO(text.encode(errors='replace'))
+
+
+def _open_parquet(path):
+    try:
+        file = parquet.open_file(path)
+    except UserError as error:
+        raise DocumentError(str(error)) from error
+    texts = [field.name for field in file.schema_arrow if str(field.type) in ('string', 'large_string', 'string_view')]
+    return file.metadata.num_rows, texts
+
+
+def parquet_texts(path: epath.Path, column: str, first: int) -> Iterator[BinaryIO]:
+    """The texts of a parquet file, from the row `first` on; empty for a null. Raises UserError: it is damaged."""
+    file = parquet.open_file(path)
+    with parquet.named_errors(path):
+        ends = itertools.accumulate(
+            file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)
+        )
+        ends = [0, *ends]
+        groups = [group for group, end in enumerate(ends[1:]) if end > first]
+        batches = file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=[column])
+        texts = (text for batch in batches for text in batch.column(0).cast('large_binary').to_pylist())
+        for text in itertools.islice(texts, first - ends[groups[0]] if groups else 0, None):
+            yield io.BytesIO(text or b'')

@@ -1,0 +1,178 @@
+"""Running text in files: which files of a folder are read, and which are left out."""
+
+import collections
+import functools
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from etils import epath
+
+from gpt1_jax.data.corpus.containers import TEXT_COLUMNS, Part, table_part, text_part, zip_part
+from gpt1_jax.data.corpus.documents import Corpus, DocumentError, fingerprint
+from gpt1_jax.encodings import conversion
+from gpt1_jax.errors import UserError
+from gpt1_jax.files import is_local
+
+_TEXTS = ('.txt', '.txt.gz')
+_TABLES = ('.jsonl', '.jsonl.gz', '.parquet')
+_KINDS_SHOWN = 8
+
+
+def open_text(location: str, text_column: str = '') -> Corpus:
+    """Opens text:LOCATION, a folder, a glob or a file.
+
+    Of a folder, and the folders in it, links to others included, these files are read, in any case of the suffix: .txt
+    and .txt.gz, a document each; .zip, whose members of these kinds are documents; .jsonl and .parquet, a document a
+    row. Files whose names say that they are not meant to be read are left out: hidden ones, copies of editors. So is a
+    member of an archive that lies beside it unpacked. A file that is named itself, or by a glob, may have any suffix.
+
+    Args:
+      text_column: of tables; '': the first of TEXT_COLUMNS.
+
+    Raises:
+      UserError: nothing is there that could be read.
+    """
+    left_out, problems = collections.Counter(), []
+    root, paths = _find(location, left_out, problems)
+    names = {path.relative_to(root).as_posix(): path for path in paths}
+    paths = dict(sorted(names.items()))
+    parts = {}
+    for name, path in paths.items():
+        try:
+            if (part := _part(name, path, paths, text_column, left_out)) and part.documents:
+                parts[name] = part
+        except DocumentError as error:
+            problems.append(str(error))
+    if not parts and not problems:
+        raise UserError(
+            f'text:{location}: There is no text. Name a folder with files .txt, .txt.gz, .zip, .jsonl or .parquet, a '
+            f'glob or a file{_in_words(left_out, " (left out: {})")}.'
+        )
+
+    def files(first: int) -> Iterator[BinaryIO]:
+        for part in parts.values():
+            if first < part.documents:
+                yield from part.files(first)
+            first = max(0, first - part.documents)
+
+    def convert(name: str, encoding: str) -> str:
+        if name in paths:
+            return conversion(paths[name], encoding)
+        archive = next((one for one in parts if name.startswith(f'{one}/')), None)
+        if archive is None:  # a row of a table
+            return ''
+        folder, member = os.fspath(paths[archive].parent), name.removeprefix(f'{archive}/')
+        unpack = f'unzip {shlex.quote(paths[archive].name)} {shlex.quote(member)}'
+        return f'cd {shlex.quote(folder)} && {unpack} && {conversion(member, encoding)}'
+
+    return Corpus(
+        f'text:{location}',
+        sum(part.documents for part in parts.values()),
+        sum(part.size for part in parts.values()),
+        fingerprint(list(parts), [part.size for part in parts.values()]),
+        lambda: (name for part in parts.values() for name in part.names()),
+        files,
+        left_out=_in_words(left_out, '{}'),
+        problems=tuple(problems),
+        convert=convert,
+    )
+
+
+def _find(location, left_out, problems):
+    """The folder that names are relative to, and the paths of all files that may be read."""
+    path = epath.Path(location).expanduser()
+    parts = path.parts
+    magic = next((i for i, part in enumerate(parts) if re.search(r'[*?[]', part)), None)
+    if '**' in parts:
+        raise UserError(f"text:{location}: '**' is not supported. Name the folder, which is read whole.")
+    if magic is not None and not path.exists():
+        root = epath.Path(*parts[:magic])
+        found = root.glob('/'.join(parts[magic:])) if root.is_dir() else []
+        return root, [p for p in found if not p.is_dir() and not _counted(left_out, _unwanted(p.name))]
+    if location and path.is_dir():
+        return path, list(_walk(path, left_out, problems))
+    return path.parent, [path] if location and path.exists() else []
+
+
+def _walk(root, left_out, problems):
+    """The files of a folder, linked folders included: each once, whatever ways lead to it."""
+
+    def on_error(error):
+        reason = error.strerror or error
+        problems.append(f'{error.filename}: The folder cannot be read ({reason}). Allow it, or move it away.')
+
+    local = is_local(root)
+    real = os.path.realpath if local else os.fspath
+    walk = functools.partial(os.walk, onerror=on_error) if local else lambda _: root.walk(on_error=on_error)
+    tops, seen = [os.fspath(root)], set()
+    for top in tops:  # links join it on the way
+        above = os.path.join(real(os.path.dirname(top)), '')
+        if top != tops[0] and (real(top) in seen or above.startswith(os.path.join(real(top), ''))):
+            left_out['link to a folder that is read anyway'] += 1
+            continue
+        for folder, folders, files in walk(top):
+            seen.add(real(folder))
+            paths = [os.path.join(folder, name) for name in sorted(folders) if not _counted(left_out, _unwanted(name))]
+            links = [path for path in paths if local and os.path.islink(path)]
+            tops += links
+            folders[:] = [os.path.basename(path) for path in paths if path not in links and real(path) not in seen]
+            for name in files:
+                if not _counted(left_out, _unwanted(name) or _other_kind(name)):
+                    yield epath.Path(folder) / name
+
+
+def _part(name, path, paths, text_column, left_out) -> Part | None:
+    """The documents of a file; None if none is left."""
+    suffixes = name.lower()
+    if is_local(path) and not stat.S_ISREG(os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG):
+        raise DocumentError(f'{path}: This is no ordinary file. Move it away.')
+    if suffixes.endswith(_TABLES):
+        part = table_part(name, path, text_column)
+        if part is None and text_column:
+            raise DocumentError(f'{path}: It has no column {text_column!r} of text. Correct data.text_column.')
+        if part is None:
+            left_out[f'table without a column {", ".join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}'] += 1
+        return part
+    if not suffixes.endswith('.zip'):
+        return text_part(name, path)
+
+    def wanted(member: str) -> bool:
+        kind = next(filter(None, map(_unwanted, member.split('/'))), '') or _other_kind(member, _TEXTS)
+        beside = os.path.join(os.path.dirname(name), member), os.path.join(name[: -len('.zip')], member)
+        if not kind and any(place in paths for place in beside):
+            kind = 'member of a .zip that is there unpacked'
+        return not _counted(left_out, kind)
+
+    return zip_part(name, path, wanted)
+
+
+def _unwanted(name):
+    """The kind of a file or folder that is not meant to be read, by its name; '' for others."""
+    if name.endswith(('~', '.swp', '.swo', '.bak')) or (name.startswith('#') and name.endswith('#')):
+        return 'copy of an editor'
+    return 'hidden' if name.startswith('.') or name == '__MACOSX' else ''
+
+
+def _other_kind(name, kinds=(*_TEXTS, *_TABLES, '.zip')):
+    """The suffix of a file that holds no text, '' if it does."""
+    return '' if name.lower().endswith(kinds) else os.path.splitext(name)[1].lower() or 'without a suffix'
+
+
+def _counted(counts, kind):
+    """Whether there is such a kind; counts it."""
+    if kind:
+        counts[kind] += 1
+    return bool(kind)
+
+
+def _in_words(left_out, form):
+    """5 .md, 2 hidden; '' where nothing is left out."""
+    if not left_out:
+        return ''
+    shown = [f'{count:,} {kind}' for kind, count in left_out.most_common(_KINDS_SHOWN)]
+    others = left_out.total() - sum(count for _, count in left_out.most_common(_KINDS_SHOWN))
+    return form.format(', '.join(shown + ([f'{others:,} others'] if others else [])))

@@ -1,0 +1,79 @@
+"""Labelled data sets of the Hugging Face hub, and local copies of their repositories -> entries.
+
+An id of a label becomes its name, as the set itself says it: sets have the same labels in different orders.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from gpt1_jax.data import hub_layout, parquet
+from gpt1_jax.data.labelled.registry import Dataset
+from gpt1_jax.errors import UserError
+
+
+def entries(dataset: Dataset, rest: str, split: str, download: bool = True) -> Iterator[tuple[str, dict]]:
+    """The entries of a split of hf:REST, each with where it stands.
+
+    Args:
+      split: as the source calls it; other words for validation are found too.
+      download: whether the hub may be asked.
+
+    Raises:
+      UserError: the split is not there, cannot be fetched or is damaged, or has other labels than `dataset`.
+    """
+    layout = _open(dataset, rest, download)
+    name = layout.find(split)
+    where = layout.repository.where
+    if name is None:
+        raise UserError(
+            f'{where}: There is no {split} split in config {layout.config!r}, only {", ".join(layout.splits)}. '
+            'Name another config or set.'
+        )
+    for path in layout.paths(name):
+        of_file = parquet.class_names(parquet.open_file(path).schema_arrow)
+        names = label_names(dataset, where, {**layout.class_names, **of_file})
+        for number, entry in enumerate(parquet.rows(path)):
+            row = f'{where}, {path.name}, row {number}'
+            yield row, named(entry, names, row)
+
+
+def has_split(dataset: Dataset, rest: str, split: str, download: bool = True) -> bool:
+    """Whether hf:REST has this split, as the source calls it. Raises UserError where it cannot be read."""
+    return _open(dataset, rest, download).find(split) is not None
+
+
+def _open(dataset, rest, download):
+    preferred = [dataset.hub.partition(':')[2], dataset.name] if dataset.hub else [dataset.name]
+    return hub_layout.open_layout(rest, download, preferred)
+
+
+def label_names(dataset: Dataset, where: str, class_names: Mapping) -> Mapping[str, tuple[str, ...]]:
+    """column -> the names of its ids, without those that only repeat the ids.
+
+    Raises UserError where those of the label are not ours.
+    """
+    names = {column: of_ids for column, of_ids in class_names.items() if of_ids != tuple(map(str, range(len(of_ids))))}
+    for column, of_ids in names.items():
+        if dataset.aliases.get(column, column) != dataset.label_field:
+            continue
+        ours = dataset.labels or ()
+        if other := [name for name in of_ids if dataset.label_aliases.get(name, name) not in ours]:
+            raise UserError(
+                f'{where}: Its labels are {", ".join(of_ids)}, those of {dataset.name} '
+                f'{", ".join(ours) or "numbers"}: {other[0]!r} is none of them. Name another set, or read it as your '
+                'own, with configs/finetune.py:custom.'
+            )
+    return names
+
+
+def named(entry: dict, names: Mapping[str, tuple[str, ...]], where: str) -> dict:
+    """The entry with the names of labels for their ids; -1, which stands for no label, stays."""
+    for column, of_ids in names.items():
+        value = entry.get(column)
+        if isinstance(value, int) and value >= 0:
+            if value >= len(of_ids):
+                raise UserError(
+                    f'{where}, column {column!r}: There is no label {value}, only 0 to {len(of_ids) - 1}. Get the set '
+                    'again.'
+                )
+            entry[column] = of_ids[value]
+    return entry

@@ -1,0 +1,84 @@
+"""What an entry must have, and its values: texts, lists, JSON."""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+
+from gpt1_jax.errors import UserError
+
+_LONGEST, _MOST = 40, 20  # characters of a name, and names, in a message
+_DEEPEST = 100  # lists in lists; what reads them further calls itself for each
+
+
+def require(where: str, entry: dict, names: Sequence[str]) -> None:
+    """Raises UserError if the entry lacks one of these columns."""
+    if missing := [name for name in names if name not in entry]:
+        plain = lambda name: str(name).strip().lower()
+        like = next((name for name in entry if plain(name) == plain(missing[0])), None)
+        there = shown(entry) if like is None else f'{like!r}, and upper and lower case and spaces count'
+        raise UserError(
+            f'{where}: There is no column {missing[0]!r}, only {there}. '
+            f'Rename a column, or name the right one in the config.'
+        )
+
+
+def shown(names: Iterable) -> str:
+    """Names of columns, which may be anything where there is no header, as part of one line."""
+    short = [' '.join(str(name).split())[:_LONGEST] for name in itertools.islice(names, _MOST + 1)]
+    return ', '.join(short[:_MOST]) + (' and more' if len(short) > _MOST else '') or 'nothing'
+
+
+def to_text(value, where: str) -> str:
+    """The value, if it is text; `where` names entry and column. Raises UserError."""
+    if not isinstance(value, str):
+        kind = 'null' if value is None else type(value).__name__
+        raise UserError(f'{where}: The value is {kind}, not text. Write it as a string.')
+    return value
+
+
+def to_list(value, where: str) -> list:
+    """The value, if it is a list, or the JSON of one: .tsv and .csv have no lists of their own. Raises UserError."""
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except ValueError:
+            if value.lstrip()[:1] == '[':
+                raise UserError(
+                    f'{where}: The value is a list, but not in JSON: {value[:40]!r}. Write ["first", "second"], as '
+                    'json.dumps and to_json do.'
+                ) from None
+    if not isinstance(value, list):
+        raise UserError(f'{where}: The value is not a list. Write ["first", "second"].')
+    return value
+
+
+def parse_json(text: str):
+    """The value of a JSON text. Raises ValueError if it is none, if one key has two values, or if it nests deeper than
+    any entry does."""
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+    if text.count('[') + text.count('{') < _DEEPEST:
+        return value
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return value
+    raise ValueError('it is nested too deeply')
+
+
+def _with_keys_once(pairs: list[tuple]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs) and any(value[key] != one for key, one in pairs):  # two entries ran into one another
+        raise ValueError('an object has two values of one key')
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_with_keys_once)

@@ -1,0 +1,154 @@
+"""Several processes that train together: whether this is one of them, and a roll call before JAX waits for them.
+
+JAX itself ends all processes with a page of C++ stack if one of them does not come.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from gpt1_jax.errors import UserError
+
+SECONDS = 300  # that processes wait for each other
+_TPU_PORT = 8482  # as JAX has it
+
+
+class Cluster(NamedTuple):
+    """The processes, and which one this is.
+
+    Attributes:
+      coordinator: 'HOST:PORT' of process 0, on which JAX listens; the roll call is one port above.
+      processes: their number.
+      process_id: of this one, from 0.
+      hosts: of the processes, by id, as far as known.
+    """
+
+    coordinator: str
+    processes: int
+    process_id: int
+    hosts: Sequence[str] = ()
+
+    def name(self, process: int) -> str:
+        """'process 1 (host-b)'"""
+        return f'process {process}' + (f' ({self.hosts[process]})' if process < len(self.hosts) else '')
+
+
+def explicit(coordinator: str | None, process_id: int | None, processes: int | None) -> Cluster | None:
+    """The cluster of the flags, or None if none is given. Raises UserError if some are missing or wrong."""
+    given = {'--coordinator': coordinator, '--process_id': process_id, '--processes': processes}
+    if all(value is None for value in given.values()):
+        return None
+    if missing := [flag for flag, value in given.items() if value is None]:
+        raise UserError(f'{missing[0]}: It is missing. Give {", ".join(given)} together, the first and last alike.')
+    if not re.fullmatch(r'[^:/\s]+:\d{1,5}', coordinator) or not 0 < int(coordinator.rpartition(':')[2]) < 65535:
+        raise UserError(f'--coordinator: {coordinator!r} is no address. Write HOST:PORT of process 0.')
+    if not 0 <= process_id < processes:
+        raise UserError(f'--process_id: {process_id} is not possible. It must be from 0 to {processes - 1}.')
+    return Cluster(coordinator, processes, process_id)
+
+
+def detected(environment: Mapping[str, str] = os.environ) -> Cluster | None:
+    """The cluster that the environment describes: the tasks of an `srun`, or the hosts of a TPU slice on GKE; None
+    where it describes none or a single process. Several slices, and TPU VMs outside of GKE, are found by JAX alone.
+    """
+    if {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'} <= environment.keys():
+        processes = int(environment['SLURM_NTASKS'])
+        first = re.match(r'([^,\[]*)(?:\[(\d+))?', environment['SLURM_STEP_NODELIST'])
+        port = int(environment['SLURM_JOB_ID']) % 2**12 + 2**16 - 2**12 - 1  # others may run on the node
+        one = Cluster(f'{first[1]}{first[2] or ""}:{port}', processes, int(environment['SLURM_PROCID']))
+        return one if processes > 1 else None
+    hosts = [name for name in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if name]
+    if len(hosts) > 1 and environment.get('TPU_WORKER_ID', '').isdigit() and 'MEGASCALE_NUM_SLICES' not in environment:
+        return Cluster(f'{hosts[0]}:{_TPU_PORT}', len(hosts), int(environment['TPU_WORKER_ID']), hosts)
+    return None
+
+
+def start(cluster: Cluster | None, seconds: float = SECONDS) -> None:
+    """Makes this process one of the cluster, or of the one that JAX finds. Raises UserError if others do not come."""
+    jax = importlib.import_module('jax')  # not at the top, because it reads what main sets before
+    if cluster is None:
+        try:
+            jax.distributed.initialize(initialization_timeout=int(seconds))
+        except ValueError as error:  # JAX found no cluster
+            raise UserError(
+                '--distributed: The environment describes no other processes. Leave it out, or give --coordinator, '
+                '--process_id and --processes.'
+            ) from error
+        return
+    call_roll(cluster, seconds)
+    logging.info('distributed: process %d of %d', cluster.process_id, cluster.processes)
+    local = os.environ.get('SLURM_LOCALID')  # a task for each GPU of a node
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.processes,
+        cluster.process_id,
+        local_device_ids=None if local is None else [int(local)],
+        initialization_timeout=int(seconds),
+    )
+
+
+def call_roll(cluster: Cluster, seconds: float) -> None:
+    """Returns when all processes are there. Raises UserError in all that are, with the names of those that are not."""
+    host, _, port = cluster.coordinator.rpartition(':')
+    end = time.monotonic() + seconds
+    answer = _gather if cluster.process_id == 0 else _report
+    absent = answer(cluster, (host, int(port) + 1), end)
+    if absent:
+        named = ', '.join(cluster.name(process) for process in absent[:10])
+        raise UserError(
+            f'--distributed: {len(absent)} of {cluster.processes} processes did not come within {seconds:.0f} s: '
+            f'{named}{", ..." * (len(absent) > 10)}. See why they did not start, then run the command again on all.'
+        )
+
+
+def _gather(cluster, address, end):
+    """Process 0: waits for a line from each of the others, and answers all with the ids of those that did not come."""
+    lines = {}
+    try:
+        server = socket.create_server(('', address[1]))
+    except OSError as error:
+        raise UserError(
+            f'--coordinator: Port {address[1]} of this host cannot be used ({error.strerror}). Choose another one.'
+        ) from error
+    with server, contextlib.ExitStack() as connections:
+        while len(lines) < cluster.processes - 1 and (left := end - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours, or too late
+                connection = server.accept()[0]
+                connection.settimeout(5)
+                line = connection.makefile('r').readline()
+                process = json.loads(line)['process']
+                if 0 < process < cluster.processes:
+                    lines[process] = connections.enter_context(connection)
+        absent = [process for process in range(1, cluster.processes) if process not in lines]
+        for connection in lines.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(f'{json.dumps(absent)}\n'.encode())
+    return absent
+
+
+def _report(cluster, address, end):
+    """Any other process: tells process 0 that it is there, and returns its answer."""
+    reason = 'it does not answer'
+    while (left := end - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(address, timeout=min(left, 10)) as connection:
+                connection.sendall(f'{json.dumps({"process": cluster.process_id})}\n'.encode())
+                connection.settimeout(max(1, end + 5 - time.monotonic()))
+                if line := connection.makefile('r').readline():
+                    return json.loads(line)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or str(error)
+        time.sleep(0.5)
+    raise UserError(
+        f'--distributed: {cluster.name(0)} cannot be reached at {cluster.coordinator} ({reason}). See that it runs '
+        'there, and that the hosts reach each other.'
+    )

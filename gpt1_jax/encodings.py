@@ -1,0 +1,59 @@
+"""Text that is not UTF-8: which encoding it is probably in, and the command that converts it."""
+
+import codecs
+import os
+import re
+import shlex
+from collections.abc import Iterable
+
+_MARKS = (  # UTF-32's first: it begins as UTF-16's does
+    (codecs.BOM_UTF32_LE, 'UTF-32'),
+    (codecs.BOM_UTF32_BE, 'UTF-32'),
+    (codecs.BOM_UTF16_LE, 'UTF-16'),
+    (codecs.BOM_UTF16_BE, 'UTF-16'),
+)
+_FORMATS = {b'PK\x03\x04': 'a zip archive', b'%PDF': 'a PDF file', b'\xd0\xcf\x11\xe0': 'a Word or Excel file'}
+_NOT_IN_1252 = re.compile(rb'[\x81\x8d\x8f\x90\x9d]')
+
+
+def file_format(beginning: bytes) -> str:
+    """What a file is that holds no text, by its first bytes; '' if these do not say."""
+    return next((name for magic, name in _FORMATS.items() if beginning.startswith(magic)), '')
+
+
+def wide_encoding(data: bytes, share: float = 0.25) -> str:
+    """UTF-16LE or UTF-16BE if at least the share of every second byte of `data` is NUL, and hardly any other; else ''.
+
+    Such text may be valid UTF-8, with a NUL beside each letter.
+    """
+    first, second = data[::2].count(0), data[1::2].count(0)
+    if max(first, second) < max(4, share * len(data) / 2) or min(first, second) > max(first, second) / 20:
+        return ''
+    return 'UTF-16BE' if first > second else 'UTF-16LE'
+
+
+def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
+    """iconv's name of the encoding that text is probably in which is not UTF-8; '' where it is no text.
+
+    Args:
+      data: of the text, from its beginning on where that may hold a byte order mark.
+      rest: what comes after `data`, in parts: iconv must know all its bytes.
+    """
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            return name
+    if name := wide_encoding(data, 0.01):
+        return name
+    if data.count(0) > len(data) / 100:
+        return ''
+    return 'ISO-8859-1' if any(map(_NOT_IN_1252.search, [data, *rest])) else 'WINDOWS-1252'
+
+
+def conversion(path: os.PathLike, encoding: str, *, drop: bool = False) -> str:
+    """The shell command that converts a file, or the text in a .gz file, to UTF-8, in its place. drop: bytes that are
+    not in the encoding."""
+    file, converted = shlex.quote(os.fspath(path)), shlex.quote(f'{os.fspath(path)}.utf8')
+    iconv = f'iconv {"-c " * drop}-f {encoding} -t UTF-8'
+    if os.fspath(path).lower().endswith('.gz'):
+        return f'gzip -dc {file} | {iconv} | gzip > {converted} && mv {converted} {file}'
+    return f'{iconv} {file} > {converted} && mv {converted} {file}'

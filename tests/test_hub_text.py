@@ -1,0 +1,101 @@
+"""Running text in the parquet files of the hub."""
+
+import re
+
+import pytest
+
+from corpora import held_out
+from gpt1_jax import hub
+from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.errors import UserError
+from test_parquet import arrow, write
+
+NAME = 'someone/books'
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A local copy, two files of train in row groups of three, and one of validation."""
+    train = [f'Train {i} \u00e9\nline\n' for i in range(17)]
+    train[5] = None
+    write(tmp_path / 'data/train-00000-of-00002.parquet', {'id': list('abcdefghij'), 'text': train[:10]}, None, 3)
+    write(tmp_path / 'data/train-00001-of-00002.parquet', {'id': list('abcdefg'), 'text': train[10:]}, None, 3)
+    write(tmp_path / 'data/validation-00000-of-00001.parquet', {'id': ['a'], 'text': ['Valid']})
+    write(tmp_path / 'data/test-00000-of-00001.parquet', {'id': ['a'], 'text': ['Test']})
+    return train
+
+
+def test_a_row_is_a_document(tmp_path, texts):
+    corpus = open_corpus(f'hf:{tmp_path}')
+    blocks = list(corpus.blocks())
+    assert corpus.documents == 18 and corpus.size > 0
+    assert [(b.document, b.text) for b in blocks] == [(i, t) for i, t in enumerate([*texts, 'Valid']) if t]
+    assert [b.name for b in blocks if b.held_out] == ['validation/0']
+    for first in (*range(18), 17):
+        resumed = corpus.blocks(start=(first, 0))
+        assert [b.text for b in resumed] == [b.text for b in blocks if b.document >= first]
+
+
+def test_without_validation_documents_are_held_out(tmp_path, texts):
+    (tmp_path / 'data/validation-00000-of-00001.parquet').unlink()
+    assert 0 < len(held_out(open_corpus(f'hf:{tmp_path}'), 0.3)) < 16
+
+
+def test_the_fingerprint_follows_the_files(tmp_path, texts):
+    first = open_corpus(f'hf:{tmp_path}').fingerprint
+    assert open_corpus(f'hf:{tmp_path}').fingerprint == first and re.fullmatch('[0-9a-f]{16}', first)
+    write(tmp_path / 'data/validation-00000-of-00001.parquet', {'id': ['a'], 'text': ['Another']})
+    assert open_corpus(f'hf:{tmp_path}').fingerprint != first
+
+
+def test_of_the_hub_it_follows_the_commit(hub_server, tmp_path):
+    def fingerprint(text):
+        data = write(tmp_path / 'a.parquet', {'text': [text]}).read_bytes()
+        hub_server.add(NAME, {'plain/train-00000-of-00001.parquet': data}, kind='dataset')
+        hub.open_repository.cache_clear()
+        corpus = open_corpus(f'hf:{NAME}')
+        assert [block.text for block in corpus.blocks()] == [text]
+        return corpus.fingerprint
+
+    assert fingerprint('abc') == fingerprint('abc') != fingerprint('abd')
+    with pytest.raises(UserError, match='data.download is False'):
+        open_corpus('hf:someone/other', download=False)
+
+
+def test_columns(tmp_path):
+    def column(columns):
+        write(tmp_path / 'train.parquet', columns)
+        return next(iter(open_corpus(f'hf:{tmp_path}').blocks())).text
+
+    assert column({'title': ['a'], 'text': ['b']}) == 'b'
+    assert column({'title': ['a'], 'book_text': ['b']}) == 'b'
+    assert column({'number': [1], 'story': ['b']}) == 'b'
+    assert column({'text': arrow.array(['b'], arrow.large_string())}) == 'b'
+    for columns in ({'title': ['a'], 'story': ['b']}, {'text': [1]}, {'text': [['a']]}):
+        with pytest.raises(UserError, match='None of its columns .* is called text or book_text or content'):
+            column(columns)
+
+
+def test_splits(tmp_path):
+    write(tmp_path / 'books.parquet', {'text': ['a']})
+    assert [b.text for b in open_corpus(f'hf:{tmp_path}').blocks()] == ['a']  # the only one, whatever its name
+    write(tmp_path / 'more.parquet', {'text': ['a']})
+    with pytest.raises(UserError, match='There is no train split, only books, more'):
+        open_corpus(f'hf:{tmp_path}')
+
+
+def test_damage(tmp_path, texts):
+    path = tmp_path / 'data/train-00001-of-00002.parquet'
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    with pytest.raises(UserError, match='train-00001-of-00002.parquet: This is no whole parquet file'):
+        open_corpus(f'hf:{tmp_path}')
+    path.unlink()
+    with pytest.raises(UserError, match='Of the 2 files of the train split, number 1 is missing'):
+        open_corpus(f'hf:{tmp_path}')
+    raw = arrow.array([b'ab\xff'], arrow.binary()).view(arrow.string())
+    for other in tmp_path.glob('data/*'):
+        other.unlink()
+    write(path.with_name('train.parquet'), {'text': raw})
+    with pytest.raises(UserError, match='0 of hf:.*: The text is not UTF-8 at byte 2'):
+        list(open_corpus(f'hf:{tmp_path}').blocks())

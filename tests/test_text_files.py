@@ -1,0 +1,124 @@
+"""Which files of a folder are read."""
+
+import os
+import shlex
+import subprocess
+import zipfile
+
+import pytest
+
+from corpora import joined, make_folder
+from gpt1_jax.data.corpus import documents
+from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.errors import UserError
+
+
+def names(location):
+    return list(open_corpus(f'text:{location}').names())
+
+
+def write(folder, *files):
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f'The text of {name}.\n')
+
+
+@pytest.mark.parametrize('pattern, count', [('a/*.txt', 10), ('*/book0?.txt*', 10), ('b/book01.txt', 1)])
+def test_globs_and_files(tmp_path, pattern, count):
+    texts = make_folder(tmp_path)
+    corpus = open_corpus(f'text:{tmp_path}/{pattern}')
+    assert corpus.documents == count
+    assert set(joined(corpus.blocks()).values()) <= set(texts.values())
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    write(tmp_path, 'a.txt', 'B.TXT', 'deep/er/c.Txt', 'x.txt/inner.txt', 'n.md', 'n.html', 'o.HTML', 'README')
+    write(tmp_path, '.d.txt', '.ipynb_checkpoints/e.txt', '.git/f.txt', '__MACOSX/g.txt', 'deep/._h.txt')
+    write(tmp_path, 'i.txt~', '#j.txt#', '.k.txt.swp', 'l.swp', 'm.txt.bak')
+    corpus = open_corpus(f'text:{tmp_path}')
+    assert list(corpus.names()) == ['B.TXT', 'a.txt', 'deep/er/c.Txt', 'x.txt/inner.txt']
+    counts = {kind: int(n) for n, _, kind in (one.partition(' ') for one in corpus.left_out.split(', '))}
+    assert counts == {'hidden': 5, 'copy of an editor': 5, '.html': 2, '.md': 1, 'without a suffix': 1}
+    assert names(tmp_path / '.d.txt') == ['.d.txt']  # what is named itself is read
+    assert names(tmp_path / 'n.md') == ['n.md']
+    assert names(f'{tmp_path}/n.*') == ['n.html', 'n.md']
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path):
+    outside = tmp_path / 'outside'
+    write(outside, 'far.txt', 'deep/farther.txt')
+    root = tmp_path / 'root'
+    write(root, 'a.txt', 'sub/b.txt')
+    (root / 'file.txt').symlink_to(outside / 'far.txt')
+    (root / 'folder').symlink_to(outside)
+    (root / 'afar').symlink_to(outside / 'deep')
+    (root / 'again').symlink_to('sub')
+    (root / 'loop').symlink_to('.')
+    (root / 'sub' / 'up').symlink_to('../..')
+    (outside / 'back').symlink_to(root)
+    corpus = open_corpus(f'text:{root}')
+    assert list(corpus.names()) == ['a.txt', 'afar/farther.txt', 'file.txt', 'folder/far.txt', 'sub/b.txt']
+    assert corpus.left_out == '4 link to a folder that is read anyway'
+    link = tmp_path / 'link'
+    link.symlink_to(root)
+    assert names(link) == list(corpus.names())
+
+
+def test_files_that_cannot_be_read_are_named_together(tmp_path, monkeypatch):
+    write(tmp_path, 'a.txt', 'locked/b.txt')
+    (tmp_path / 'gone.txt').symlink_to(tmp_path / 'nowhere')
+    os.mkfifo(tmp_path / 'pipe.txt')
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('locked'):
+            raise PermissionError(13, 'Permission denied', path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    corpus = open_corpus(f'text:{tmp_path}')
+    assert sorted(corpus.problems) == [
+        f'{tmp_path}/gone.txt: The file cannot be read (No such file or directory). Fix or remove it.',
+        f'{tmp_path}/locked: The folder cannot be read (Permission denied). Allow it, or move it away.',
+        f'{tmp_path}/pipe.txt: This is no ordinary file. Move it away.',
+    ]
+    with pytest.raises(UserError, match='cannot be read|no ordinary file'):
+        list(corpus.blocks())
+    assert [block.name for block in corpus.blocks(found=documents.Findings())] == ['a.txt']
+
+
+def test_the_fingerprint_is_that_of_names_and_sizes(tmp_path):
+    """As of earlier versions, whose preparations go on."""
+    write(tmp_path, 'a.txt', 'b/c.txt')
+    sizes = [(tmp_path / name).stat().st_size for name in ('a.txt', 'b/c.txt')]
+    assert open_corpus(f'text:{tmp_path}').fingerprint == documents.fingerprint(['a.txt', 'b/c.txt'], sizes)
+
+
+def test_the_commands_that_convert_files_work(tmp_path):
+    folder = tmp_path / "it's here"
+    write(folder, 'ok.txt')
+    with zipfile.ZipFile(folder / 'b.zip', 'w') as archive:
+        archive.writestr('b 8.txt', 'The café of b.\n'.encode('cp1252'))
+    (folder / 'c-8.txt').write_bytes('The café of c.\n'.encode('cp1252'))
+    found = documents.Findings()
+    list(open_corpus(f'text:{folder}').blocks(found=found))
+    assert len(found.problems) == 2
+    for problem in found.problems:
+        command = problem.split('`')[1]
+        if command.startswith('cd '):  # unzip may not be there
+            unzip = f'{shlex.quote(os.sys.executable)} -m zipfile -e b.zip . #'
+            command = command.replace("unzip b.zip 'b 8.txt'", unzip.replace(' #', ''))
+        subprocess.run(command, shell=True, check=True)
+    texts = joined(open_corpus(f'text:{folder}').blocks())
+    assert texts == {'b 8.txt': 'The café of b.\n', 'c-8.txt': 'The café of c.\n', 'ok.txt': 'The text of ok.txt.\n'}
+
+
+def test_nothing_there(tmp_path):
+    for missing in ('', str(tmp_path / 'none'), str(tmp_path), f'{tmp_path}/*.txt', '/no/such/*.txt'):
+        with pytest.raises(UserError, match='There is no text'):
+            open_corpus(f'text:{missing}')
+    with pytest.raises(UserError, match=r"'\*\*' is not supported"):
+        open_corpus(f'text:{tmp_path}/**/a.txt')
+    write(tmp_path, 'a.md', 'b.md')
+    with pytest.raises(UserError, match=r'There is no text\. .* \(left out: 2 \.md\)\.'):
+        open_corpus(f'text:{tmp_path}')
