@@ -16,8 +16,8 @@ from gpt1_jax.model.dropout import keep_mask
 from gpt1_jax.model.sizes import SIZES
 from gpt1_jax.model.transformer import Decoder
 from gpt1_jax.saved_models import parameters
-from gpt1_jax.training import steps
-from gpt1_jax.training.checkpoint import Checkpointer, checksums
+from gpt1_jax.training import checksums, steps
+from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState, abstract_params
 
@@ -223,14 +223,14 @@ def resumed(context: Context) -> None:
                     state, _ = step(state, made.put(i))
                 return state
 
-            ends = [checksums(train(made.new_state(), 0, _UPDATES).items()) for _ in range(2)]
+            ends = [checksums.compute(train(made.new_state(), 0, _UPDATES).items()) for _ in range(2)]
             half = train(made.new_state(), 0, _UPDATES // 2)
             checkpointer = Checkpointer(folder)
             checkpointer.save(_UPDATES // 2, half.items(), {})
             checkpointer.close()
             del half
             _, items, _ = Checkpointer(folder).restore_latest(made.program.abstract.items())
-            end = checksums(train(TrainState.from_items(items), _UPDATES // 2, _UPDATES).items())
+            end = checksums.compute(train(TrainState.from_items(items), _UPDATES // 2, _UPDATES).items())
             shutil.rmtree(folder, ignore_errors=True)
             piece |= {
                 'compared': f'{_UPDATES} updates with {_UPDATES // 2}, a checkpoint, and {_UPDATES // 2} more',
