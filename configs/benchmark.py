@@ -41,10 +41,8 @@ WORKS = ('pretrain', 'finetune', 'generate')
 def get_config(arg: str = 'pretrain') -> ml_collections.ConfigDict:
     work = arg or 'pretrain'
     check_choice('argument', work, WORKS)
-    model = common.model_defaults()
+    model = common.model_of_any_size()
     model.scan = work == 'finetune'  # as in the configs of the two
-    for name in ('layers', 'width', 'heads', 'mlp_width', 'units', 'n_positions'):
-        model[name] = common.optional_int()  # None: that of the size
     config = ml_collections.ConfigDict(
         dict(
             task='benchmark',

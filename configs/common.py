@@ -26,6 +26,14 @@ def model_defaults() -> ml_collections.ConfigDict:
     )
 
 
+def model_of_any_size() -> ml_collections.ConfigDict:
+    """`model_defaults` with the sizes of models of all kinds; None: that of the config's key `size`."""
+    model = model_defaults()
+    for name in ('layers', 'width', 'heads', 'mlp_width', 'units', 'n_positions'):
+        model[name] = optional_int()
+    return model
+
+
 def model_size(size: str) -> ml_collections.ConfigDict:
     """`model_defaults` with the architecture of SIZES[size]."""
     check_choice('size', size, SIZES)

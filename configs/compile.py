@@ -26,11 +26,9 @@ from gpt1_jax.meter import slices
 
 def get_config(arg: str = 'v5e-8') -> ml_collections.ConfigDict:
     slices.named(arg or 'v5e-8')
-    model = common.model_defaults()
+    model = common.model_of_any_size()
     model.scan = config_dict.placeholder(bool)  # None: as their configs have it, pre-training not and fine-tuning so
     model.head_dropout = 0.1
-    for name in ('layers', 'width', 'heads', 'mlp_width', 'units', 'n_positions'):
-        model[name] = common.optional_int()  # None: that of the size
     return ml_collections.ConfigDict(
         dict(
             task='compile',

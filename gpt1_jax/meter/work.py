@@ -8,16 +8,31 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.packing import FinetuningBatches
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.model.architecture import KINDS, Architecture
 from gpt1_jax.model.classifier import ClassifierHead
+from gpt1_jax.model.sizes import SIZES
 from gpt1_jax.training import program
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState
 
 TOTAL_STEPS = 10**6  # of the schedule
+
+
+def sized(config: ConfigDict, size: str) -> ConfigDict:
+    """A copy of a config whose model has the kind of SIZES[size] and, where it is None, its sizes. Raises UserError."""
+    check_choice('size', size, SIZES)
+    config = config.copy_and_resolve_references()
+    config.size, named = size, SIZES[size]
+    for name, value in named.sizes.items():
+        if config.model[name] is None:
+            config.model[name] = value
+    with config.unlocked():
+        config.model.kind = named.kind
+    return config
 
 
 @dataclasses.dataclass

@@ -118,15 +118,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
 def _settle(config, platform):
     """The config with all that depends on the size and on the platform."""
-    config, on_cpu = config.copy_and_resolve_references(), platform == 'cpu'
-    config.size = config.size or ('tiny' if on_cpu else 'gpt1')
-    check_choice('size', config.size, SIZES)
-    named = SIZES[config.size]
-    for name, value in named.sizes.items():
-        if config.model[name] is None:
-            config.model[name] = value
-    with config.unlocked():
-        config.model.kind = named.kind
+    on_cpu = platform == 'cpu'
+    config = work.sized(config, config.size or ('tiny' if on_cpu else 'gpt1'))
     if 'data' in config and config.data.batch_size is None:
         config.data.batch_size = 8 if on_cpu else 64
     return config

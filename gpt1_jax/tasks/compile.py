@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     described = slices.named(config.slice)
     for name in config.works:
         check_choice('works', name, ('pretrain', *work.SETS))
-    settled = _settle(config)
+    settled = work.sized(config, config.size)
     open_workdir(config, workdir, write=True)
     devices = described.devices()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape, devices)
@@ -61,19 +61,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         if facts['programs']:
             publish(workdir, _table(facts, summary, config))
     return record(config, workdir, started, facts=facts, model=summary)
-
-
-def _settle(config):
-    """The config with the sizes filled in."""
-    config = config.copy_and_resolve_references()
-    check_choice('size', config.size, SIZES)
-    named = SIZES[config.size]
-    for name, value in named.sizes.items():
-        if config.model[name] is None:
-            config.model[name] = value
-    with config.unlocked():
-        config.model.kind = named.kind
-    return config
 
 
 def _made(config, name, partitioner):
