@@ -97,7 +97,7 @@ def test_mistakes(tmp_path, changes, words):
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed')
 def test_without_libtpu(tmp_path):
-    with pytest.raises(UserError, match='libtpu'):
+    with pytest.raises(UserError, match=r'slice: libtpu.*\[tpu\]'):
         compile_task.run(config_of(), epath.Path(tmp_path))
 
 

@@ -1,11 +1,11 @@
 """TPU slices by the names under which they are rented, with what their chips can do, and compiling for absent ones."""
 
 import dataclasses
+import importlib.util
 import os
 import re
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,14 @@ class Slice:
 
     def devices(self) -> list:
         """`jax.Device`s that describe the chips, to compile for. Raises UserError without libtpu."""
-        import_package('libtpu', 'programs for TPUs cannot be compiled')
+        if importlib.util.find_spec('libtpu') is None:
+            raise UserError(
+                'slice: libtpu, which compiles for TPUs, is not installed. Install it with pip install -e ".[tpu]"; no '
+                'TPU is needed.'
+            )
         os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # beside another program that compiles
         os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
-        topologies = import_package('jax.experimental.topologies', 'programs for TPUs cannot be compiled')
+        topologies = importlib.import_module('jax.experimental.topologies')  # here, because configs import this module
         options = dict(self.generation.options)
         if self.chips == self.slices:
             options['chips_per_host_bounds'] = (1, 1, 1)
