@@ -36,6 +36,7 @@ def get_config(arg: str = 'v5e-8') -> ml_collections.ConfigDict:
             size='gpt1',  # see gpt1_jax/model/sizes.py
             works=('pretrain', 'sst2', 'race'),  # pre-training, and fine-tuning on sets whose lengths are known
             as_run=True,  # compile also as a run does: its memory and the time to compile; else only the estimate
+            entries=0,  # kinds of instructions to show for each program, of those that move most
             sweep=False,
             lm_coefficient=0.5,
             model=model,

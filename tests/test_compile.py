@@ -66,9 +66,10 @@ def test_slices_send_to_each_other(on_host, tmp_path):
 def test_what_does_not_fit(on_host, tmp_path, monkeypatch, capsys):
     generation = slices.Generation('TPU v5 lite', 1e-6, 819, 400, 3.125, 1, slices.GENERATIONS['v5e'].grids)
     monkeypatch.setitem(slices.GENERATIONS, 'v5e', generation)
-    result = compile_task.run(config_of(), epath.Path(tmp_path))
+    result = compile_task.run(config_of(entries=3), epath.Path(tmp_path))
     assert not result.facts['programs']['pretrain']['fits']
-    assert 'does not fit' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'does not fit' in printed and len(printed.partition('by instruction')[2].strip().splitlines()) == 4
 
 
 @pytest.mark.slow

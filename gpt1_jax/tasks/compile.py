@@ -12,6 +12,7 @@ from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.meter import slices, work
 from gpt1_jax.meter.collectives import collectives
 from gpt1_jax.meter.memory import NoRoomError
+from gpt1_jax.meter.places import table
 from gpt1_jax.meter.search import advice, search
 from gpt1_jax.meter.step import roofline
 from gpt1_jax.model.architecture import Architecture, build
@@ -86,7 +87,10 @@ def _compile(config, name, described, partitioner, as_run):
     """The figures of one program; `as_run`: also those of a run, which compiles longer for a faster program."""
     made, batch, amount = _made(config, name, partitioner)
     lowered = made.train_step.lower(made.abstract, batch)
-    figures = _figures(lowered.compile(_CLEAN), made, described)
+    compiled = lowered.compile(_CLEAN)
+    figures = _figures(compiled, made, described)
+    if config.entries:
+        figures['instructions'] = table(compiled.as_text(), config.entries)
     figures['batch'] = amount
     figures['rows'] = list(batch['tokens'].shape)
     step_s = figures['step_ms'] / 1e3
@@ -203,6 +207,7 @@ def _table(facts, summary, config):
             f'{summary["parameters"]:,} parameters; figures of one chip and step',
             format_table([('', 32, ''), *((name, 26, '') for name in programs)], entries),
             'Times are estimates from the compiled programs; nothing was run.',
+            *(f'\n{name}, {one["instructions"]}' for name, one in programs.items() if 'instructions' in one),
             *facts.get('advice', ()),
         ]
     )
