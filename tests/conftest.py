@@ -8,16 +8,18 @@ import types
 os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TRITON_INTERPRET'] = '1'  # runs the kernels of attention_triton.py without a GPU
-# Compiling takes most of the time here, and LLVM's optimisations a quarter of that.
+# Compiling takes most of the time here: LLVM's optimisations a quarter of that, and XLA's way to write loops for LLVM
+# through MLIR half of the rest.
 os.environ['XLA_FLAGS'] = (
     '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
+    '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false'
 )
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # a missing axis is a mistake more often than not
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# Many tests, and the programs that they start, compile the same steps: once is enough.
-_compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
+# Many tests, and the programs that they start, compile the same steps: once is enough, for all of xdist's processes too.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import numpy as np  # noqa: E402
