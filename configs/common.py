@@ -60,7 +60,8 @@ def optimizer_defaults(**values) -> ml_collections.ConfigDict:
             weight_decay=0.01,  # of tables and kernels
             max_grad_norm=1.0,  # gradients are clipped to this norm; 0: no clipping
             accumulation=1,  # micro-batches per batch
-            max_skipped=5,  # non-finite steps in a row that end the run
+            max_skipped=5,  # non-finite steps in a row that are divergence
+            on_divergence='stop',  # or rollback: back to the last checkpoint, and on without the batches from there on
         )
         | values
     )
@@ -101,6 +102,7 @@ def run_defaults(**log) -> dict:
         checkpoint=ml_collections.ConfigDict(
             dict(
                 every=2000,  # steps between saves, in addition to one at every evaluation; 0: only those
+                every_minutes=0.0,  # minutes after a save that another one is due, wherever the run is; 0: never
                 keep_latest=2,  # newest checkpoints to keep
                 keep_best=1,  # best checkpoints to keep
                 keep_every=0,  # also keep each step that this divides; 0: none

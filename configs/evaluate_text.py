@@ -20,6 +20,8 @@ lowers the perplexities, also per word. `unknown_tokens` (`unknown` of a sentenc
 tokens. `comparable` is true if there are none; otherwise do not compare the figures with those of another vocabulary.
 A vocabulary made by `prepare` spells such text in bytes and has none.
 
+A command that was stopped or killed goes on where it was, with the same figures in the end.
+
 Hardware: any; not measured yet.
 """
 

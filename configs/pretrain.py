@@ -10,6 +10,13 @@ with (section 5: one layer of 2,048 units), all else being equal. `data.source` 
 `init_from` (a workdir, `openai:DIR`, `hf:DIR`, `hf:OWNER/NAME`) starts from another model's parameters; size and
 tokenizer must be the same.
 
+gpt1_large_batch is gpt1 in batches of 512 x 512 tokens, for slices that are too wide for 64 rows. Its settings are not
+the paper's, and nobody has trained with them yet. With k = 8 times the batch they follow the square-root scaling rule
+of Adam (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", arXiv:2205.10287): the
+rate grows by sqrt(k), 1 - b1 and 1 - b2 by k, and eps shrinks by sqrt(k). What the rule does not speak of is kept per
+token: the length of the run and of the warm-up, and the weight decay, whose sum over the run (rate x decay x steps) is
+kept if the decay grows by sqrt(k). 8 is the largest power of two that leaves b1 above 0.
+
 Hardware: gpt1 needs an accelerator (the paper: 8 GPUs, one month); not measured yet.
 Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduced yet (BooksCorpus is not public).
 """
@@ -17,13 +24,17 @@ Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduc
 import ml_collections
 
 from configs import common
+from gpt1_jax.config import check_choice
 from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.model.sizes import SIZES
 
+LARGE_BATCH = 'gpt1_large_batch'
+
 
 def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
-    size = arg or 'gpt1'
-    return ml_collections.ConfigDict(
+    check_choice('size', arg or 'gpt1', (*SIZES, LARGE_BATCH))
+    size = 'gpt1' if arg == LARGE_BATCH else arg or 'gpt1'
+    config = ml_collections.ConfigDict(
         dict(
             task='pretrain',
             seed=0,
@@ -46,3 +57,22 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
             ),
         )
     )
+    if arg == LARGE_BATCH:
+        _scale_batch(config, 8)
+    return config
+
+
+def _scale_batch(config, k):
+    """Multiplies the batch by k; all else as this file's docstring says."""
+    config.data.batch_size *= k
+    optimizer, root = config.optimizer, k**0.5
+    optimizer.update(
+        learning_rate=optimizer.learning_rate * root,
+        b1=round(1 - k * (1 - optimizer.b1), 6),
+        b2=round(1 - k * (1 - optimizer.b2), 6),
+        eps=optimizer.eps / root,
+        weight_decay=optimizer.weight_decay * root,
+        warmup_steps=optimizer.warmup_steps // k,
+    )
+    for part, key in ((config.log, 'eval_every'), (config.checkpoint, 'every')):  # in steps, so that as often per token
+        part[key] //= k

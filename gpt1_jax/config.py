@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 
 import ml_collections
@@ -10,7 +11,7 @@ from absl import logging
 from etils import epath
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import make_directory, read_json, write_atomically, write_json
+from gpt1_jax.files import exists, make_directory, read_json, write_atomically, write_json
 
 # These may change when a run is resumed: they change no number by more than rounding.
 MAY_CHANGE = (
@@ -23,6 +24,7 @@ MAY_CHANGE = (
     'model.scan',
     'model.remat',
     'model.attention',
+    'optimizer.on_divergence',  # nothing as long as the loss does not diverge
 )
 
 # Keys that were added later, with the value that keeps the behaviour of older runs.
@@ -37,10 +39,15 @@ _BEFORE = {
     'data.text_column': '',
     'data.strip_gutenberg': False,
     'data.unwrap': False,
+    'runner': 'local',
+    'runner_options': '',
+    'optimizer.on_divergence': 'stop',
 }
 _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
+
+MOST_SIZE = 2**17  # of a model: far beyond what fits anywhere, far below what overflows
 
 # Ranges of numbers: (ends of their keys, test, words).
 _RANGES = (
@@ -53,8 +60,8 @@ _RANGES = (
     ),
     (
         'data.tokens data.max_score data.score_train data.patience optimizer.warmup_steps optimizer.weight_decay '
-        'optimizer.max_grad_norm checkpoint.every checkpoint.keep_every checkpoint.keep_log log.eval_every '
-        'log.zero_shot.every lm_coefficient temperature top_k layers coefficients',
+        'optimizer.max_grad_norm checkpoint.every checkpoint.every_minutes checkpoint.keep_every checkpoint.keep_log '
+        'log.eval_every log.zero_shot.every lm_coefficient temperature top_k layers coefficients',
         lambda x: 0 <= x < math.inf,
         '0 or more',
     ),
@@ -69,6 +76,24 @@ _RANGES = (
         lambda x: 0 <= x < 1,
         'from 0 to below 1',
     ),
+    (
+        'model.layers model.width model.heads model.mlp_width model.units model.n_positions',
+        lambda x: x <= MOST_SIZE,
+        f'at most {MOST_SIZE:,}',
+    ),
+    (
+        'batch_size data.eval_batch_size optimizer.accumulation batches data.vocab_size',
+        lambda x: x <= 2**20,
+        f'at most {2**20:,}',
+    ),
+    (
+        'data.tokens_per_shard data.tokenizer_sample_mb optimizer.warmup_steps top_k max_tokens',
+        lambda x: x < 2**31,
+        f'less than {2**31:,}',
+    ),
+    ('data.workers', lambda x: 0 <= x <= 4096, 'from 0 to 4,096'),
+    ('temperature', lambda x: x == 0 or x >= 1e-30, '0, or at least 1e-30'),
+    ('data.limit', lambda x: x >= 1, 'at least 1'),
     ('top_p data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
     ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
     ('mesh.shape', lambda x: x == int(x), 'a whole number'),
@@ -79,6 +104,8 @@ _CHOICES = {
     'model.attention': ('auto', 'xla', 'kernel'),
     'model.dtype': ('auto', 'float32', 'bfloat16'),
     'rest': ('fresh', 'absent'),
+    'runner': ('local', 'direct', 'dataflow', 'spark', 'flink'),
+    'optimizer.on_divergence': ('stop', 'rollback'),
 }
 
 
@@ -90,6 +117,8 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
         if isinstance(value, ml_collections.ConfigDict):
             check(value, f'{full}.')
             continue
+        if isinstance(value, str) and full.rpartition('.')[2] in (*_PLACES, 'prompts', 'target', 'runs', 'cache'):
+            check_place(full, value)
         for keys, test, words in _RANGES:
             if is_one_of(keys.split()) and not all(_passes(one, test) for one in _elements(value)):
                 which = 'Each' if isinstance(value, tuple) else 'It'
@@ -97,6 +126,22 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
         for key, choices in _CHOICES.items():
             if is_one_of([key]):
                 check_choice(full, value, choices)
+
+
+def check_place(key: str, value: str) -> None:
+    """Raises UserError if the value of a key names a place of a kind that no file is read from, such as http://."""
+    found = re.search(r'([\w+.-]+)://', value)
+    if found and found[1] != 'gs':
+        raise UserError(f'{key}: {value!r} cannot be read or written. Give a local path, or gs://...')
+
+
+def whole_steps(steps: float) -> int:
+    """The number of updates of a run, at least 1. Raises UserError for more than their counter, of 32 bits, holds."""
+    if not steps < 2**31 - 1:
+        raise UserError(
+            f'data.epochs: {steps:.3g} updates are too many. Set data.epochs or data.tokens for less than 2e9.'
+        )
+    return max(1, round(steps))
 
 
 def _elements(value):
@@ -107,7 +152,7 @@ def _elements(value):
 def _passes(value, test):
     try:
         return test(value)
-    except (TypeError, ValueError):  # not a number
+    except (TypeError, ValueError, OverflowError):  # not a number, or infinity
         return False
 
 
@@ -147,11 +192,12 @@ def open_workdir(
       UserError: keys other than MAY_CHANGE differ from those of the run in the workdir, or its config.json is missing.
     """
     path, kept_fingerprint = workdir / 'config.json', workdir / 'source.txt'
+    of_run = kept_fingerprint.read_bytes().decode(errors='replace') if exists(kept_fingerprint) else ''
     given = as_json(config)
     logging.info('config: %s', json.dumps(given))
     now = fingerprint(_source(given))
-    if kept := [name for name in _KEPT if (workdir / name).exists()]:
-        if not path.exists():
+    if kept := [name for name in _KEPT if exists(workdir / name)]:
+        if not exists(path):
             raise UserError(f'{workdir}: It holds {kept[0]} but no config.json of their run. Name another --workdir.')
         stored = read_json(path)
         differences = {
@@ -160,7 +206,7 @@ def open_workdir(
             if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)
             and not (_is_place(key) and _place(old) == _place(new))
         }
-        there = kept_fingerprint.read_text() if kept_fingerprint.exists() else fingerprint(_source(stored))
+        there = of_run or fingerprint(_source(stored))
         if there and now:
             differences.pop('data.source', None)
         if there and now and there != now:
@@ -177,12 +223,14 @@ def open_workdir(
     elif write:
         make_directory(workdir)
         write_json(path, given)
-    if write and now and not kept_fingerprint.exists():
+    if write and now and not of_run:
         write_atomically(kept_fingerprint, [now.encode()])
 
 
 def _source(config):
-    return config.get('data', {}).get('source', '')
+    data = config.get('data')
+    source = data.get('source') if isinstance(data, dict) else ''
+    return source if isinstance(source, str) else ''  # of a damaged config.json, anything
 
 
 def _is_place(key):
@@ -192,7 +240,9 @@ def _is_place(key):
 def _place(value):
     """The same for every way to write a path of this machine, alone or after a scheme."""
     scheme, colon, path = value.rpartition(':') if isinstance(value, str) else ('', '', '')
-    return value if not path or '://' in value else f'{scheme}{colon}{os.path.realpath(os.path.expanduser(path))}'
+    if not path or '://' in value or '\0' in value:
+        return value
+    return f'{scheme}{colon}{os.path.realpath(os.path.expanduser(path))}'
 
 
 def _advice(workdir, given, differences):

@@ -1,6 +1,7 @@
-"""Several processes that train together: whether this is one of them, and a roll call before JAX waits for them.
+"""Several processes that train together: whether this is one of them, a roll call before JAX waits for them, and the
+end.
 
-JAX itself ends all processes with a page of C++ stack if one of them does not come.
+JAX itself ends all processes with a page of C++ stack if one of them does not come, or dies.
 """
 
 import contextlib
@@ -9,15 +10,19 @@ import json
 import os
 import re
 import socket
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
 
+from gpt1_jax import peers
 from gpt1_jax.errors import UserError
 
 SECONDS = 300  # that processes wait for each other
+_JAX_SECONDS = 600  # of silence until JAX gives up: `peers` is to be faster
 _TPU_PORT = 8482  # as JAX has it
 
 
@@ -71,80 +76,155 @@ def detected(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     return None
 
 
-def start(cluster: Cluster | None, seconds: float = SECONDS) -> None:
-    """Makes this process one of the cluster, or of the one that JAX finds. Raises UserError if others do not come."""
+def start(cluster: Cluster | None, seconds: float = SECONDS, *, alone: bool = False) -> None:
+    """Makes this process one of the cluster, or of the one that JAX finds: they compute together, and end together
+    (`peers.current`). Call `finish` at the end.
+
+    Args:
+      alone: only process 0 works, without the others' devices.
+    Raises:
+      UserError: others do not come.
+    """
+    if cluster:
+        _join(cluster, seconds)
+        if alone:
+            return
     jax = importlib.import_module('jax')  # not at the top, because it reads what main sets before
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM, which gpt1_jax/stopping.py has
+    timeouts = dict(initialization_timeout=int(seconds), heartbeat_timeout_seconds=_JAX_SECONDS)
     if cluster is None:
         try:
-            jax.distributed.initialize(initialization_timeout=int(seconds))
+            jax.distributed.initialize(**timeouts)
         except ValueError as error:  # JAX found no cluster
             raise UserError(
                 '--distributed: The environment describes no other processes. Leave it out, or give --coordinator, '
                 '--process_id and --processes.'
             ) from error
+        found = importlib.import_module('jax._src.distributed').global_state
+        if found.num_processes > 1:
+            if alone:
+                raise UserError('--distributed: This task is for one process. Leave it out, and start it on one host.')
+            _join(Cluster(found.coordinator_address, found.num_processes, found.process_id), seconds)
         return
-    call_roll(cluster, seconds)
     logging.info('distributed: process %d of %d', cluster.process_id, cluster.processes)
     local = os.environ.get('SLURM_LOCALID')  # a task for each GPU of a node
     jax.distributed.initialize(
-        cluster.coordinator,
+        _passage(cluster.coordinator) if cluster.process_id else cluster.coordinator,
         cluster.processes,
         cluster.process_id,
         local_device_ids=None if local is None else [int(local)],
-        initialization_timeout=int(seconds),
+        **timeouts,
     )
 
 
-def call_roll(cluster: Cluster, seconds: float) -> None:
-    """Returns when all processes are there. Raises UserError in all that are, with the names of those that are not."""
+def finish() -> None:
+    """Returns once all processes have done their work. Does nothing where there is only one."""
+    if peers.current:
+        peers.current.agree()
+        if jax := sys.modules.get('jax'):
+            jax.distributed.shutdown()
+        peers.current.leave()
+        peers.current = None
+
+
+def _join(cluster, seconds):
+    hosts, connections = call_roll(cluster, seconds)
+    names = [f'process {process} ({host})' for process, host in enumerate(hosts)]
+    peers.current = peers.Peers(names, cluster.process_id, connections)
+
+
+def _passage(coordinator):
+    """The address of a port of this process that leads to JAX's service in process 0.
+
+    If that process dies, the passage stays open: JAX would abort this process before it can say why.
+    """
+    server = socket.create_server(('127.0.0.1', 0))
+    host, _, port = coordinator.rpartition(':')
+    for name in ('no_grpc_proxy', 'no_proxy'):
+        if name in os.environ:
+            os.environ[name] += ',127.0.0.1'
+
+    def pump(source, target, last):
+        with contextlib.suppress(OSError):
+            while data := source.recv(2**16):
+                target.sendall(data)
+            last()
+
+    def serve():
+        while True:
+            inner = server.accept()[0]
+            try:
+                outer = socket.create_connection((host, int(port)), timeout=10)
+                outer.settimeout(None)
+            except OSError:  # not there yet: JAX tries again
+                inner.close()
+                continue
+            for pair in ((inner, outer, outer.close), (outer, inner, lambda: None)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f'127.0.0.1:{server.getsockname()[1]}'
+
+
+def call_roll(cluster: Cluster, seconds: float) -> tuple[list[str], dict[int, socket.socket]]:
+    """Returns when all processes are there: the hosts of all, and the connections for `peers.Peers`.
+
+    Raises UserError in all that are there, with the names of those that are not.
+    """
     host, _, port = cluster.coordinator.rpartition(':')
     end = time.monotonic() + seconds
     answer = _gather if cluster.process_id == 0 else _report
-    absent = answer(cluster, (host, int(port) + 1), end)
+    absent, hosts, connections = answer(cluster, (host, int(port) + 1), end)
     if absent:
         named = ', '.join(cluster.name(process) for process in absent[:10])
         raise UserError(
             f'--distributed: {len(absent)} of {cluster.processes} processes did not come within {seconds:.0f} s: '
             f'{named}{", ..." * (len(absent) > 10)}. See why they did not start, then run the command again on all.'
         )
+    return hosts, connections
 
 
 def _gather(cluster, address, end):
-    """Process 0: waits for a line from each of the others, and answers all with the ids of those that did not come."""
-    lines = {}
+    """Process 0: waits for a line from each of the others, and answers all with the ids of those that did not come, and
+    the hosts of all. Returns both and the connections."""
+    came, hosts = {}, {0: socket.gethostname()}
     try:
         server = socket.create_server(('', address[1]))
     except OSError as error:
         raise UserError(
             f'--coordinator: Port {address[1]} of this host cannot be used ({error.strerror}). Choose another one.'
         ) from error
-    with server, contextlib.ExitStack() as connections:
-        while len(lines) < cluster.processes - 1 and (left := end - time.monotonic()) > 0:
+    with server:
+        while len(came) < cluster.processes - 1 and (left := end - time.monotonic()) > 0:
             server.settimeout(left)
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours, or too late
                 connection = server.accept()[0]
                 connection.settimeout(5)
-                line = connection.makefile('r').readline()
-                process = json.loads(line)['process']
+                line = json.loads(connection.makefile('r').readline())
+                process = line['process']
                 if 0 < process < cluster.processes:
-                    lines[process] = connections.enter_context(connection)
-        absent = [process for process in range(1, cluster.processes) if process not in lines]
-        for connection in lines.values():
-            with contextlib.suppress(OSError):
-                connection.sendall(f'{json.dumps(absent)}\n'.encode())
-    return absent
+                    came[process], hosts[process] = connection, str(line['host'])
+    absent = [process for process in range(1, cluster.processes) if process not in came]
+    hosts = [hosts.get(process, '') for process in range(cluster.processes)]
+    for connection in came.values():
+        with contextlib.suppress(OSError):
+            connection.sendall(f'{json.dumps({"absent": absent, "hosts": hosts})}\n'.encode())
+    return absent, hosts, came
 
 
 def _report(cluster, address, end):
-    """Any other process: tells process 0 that it is there, and returns its answer."""
+    """Any other process: tells process 0 that it is there; returns its answer and the connection."""
     reason = 'it does not answer'
     while (left := end - time.monotonic()) > 0:
         try:
-            with socket.create_connection(address, timeout=min(left, 10)) as connection:
-                connection.sendall(f'{json.dumps({"process": cluster.process_id})}\n'.encode())
-                connection.settimeout(max(1, end + 5 - time.monotonic()))
-                if line := connection.makefile('r').readline():
-                    return json.loads(line)
+            connection = socket.create_connection(address, timeout=min(left, 10))
+            line = {'process': cluster.process_id, 'host': socket.gethostname()}
+            connection.sendall(f'{json.dumps(line)}\n'.encode())
+            connection.settimeout(max(1, end + 5 - time.monotonic()))
+            # Unbuffered: what follows this line is for another reader.
+            if line := connection.makefile('rb', buffering=0).readline():
+                answer = json.loads(line)
+                return answer['absent'], answer['hosts'], {0: connection}
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or str(error)
         time.sleep(0.5)

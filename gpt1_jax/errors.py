@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and the exit status of a run that was told to stop."""
+"""The one exception that a user is meant to see, and what a run that was told to stop ends with."""
 
 STOPPED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
 
@@ -10,5 +10,13 @@ class UserError(Exception):
     """
 
 
+class DamagedError(UserError):
+    """A checkpoint does not hold what was written; others may be well."""
+
+
 class DivergedError(UserError):
     """A run whose numbers are no longer finite; other runs may be well."""
+
+
+class Stopped(Exception):
+    """An evaluation that was told to stop has ended before its next batch."""

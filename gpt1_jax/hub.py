@@ -126,6 +126,9 @@ class _Remote:
                 ) from error
             return self.cached(_reason(error))
         files = {file.rfilename: file for file in info.siblings}
+        climbing = [name for name in files if os.path.isabs(name) or '..' in name.split('/')]
+        if climbing or not re.fullmatch('[0-9a-f]{40}', info.sha or ''):
+            raise self._refusal(f'{self._page} has impossible names ({[info.sha, *climbing][-1]!r}). Use another one')
         sizes = {name: file.lfs.size if file.lfs else file.size for name, file in files.items()}
         try:  # for when the hub cannot be asked: which commit this is, and all files that belong to it
             self._reference.parent.mkdir(parents=True, exist_ok=True)
@@ -139,12 +142,16 @@ class _Remote:
 
     def cached(self, fault: str) -> Repository:
         """As the cache has it. fault: why the hub is not asked."""
-        commit = self._reference.read_text().strip() if self._reference.exists() else self._reference.name
+        commit = (
+            self._reference.read_bytes().decode(errors='replace').strip()
+            if self._reference.exists()
+            else self._reference.name
+        )
         folder, record = self._storage / 'snapshots' / commit, self._record(commit)
         if not folder.is_dir():
             raise self._refusal(f'it cannot be fetched ({fault}). {self._by_hand()}')
         there = _sizes_below(folder)
-        sizes = read_json(record) if record.exists() else there
+        sizes = read_json(record, {str: (int, type(None))}, 'Delete it.') if record.exists() else there
         logging.warning(
             "%s: Commit %s in the hub's cache is read, %d of %s files, because the hub is not asked (%s).",
             self._where,
@@ -229,7 +236,7 @@ def _checked(folder, files, sizes):
     """The folder, if none of the files was cut."""
     for file in files:
         size = (folder / file).stat().length
-        if sizes[file] not in (None, size):
+        if sizes.get(file) not in (None, size):
             raise UserError(
                 f'{folder / file}: The file has {size:,} of {sizes[file]:,} bytes. Delete it, and run the command '
                 'again where there is a network.'

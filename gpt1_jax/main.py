@@ -1,26 +1,40 @@
 """The one entry point: `python -m gpt1_jax.main --config=configs/TASK.py [--workdir=DIR] [--config.KEY=VALUE ...]`.
 
-Exit status: 0 done; 2 user error (the message says how to fix it); 75 stopped by SIGTERM or a preemption notice, or in
-training by Ctrl-C, after saving (run the same command again to resume); 130 stopped by Ctrl-C elsewhere.
+Exit status: 0 done; 2 user error (the message says how to fix it); 75 stopped by SIGTERM, SIGHUP or SIGUSR1, or in
+training by Ctrl-C, after saving, or because another process of the run is lost (run the same command again to resume);
+130 stopped by Ctrl-C elsewhere.
 """
+
+import signal
+
+from gpt1_jax import stopping
+
+if __name__ == '__main__':
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)  # until `stopping.watch`
+
+from gpt1_jax.processes import keep_compiled_steps, keep_freed_memory, use_huge_pages
+
+if __name__ == '__main__':  # before the imports below, which take long
+    use_huge_pages()
+    stopping.watch()
 
 import importlib
 import logging as standard_logging
 import os
 import pkgutil
 import re
-import signal
 import sys
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from gpt1_jax import command_line, distributed, tasks
-from gpt1_jax.config import check
-from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
-from gpt1_jax.processes import keep_compiled_steps, keep_freed_memory, use_huge_pages
+from gpt1_jax import command_line, distributed, lock, peers, tasks
+from gpt1_jax.config import check, check_place
+from gpt1_jax.errors import UserError
+from gpt1_jax.files import explain
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT', sys_argv=command_line.ARGUMENTS
@@ -36,6 +50,8 @@ _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0,
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'with --coordinator: of this process, from 0')
 _PROCESSES = flags.DEFINE_integer('processes', None, 'with --coordinator: their number')
 
+_ALONE = ('prepare', 'convert', 'compile', 'report')  # tasks of process 0, for which the others wait
+
 
 def main(argv: list[str]) -> None:
     """Runs the command line. Raises UserError."""
@@ -46,11 +62,13 @@ def main(argv: list[str]) -> None:
     cluster = distributed.explicit(_COORDINATOR.value, _PROCESS_ID.value, _PROCESSES.value)
     if cluster is None and _DISTRIBUTED.value is not False:
         cluster = distributed.detected()
+    alone = _CONFIG.value.task in _ALONE
     if cluster or _DISTRIBUTED.value:
-        distributed.start(cluster)  # JAX then handles SIGTERM
+        distributed.start(cluster, alone=alone)
+    if alone and peers.current and peers.current.process:
+        logging.info('%s: Process 0 does it, and this one waits.', _CONFIG.value.task)
     else:
-        signal.signal(signal.SIGTERM, _stop)
-    run_task(_CONFIG.value, _WORKDIR.value or f'runs/{_CONFIG.value.task}')
+        run_task(_CONFIG.value, _WORKDIR.value or f'runs/{_CONFIG.value.task}')
 
 
 def run_task(config: ConfigDict, workdir: str) -> Any:
@@ -58,16 +76,12 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     if config.task not in [module.name for module in pkgutil.iter_modules(tasks.__path__)]:
         raise UserError(f'task: There is no task {config.task!r}. Use the config file of the task that you want.')
     check(config)
+    check_place('--workdir', str(workdir))
     keep_compiled_steps()
     task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
-    return task.run(config, epath.Path(workdir).expanduser())
-
-
-def _stop(signum, frame):
-    """Ends at once. The training loop, which must save first, has its own handler."""
-    del signum, frame
-    print('Stopped. Run the same command again to resume.', file=sys.stderr)
-    sys.exit(STOPPED_EXIT_STATUS)
+    folder = epath.Path(workdir).expanduser()
+    with lock.hold(folder, write=not (peers.current and peers.current.process)):
+        return task.run(config, folder)
 
 
 def _set_up():
@@ -92,27 +106,41 @@ def _parse(argv):
 
 
 def _run(argv):
+    stopping.unwind()
     try:
         main(argv)
-    except UserError as error:
-        _fail(error)
-    except Exception as error:
-        # What epath raises for gs://. Compared by name, because TensorFlow may not be installed.
-        if not type(error).__module__.startswith('tensorflow.python.framework.errors'):
+        distributed.finish()
+    except BaseException as error:
+        stopping.end_if_asked()
+        if isinstance(error, SystemExit):  # saved, in all processes
+            distributed.finish()
             raise
-        reason = ' '.join(str(error).split())
-        _fail(f'A remote file cannot be reached ({reason}). Check its path, the network and your permissions.')
-    except KeyboardInterrupt:
-        print('Interrupted. Run the same command again to resume.', file=sys.stderr)
-        sys.exit(130)
+        if peers.current:  # the reason may be that another process is lost
+            peers.current.wait_until_all_are_heard()
+        _fail(error)
 
 
-def _fail(message):
-    print('error:', re.sub(r'\s*\n\s*', ' ', str(message)), file=sys.stderr)
-    sys.exit(2)
+def _fail(error):
+    message, status = str(error), 2
+    if sentence := explain(error):
+        message = sentence
+    elif not isinstance(error, UserError):
+        if not peers.current:
+            raise error
+        traceback.print_exception(error)
+        reason = f'{type(error).__name__}: {error}'[:300].rstrip('.')
+        message, status = f'{reason}. Its traceback is in the output of that process.', 1
+    message = 'error: ' + re.sub(r'\s*\n\s*', ' ', message)
+    if peers.current:
+        stopping.end(status, message)
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == '__main__':
-    use_huge_pages()
     _set_up()
-    app.run(_run, flags_parser=_parse)
+    try:
+        app.run(_run, flags_parser=_parse)
+    except SystemExit as ended:
+        stopping.end_soon(ended.code or 0)
+        raise

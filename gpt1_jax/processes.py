@@ -30,6 +30,10 @@ def process_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecuto
         raise UserError(
             'data.workers: A worker process was killed, probably for lack of memory. Use fewer workers.'
         ) from error
+    except (KeyboardInterrupt, SystemExit):
+        for worker in multiprocessing.active_children():  # `shutdown` would wait for what they are doing
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -80,10 +84,12 @@ class _LightProcess(multiprocessing.context.SpawnProcess):
     def start(self) -> None:
         main = sys.modules['__main__']
         sys.modules['__main__'] = types.ModuleType('__main__')
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until `_start_worker`
         try:
             super().start()
         finally:
             sys.modules['__main__'] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 class _LightContext(multiprocessing.context.SpawnContext):
@@ -92,6 +98,7 @@ class _LightContext(multiprocessing.context.SpawnContext):
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def follow_parent():
         multiprocessing.parent_process().join()

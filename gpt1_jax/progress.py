@@ -1,8 +1,11 @@
 """How far a task is, for people. Imports no JAX: worker processes and `prepare` do without."""
 
+import contextlib
 import importlib.util
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 _LINE_SECONDS = 10
 _FORMATS = {'loss': 'loss {:.4f}', 'tokens_per_second': '{:,.0f} tokens/s', 'mfu': 'MFU {:.1%}'}
@@ -15,13 +18,18 @@ class Progress:
       total: where the task ends.
       start: where it begins; more than 0 if it resumes.
       description: a word or two to begin with.
-      unit: 'step', or 'B' for bytes.
+      unit: of what is counted, such as 'step'; 'B' for bytes.
       show: whether this process shows anything.
+      part: whether it is a part of a task, such as an evaluation: one that takes less than 10 s writes no line.
     """
 
-    def __init__(self, total: int, start: int, description: str, *, unit: str = 'step', show: bool = True):
-        self._total, self._description, self._bytes, self._show = total, description, unit == 'B', show
-        self._bar = self._shown = self._first = None
+    def __init__(
+        self, total: int, start: int, description: str, *, unit: str = 'step', show: bool = True, part: bool = False
+    ):
+        self._total, self._description, self._unit, self._bytes = total, description, unit, unit == 'B'
+        self._show, self._part, self._said = show, part, False
+        self._bar = self._first = None
+        self._shown = time.monotonic() if part else None
         if show and sys.stderr.isatty() and importlib.util.find_spec('tqdm'):
             import tqdm
 
@@ -33,6 +41,7 @@ class Progress:
                 unit_scale=self._bytes,
                 file=sys.stderr,
                 dynamic_ncols=True,
+                leave=not part,
             )
 
     def update(self, done: int, **facts: float | None) -> None:
@@ -44,19 +53,27 @@ class Progress:
         elif self._show:
             now = time.monotonic()
             self._first = self._first or (done, now)
-            if self._shown is None or now - self._shown >= _LINE_SECONDS or done == self._total:
-                self._shown = now
+            at_end = done == self._total and (self._said or not self._part)
+            if self._shown is None or now - self._shown >= _LINE_SECONDS or at_end:
+                self._shown, self._said = now, True
                 print(', '.join([self._position(done), *facts, *self._pace(done, now)]), file=sys.stderr, flush=True)
 
+    def resume(self, done: int) -> None:
+        """Goes on from `done`, which was finished before: it says nothing about the pace."""
+        self._first = (done, time.monotonic())
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
+
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Leaves the bar as it is; that of a part vanishes."""
         if self._bar is not None:
             self._bar.close()
 
     def _position(self, done):
         if self._bytes:
-            return f'{self._description}: {done / 1e6:.0f}/{self._total / 1e6:.0f} MB'
-        return f'{self._description}: step {done}/{self._total}'
+            unit, size = self._scale()
+            return f'{self._description}: {done / size:.0f}/{self._total / size:.0f} {unit}'
+        return f'{self._description}: {self._unit} {done}/{self._total}'
 
     def _pace(self, done, now):
         """Since the first update, so that compilation does not count."""
@@ -65,7 +82,29 @@ class Progress:
             return []
         rate = (done - first) / (now - then)
         left = f'{duration(max(0, self._total - done) / rate)} left'
-        return [f'{rate / 1e6:.1f} MB/s', left] if self._bytes else [left]
+        unit, size = self._scale()
+        return [f'{rate / size:.1f} {unit}/s', left] if self._bytes else [left]
+
+    def _scale(self):
+        return ('MB', 1e6) if self._total >= 1e7 else ('kB', 1e3)
+
+
+@contextlib.contextmanager
+def waiting(what: str, *, show: bool = True) -> Iterator[None]:
+    """Says on stderr, every 10 s, how long something has taken that does not tell how far it is: `what`, for example
+    'compiling the step'."""
+    began, ended = time.monotonic(), threading.Event()
+
+    def tell():
+        while not ended.wait(_LINE_SECONDS):
+            print(f'{what}: {duration(time.monotonic() - began)} so far', file=sys.stderr, flush=True)
+
+    if show:
+        threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,9 @@ from collections.abc import Iterable
 from etils import epath
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from gpt1_jax import remote  # noqa: E402, F401  gs:// paths that behave like local ones
+
 READY, WRONG, LATE = 0, 2, 75  # exit status; as that of gpt1_jax.main, 75 says: start again
 DISK_GB = 5  # for logs, compiled steps and encoded data sets; a checkpoint of 117M parameters is 1.4 GB
 CLOCK_SECONDS = 60  # that a clock may be wrong; stores refuse requests of hosts that are minutes off

@@ -16,18 +16,18 @@ os.environ['XLA_FLAGS'] = (
 )
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # a missing axis is a mistake more often than not
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# Many tests, and the programs that they start, compile the same steps: once is enough, for all of xdist's processes too.
+# Many tests, and the programs that they start, compile the same steps: once is enough, also for xdist's processes.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
-from gpt1_jax import hub, network  # noqa: E402
-from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece  # noqa: E402
-from servers import Hub, running  # noqa: E402
+from gpt1_jax import hub, network
+from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
+from servers import Hub, running
 
 
 def pytest_addoption(parser):

@@ -1,8 +1,10 @@
-"""What several test files of corpora share: texts, folders of them, and what is held out of a corpus."""
+"""What several test files of corpora share: texts, folders of them, what is held out, options of `prepare`."""
 
 import concurrent.futures
 import gzip
 import random
+
+import ml_collections
 
 from gpt1_jax.data.corpus.held_out import hold_out
 from gpt1_jax.data.corpus.survey import survey
@@ -53,3 +55,30 @@ def held_out(corpus, fraction):
     """What `prepare` holds out of a text: corpus."""
     found = survey(corpus, InProcess(), 4)
     return hold_out(corpus.names(), found.sizes, found.groups, fraction)
+
+
+def options(source, **values):
+    """Of a small preparation."""
+    return ml_collections.ConfigDict(
+        dict(
+            source=source,
+            output='',
+            vocab_size=320,
+            tokenizer='',
+            tokenizer_sample_mb=1,
+            text_column='',
+            strip_gutenberg=False,
+            unwrap=False,
+            download=True,
+            held_out=0.2,
+            tokens_per_shard=8000,
+            workers=2,
+        )
+        | values
+    )
+
+
+def content(directory):
+    """Path in a folder -> bytes."""
+    paths = [path for path in directory.rglob('*') if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}

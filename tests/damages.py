@@ -305,3 +305,108 @@ def marks_of(data: bytes, file: str) -> list[str]:
         if 'mark'.encode(encoding) in data:
             return MARK.findall(data.decode(encoding, 'ignore'))
     return MARK.findall(data.decode('latin-1'))
+
+
+# ----------------------------------------------------------------- damages of what the program wrote itself
+
+_DEEP, _TWICE = '@deep@', '@twice@'
+VALUES = [
+    *(None, True, False, 0, -1, 1, 3, 0.5, -1e308, float('nan'), float('inf'), 2**31, 2**63, -(2**63), 10**400),
+    *('', 'x', '1', 'train', '../../x', '/dev/zero', 'a/b', 'x' * 300, 'a\0b', '\ud800', '\u0660', 'nan'),
+    *([], {}, [[]], [1, 'x', None], {'': 0}, {'x': {}}, _DEEP, _TWICE),
+]
+
+
+def _places(value):
+    """(container, key) of everything in a JSON value."""
+    for key, inner in list(value.items()) if isinstance(value, dict) else list(enumerate(value)):
+        yield value, key
+        if isinstance(inner, dict | list):
+            yield from _places(inner)
+
+
+def json_damaged(data: bytes, rng: random.Random) -> bytes:
+    """The JSON with another value, number, name or order in one place; or nested deeply; or with one key twice."""
+    try:
+        root = [json.loads(data)]
+    except ValueError:
+        return data
+    container, key = rng.choice([*_places(root)])
+    what = rng.choice(('value', 'value', 'value', 'number', 'delete', 'rename', 'swap'))
+    if what == 'number' and isinstance(container[key], int | float):
+        container[key] = rng.choice((container[key] + 1, container[key] * 10**6, -container[key], container[key] // 2))
+    elif what == 'delete':
+        del container[key]
+    elif what == 'rename' and isinstance(container, dict):
+        container[rng.choice([key + 'x', '', *container])] = container.pop(key)
+    elif what == 'swap':
+        other, place = rng.choice([*_places(root)])
+        value = json.loads(json.dumps(other[place]))
+        other[place], container[key] = json.loads(json.dumps(container[key])), value
+    else:
+        container[key] = rng.choice(VALUES)
+    text = json.dumps(root[0] if root else None, ensure_ascii=rng.random() < 0.5)
+    text = text.replace(f'"{_DEEP}"', '[' * 100_000).replace(f'"{_TWICE}"', '{"a": 1, "a": 2}')
+    return text.encode(errors='surrogatepass')
+
+
+def _line_damaged(data, rng):
+    lines = data.split(b'\n')
+    number = rng.randrange(len(lines))
+    lines[number] = json_damaged(lines[number], rng)
+    return b'\n'.join(lines)
+
+
+def _safetensors_damaged(data, rng):
+    """In its header, or in what says how long that is."""
+    size = int.from_bytes(data[:8], 'little')
+    header = json_damaged(data[8 : 8 + size], rng)
+    length = rng.choice([len(header)] * 6 + [0, len(header) - 1, 2**31, 2**63, 2**64 - 1])
+    return length.to_bytes(8, 'little') + header + data[8 + size :]
+
+
+_LITERALS = (
+    *('|O', 'O', '<f8', '>f4', '<U99999999', '<i2', '', 'x', [('a', '<f4')], [('a', '|O')], {'names': ['a']}, None, 3),
+    *((-1,), (10**12,), (2**63,), (2**64, 2**64), (), (0,), ('x',), (1.5,), [5], True, 10**400),
+)
+
+
+def _npy_damaged(data, rng):
+    """In its header, which is a Python literal, or in what says how long that is and of which version."""
+    start = 10 if data[6] == 1 else 12
+    size = int.from_bytes(data[8:start], 'little')
+    header = data[start : start + size].decode('latin-1')
+    entry = {'descr': '<f4', 'fortran_order': False, 'shape': (5,)}
+    what = rng.randrange(6)
+    if what == 0:
+        header = _overwrite(_flip(header.encode('latin-1'), rng), rng).decode('latin-1')
+    elif what == 1:
+        entry[rng.choice([*entry, 'x'])] = rng.choice(_LITERALS)
+        header = repr(entry)
+    elif what == 2:
+        header = rng.choice(
+            ['(' * 9000, "{'descr': " * 500, '[' * 300 + ']' * 300, '__import__("os")', '0' * 5000, '{}']
+        )
+    header = header.encode('latin-1').ljust(size)
+    length = len(header) if what < 5 else rng.choice([0, 1, 2**16 - 1])
+    return (
+        data[:6]
+        + bytes([data[6] if what != 4 else rng.randrange(256), 0])
+        + length.to_bytes(start - 8, 'little', signed=False)
+        + header
+        + data[start + size :]
+    )
+
+
+def stored_damaged(file: str, data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """(what was done, the content of a damaged file) of a file that the program wrote."""
+    special = {
+        '.json': json_damaged,
+        '.jsonl': _line_damaged,
+        '.safetensors': _safetensors_damaged,
+        '.npy': _npy_damaged,
+    }.get('.' + file.rpartition('.')[2])
+    if special and rng.random() < 0.7:
+        return 'content changed', special(data, rng)
+    name = rng.choice([name for name in DAMAGES if name != 'columns swapped'])
+    return name, DAMAGES[name](data, rng)

@@ -195,7 +195,7 @@ def read(uri):
 
 def assert_same_model(one, other):
     """All that is known without reading the parameters, the folder apart."""
-    apart = dict(directory=None, tokenizer=None, read=None, tokens_seen=None, step=None)
+    apart = dict.fromkeys(('directory', 'tokenizer', 'read', 'tokens_seen', 'step', 'fingerprint'))
     assert one._replace(**apart) == other._replace(**apart)
     assert one.tokenizer.fingerprint == other.tokenizer.fingerprint
 
@@ -238,7 +238,10 @@ def refuses(uri, *words):
 
 
 def edit(path, change):
+    """Changes a JSON file, which then has no checksum, as earlier versions wrote it."""
     value = json.loads(path.read_text())
+    if isinstance(value, dict):
+        value.pop('sha256', None)
     path.write_text(json.dumps(change(value)))
 
 

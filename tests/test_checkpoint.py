@@ -3,8 +3,11 @@
 import gc
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,8 @@ import pytest
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from gpt1_jax.errors import UserError
-from gpt1_jax.training import checkpoint
+from gpt1_jax.errors import DamagedError, UserError
+from gpt1_jax.training import checkpoint, checkpoint_folder
 from gpt1_jax.training.checkpoint import Checkpointer
 
 # Orbax leaves unfinished reads behind when one of them fails.
@@ -239,7 +242,7 @@ def test_all_damaged_is_an_error(make, tmp_path, breakage):
         folder = tmp_path / 'checkpoints' / step
         file = folder / 'record/metadata' if breakage == 'record' else largest_files(folder / 'params', 1)[0]
         file.unlink() if breakage == 'missing' else os.truncate(file, 20)
-    with pytest.raises(UserError, match=r'checkpoints: Every checkpoint is damaged \(1, 2; .*copy'):
+    with pytest.raises(UserError, match=r'checkpoints: Every checkpoint is damaged \(1, 2\)\. .*copy'):
         make().restore_latest(abstract(state(1)))
     assert make(best_metric='loss').best_step() is None
 
@@ -316,16 +319,124 @@ def test_a_full_disk_is_an_error_and_the_former_checkpoint_stays(make, tmp_path)
     writer.wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as good as full: every longer file fails
+    refused = pytest.raises(UserError, match='checkpoints: Checkpoints cannot be written .*Make room')
     try:
-        writer.save(2, big, {})
-        with pytest.raises(UserError, match='checkpoints: Checkpoints cannot be written .*Make room'):
-            writer.save(3, big, {})
+        for notice in (lambda: writer.save(3, big, {}), writer.wait):
+            writer.save(2, big, {})
+            with refused:
+                notice()
+        writer.wait()  # it is told once
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert writer.steps() == [1]
     writer.save(2, big, {})
     writer.wait()
     assert writer.steps() == [1, 2]
+
+
+def test_a_save_slower_than_the_steps_is_waited_for_and_told_once(make, monkeypatch, warnings_seen):
+    seal = checkpoint_folder.seal
+    monkeypatch.setattr(checkpoint_folder, 'seal', lambda record: (time.sleep(0.3), seal(record))[1])
+    monkeypatch.setattr(checkpoint, '_WAIT_SECONDS', 0.1)
+    writer = make(keep_latest=None)
+    for step in (1, 2, 3):
+        writer.save(step, {'params': {'w': jnp.ones(3)}}, {})
+    assert writer.steps() == [1, 2]  # the third is still going on, so that no two do
+    writer.wait()
+    assert writer.steps() == [1, 2, 3]
+    assert len(warnings_seen) == 1 and 'A save took longer than the steps up to the next one' in warnings_seen[0]
+
+
+def test_what_cannot_be_read_is_named_and_neither_damaged_nor_deleted(make, tmp_path, warnings_seen):
+    """A link to itself cannot be opened by anyone, whatever his rights."""
+    writer, wanted = make(best_metric='loss'), abstract(state(1))
+    for step in (1, 2):
+        writer.save(step, state(step), {}, {'loss': step})
+    writer.close()
+    folder = tmp_path / 'checkpoints/2'
+    aside = tmp_path / 'aside'
+    for path in (largest_files(folder / 'params', 1)[0], folder / 'params/manifest.ocdbt', folder / 'record/metadata'):
+        path.rename(aside)
+        path.symlink_to(path)
+        one = make()
+        with pytest.raises(UserError, match=f'^{path}: The file cannot be read .Too many.*repair the disk'):
+            one.restore_latest(wanted)
+        path.unlink()
+        aside.rename(path)
+        assert one.restore_latest(wanted)[0] == 2
+    best = folder.parent / '1/record/metadata'
+    best.rename(aside)
+    best.symlink_to(best)
+    with pytest.raises(UserError, match=f'^{best}: The file cannot be read'):
+        make(keep_latest=1, best_metric='loss').save(3, state(3), {})  # else it would be deleted
+    assert make().steps()[:2] == [1, 2] and not warnings_seen
+
+
+def test_an_error_of_the_disk_that_passes_is_no_damage(make, monkeypatch, warnings_seen):
+    writer = make()
+    writer.save(1, {'params': {'w': jnp.ones(3)}}, {})
+    writer.close()
+    reader, failures = checkpoint_folder._reader(), [OSError('Input/output error')]
+
+    def restore(*values, **named):
+        if failures:
+            raise failures.pop()
+        return reader.restore(*values, **named)
+
+    monkeypatch.setattr(checkpoint_folder, '_reader', lambda: types.SimpleNamespace(restore=restore))
+    wanted = {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=NamedSharding(mesh_of(2, 4), P()))}}
+    assert make().restore_latest(wanted)[0] == 1 and not failures and not warnings_seen
+
+
+def test_the_best_that_is_whole(make, tmp_path, warnings_seen):
+    """Damaged in its arrays, or in its record; the advice names a step that can be read."""
+    writer = make(keep_latest=None, best_metric='loss')
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 4.0)):
+        writer.save(step, {'params': state(step)['params']}, {}, {} if loss is None else {'loss': loss})
+    writer.close()
+    wanted, folder = {'params': abstract(state(1)['params'])}, tmp_path / 'checkpoints'
+
+    def best():
+        one = make(best_metric='loss')
+        assert next(one.whole_steps('params')) == one.restore_best(wanted)[0]
+        return one.restore_best(wanted)[0]
+
+    assert best() == 2 and not warnings_seen
+    file = largest_files(folder / '2/params', 1)[0]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    checkpoint_folder._known.clear()  # it was whole when this process read it
+    assert best() == 3 and set(warnings_seen) == {warnings_seen[0]} and f'{folder}/2: The check' in warnings_seen[0]
+    (folder / '3/record/metadata').unlink()
+    assert best() == 1
+    assert f'{folder}/3: The checkpoint is damaged (No such file or directory). It has no rank.' in warnings_seen
+    with pytest.raises(DamagedError, match=rf'{folder}/2: .* Take that of step 5, .*: {tmp_path}@5\.$'):
+        make().restore(2, wanted)
+    with pytest.raises(UserError, match=r'no checkpoint of step 9. The steps here are 1, 2, 4, 5\.'):
+        make().restore(9, wanted)
+    for step in (1, 4, 5):
+        os.truncate(largest_files(folder / f'{step}/params', 1)[0], 10)
+    with pytest.raises(DamagedError, match='damaged .* No other one is whole: restore a copy.$'):
+        make().restore(2, wanted)
+
+
+def test_killed_while_deleting_an_old_one(make, tmp_path, warnings_seen):
+    """What is left of it is in nobody's way, and goes with the next save."""
+    writer = make()
+    for step in (1, 2, 3):
+        writer.save(step, {'params': state(step)['params']}, {})
+    writer.close()
+    for kept in ('record', 'params'):
+        writer = make()
+        shutil.copytree(tmp_path / f'checkpoints/{writer.steps()[-1]}/{kept}', tmp_path / 'checkpoints/1' / kept)
+        assert writer.restore_latest({'params': abstract(state(1)['params'])})[0] == writer.steps()[-1]
+        writer.save(writer.steps()[-1] + 1, {'params': state(1)['params']}, {})
+        writer.wait()
+        assert len(writer.steps()) == 2 and 1 not in writer.steps()
+    assert [line.partition(' (')[0] for line in warnings_seen] == [
+        f'{tmp_path}/checkpoints/1: The checkpoint is damaged'  # without its record
+    ]
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):

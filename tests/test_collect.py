@@ -96,20 +96,20 @@ def pickled(path):
     ('file', 'content', 'words'),
     [
         ('results.json', '{"format_version": 1, "sco', 'results.json: The file is damaged'),
-        ('results.json', '{"format_version": 1}', "results.json: The file is damaged (KeyError('task')"),
-        ('results.json', '[1]', 'results.json: The file is damaged (AttributeError'),
+        ('results.json', '{"format_version": 1}', "results.json: The file is damaged (it lacks 'task')"),
+        ('results.json', '[1]', 'results.json: The file is damaged (it is '),
         ('results.json', '{"format_version": 99}', 'results.json: It is of another version of the program.'),
         ('config.json', '{"seed": 1}', 'config.json: It names no task.'),
         ('config.json', '', 'config.json: The file is damaged'),
         ('metrics.jsonl', '{"loss": 2}\n', 'metrics.jsonl: A line has no step.'),
-        ('metrics.jsonl', '[2]\n', 'metrics.jsonl: The file is damaged (AttributeError'),
+        ('metrics.jsonl', '[2]\n', 'metrics.jsonl: The file is damaged ('),
         ('dev_errors.jsonl', '{"index": 3}\n{}\n', 'dev_errors.jsonl: Line 1 is damaged.'),
         ('dev.npz', 'no archive', 'dev.npz: The file is damaged ('),
         ('dev.npz', corrupt_archive, 'dev.npz: The file is damaged ('),
         ('dev.npz', not_finite, 'dev.npz: The logits are not finite.'),
         ('dev.npz', other_length, 'dev.npz: Labels and logits do not fit each other.'),
         ('dev.npz', pickled, 'dev.npz: The file is damaged (ValueError'),
-        ('tokenizer/tokenizer.json', '[]', 'tokenizer/tokenizer.json: The file is damaged (AttributeError'),
+        ('tokenizer/tokenizer.json', '[]', 'tokenizer/tokenizer.json: The file is damaged (it is '),
     ],
 )
 def test_what_is_damaged_is_named_and_the_rest_is_read(folder, file, content, words):
@@ -134,13 +134,27 @@ def test_a_score_that_is_no_number_is_damage(folder):
     stored = json.loads(path.read_text())
     stored['scores'][0]['value'] = 'high'
     path.write_text(json.dumps(stored))
-    assert named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is no number.',)
+    assert (
+        named(folder)['tuned/sst2/seed0']
+        .damage[0]
+        .startswith("results.json: The file is damaged (scores[0].value is 'high').")
+    )
+
+
+@pytest.mark.parametrize('changes', [{'value': 1.5}, {'value': -0.1}, {'examples': 0}])
+def test_a_score_that_is_not_possible_is_damage(folder, changes):
+    path = folder / 'tuned/sst2/seed0/results.json'
+    stored = json.loads(path.read_text())
+    stored['scores'][0] |= changes
+    del stored['sha256']  # as an earlier version wrote it
+    path.write_text(json.dumps(stored))
+    assert named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is not possible.',)
 
 
 def test_a_damaged_plan_leaves_its_runs_to_themselves(folder):
     (folder / 'tuned/runs.json').write_text('[{"dataset": "sst2"}]')
     runs = collect.collect(folder)
-    assert "KeyError('variant')" in named(folder)['tuned'].damage[0]
+    assert "[0] lacks 'variant'" in named(folder)['tuned'].damage[0]
     assert [line.label for line in collect.lines(runs)] == ['tuned/sst2/seed0', 'tuned/sst2/seed1']
 
 

@@ -91,3 +91,54 @@ def test_groups_in_the_forms_of_compilers(groups, expected):
 
 def test_a_group_of_one_sends_nothing():
     assert not collectives(FORM.format(groups="replica_groups=mesh['x'=1,'y'=8] {'x'}"))
+
+
+SCATTER = """HloModule step
+
+%all-reduce-scatter.4 (p: bf16[768,768]) -> bf16[768,96] {
+  %p = bf16[768,768]{0,1:T(8,128)(2,1)} parameter(0)
+  %all-reduce.43 = bf16[768,768]{0,1:T(8,128)(2,1)} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}
+  %zero = u32[] constant(0)
+  ROOT %cut = bf16[768,96]{0,1:T(8,128)(2,1)} dynamic-slice(%all-reduce.43, %zero, %zero), dynamic_slice_sizes={768,96}
+}
+
+ENTRY %main (a: bf16[768,768]) -> bf16[768,96] {
+  %a = bf16[768,768]{0,1:T(8,128)(2,1)} parameter(0)
+  ROOT %fusion.449 = bf16[768,96]{0,1:T(8,128)(2,1)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.4
+}
+"""
+
+
+def test_a_tpu_s_reduce_scatter():
+    [one] = collectives(SCATTER)
+    assert one.kind == 'reduce-scatter' and one.sent(8) == (7 / 8 * 768 * 768 * 2, 0)
+
+
+SEND = """HloModule step
+
+ENTRY %main (a: f32[64,8,128]) -> token[] {{
+  %a = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[64,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) send(%a, %after), channel_id=3, is_host_transfer=true, \
+frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target={target},\
+_xla_megascale_transfer_type="{kind}"}}
+  ROOT %done = token[] send-done(%send), channel_id=3, is_host_transfer=true
+}}
+"""
+PAIRS = ','.join(f'{{20000{i}->10000{i}}}' for i in range(4))
+SAME = ','.join(f'{{10000{i},20000{i}}}' for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ('transfer', 'target', 'kind', 'share'),
+    [
+        ('ALL_REDUCE', '"{1,2}x{0:3}"', 'all-reduce', 1),
+        ('ALL_GATHER', '"{1:2}x{0:3}"', 'all-gather', 1),
+        ('ALL_TO_ALL', f'{{{SAME}}}', 'all-to-all', 1 / 2),
+        ('ONE_TO_ONE', f'{{{PAIRS}}}', 'collective-permute', 1),
+    ],
+)
+def test_what_a_tpu_s_host_sends_to_other_slices(transfer, target, kind, share):
+    [one] = collectives(SEND.format(target=target, kind=transfer))
+    assert one.kind == kind and one.sent(4) == (0, share * 4 * 64 * 8 * 128)
+    np.testing.assert_array_equal(np.sort(one.groups), [[i, i + 4] for i in range(4)])

@@ -1,11 +1,15 @@
 """Command lines as users type them: what each key is given, and the one sentence for each mistake."""
 
+import collections
+import importlib
+import random
 import sys
 
 import pytest
 from absl import flags
 
-from gpt1_jax import config, main
+from gpt1_jax import command_line, config, main
+from gpt1_jax.errors import UserError
 from helpers import ROOT
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # ml_collections
@@ -293,3 +297,51 @@ def test_a_file_of_flags_that_is_no_text(refusal, tmp_path):
 def test_a_whole_number_in_another_form_is_exact(given):
     """2^53 is where floats no longer are."""
     assert given('--config=configs/pretrain.py', '--config.data.tokens=9007199254740991.0').data.tokens == 2**53 - 1
+
+
+VALUES = [
+    *('', 'x', '-1', '0', '1', '3', '1e3', '0.5', '1e-400', '1e400', 'nan', '-inf', 'None', 'True', 'no', '2147483648'),
+    *(str(2**63), str(-(2**63) - 1), '9' * 5000, '1_0', '0x1f', '../x', '/dev/null', 'http://x/y', 's3://x', 'gs://'),
+    *(
+        'x' * 300,
+        '\udcff',
+        'a\nb',
+        '(',
+        '()',
+        '1,2,3',
+        '-1,-1,-1',
+        '[' * 1000,
+        '{}',
+        '{"a": {"b": 1}}',
+        '{1: 2}',
+        '{"a.b": 1}',
+    ),
+    *('%s', '$HOME', '~', "'", '"', ' ', '\u0663', 'text:', 'hf:', 'shards:', 'files:/x', '__import__("os")'),
+]
+
+
+def test_random_overrides(given, request):
+    """Whatever keys are given: a config, or one sentence."""
+    rng, outcomes = random.Random(0), collections.Counter()
+    names = [path.stem for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem != 'common']
+    keys = {
+        name: list(command_line._entries(importlib.import_module(f'configs.{name}').get_config())) for name in names
+    }
+    for _ in range(request.config.getoption('--damages') // 4):
+        name = rng.choice(names)
+        words = [f'--config=configs/{name}.py']
+        for key, _ in rng.choices(keys[name], k=rng.randint(1, 3)):
+            words.append(f'--config.{key}={rng.choice(VALUES)}')
+        if rng.random() < 0.1:
+            words[rng.randrange(len(words))] = rng.choice(VALUES)
+        try:
+            given(*words)
+            outcomes['a config'] += 1
+        except SystemExit as end:
+            assert end.code == 2, words
+            outcomes['refused'] += 1
+        except UserError:
+            outcomes['refused'] += 1
+        except BaseException as error:
+            raise AssertionError(words) from error
+    assert min(outcomes['a config'], outcomes['refused']) > 0, outcomes

@@ -1,14 +1,16 @@
 """The values that no run can have, the arguments of the configs, and what a run may be resumed with."""
 
+import functools
 import importlib
 import json
+import operator
 import pathlib
 
 import ml_collections
 import pytest
 from etils import epath
 
-from configs import ablation, evaluate, finetune, layer_transfer, pretrain, quickstart
+from configs import ablation, evaluate, finetune, generate, layer_transfer, pretrain, quickstart
 from gpt1_jax import config as common
 from gpt1_jax.errors import UserError
 
@@ -17,6 +19,7 @@ from gpt1_jax.errors import UserError
     'config',
     [
         pretrain.get_config(),
+        pretrain.get_config(pretrain.LARGE_BATCH),
         finetune.get_config('custom'),
         finetune.get_config('glue'),
         layer_transfer.get_config(),
@@ -36,6 +39,13 @@ def test_the_configs_themselves_are_right(config):
         ('log.every', 0, 'at least 1'),
         ('optimizer.accumulation', -2, 'at least 1'),
         ('checkpoint.keep_best', 0, 'at least 1'),
+        ('data.batch_size', 2**21, 'at most 1,048,576'),
+        ('model.width', 10**12, 'at most 131,072'),
+        ('optimizer.accumulation', 10**8, 'at most 1,048,576'),
+        ('data.workers', 2**31, 'from 0 to 4,096'),
+        ('data.tokens_per_shard', 10**12, 'less than 2,147,483,648'),
+        ('data.limit', -5, 'at least 1'),
+        ('seed', 2**63, 'of 64 bits'),
         ('data.tokens', -1, '0 or more'),
         ('checkpoint.every', -3, '0 or more'),
         ('optimizer.max_grad_norm', -1.0, '0 or more'),
@@ -61,6 +71,27 @@ def test_senseless_values_are_named(key, value, words):
     with pytest.raises(UserError) as caught:
         common.check(config)
     assert str(caught.value).startswith(f'{key}: {value!r} is ') and words in str(caught.value)
+
+
+@pytest.mark.parametrize('uri', ['http://x/y', 'text:https://x', 'shards:file:///x', 's3://bucket/a'])
+def test_a_place_that_no_file_is_read_from_is_named(uri):
+    config = pretrain.get_config()
+    config.data.source = uri
+    with pytest.raises(UserError, match=rf'^data.source: {uri!r} cannot be read or written. Give a local path'):
+        common.check(config)
+    for fine in ('gs://bucket/a', 'text:gs://bucket/a', 'hf:owner/name', 'a:b', '/a/b'):
+        config.data.source = fine
+        common.check(config)
+    config = generate.get_config()
+    config.prompt = 'see http://x/y'
+    common.check(config)
+
+
+def test_the_steps_of_a_run_fit_their_counter():
+    assert [common.whole_steps(steps) for steps in (0.0, 0.4, 7.6, 2.0**31 - 2)] == [1, 1, 8, 2**31 - 2]
+    for steps in (2.0**31, 1e300, float('inf'), float('nan')):
+        with pytest.raises(UserError, match='^data.epochs: .* updates are too many'):
+            common.whole_steps(steps)
 
 
 def test_values_of_the_parts_are_checked_too():
@@ -90,6 +121,29 @@ def test_an_argument_that_a_config_does_not_take_is_refused(name):
     if f'configs/{name}.py: It takes no argument.' not in str(caught.value):
         choices = str(caught.value).removesuffix('.').split('Choose one of ')[1].split(', ')
         assert len({str(get_config(choice)) for choice in choices}) == len(choices) > 1
+
+
+def test_the_large_batch_follows_its_rule():
+    """Adam's square-root rule; warm-up, evaluations and checkpoints after as many tokens; as much decay in all."""
+    values = lambda config: {
+        key: functools.reduce(operator.getitem, key.split('.'), config) for key in flat_keys(config)
+    }
+    paper, large = (values(pretrain.get_config(name).to_dict()) for name in ('gpt1', pretrain.LARGE_BATCH))
+    k = 8
+    expected = {
+        'data.batch_size': 512,
+        'optimizer.learning_rate': 2.5e-4 * k**0.5,
+        'optimizer.b1': 0.2,
+        'optimizer.b2': 0.992,
+        'optimizer.eps': 1e-8 / k**0.5,
+        'optimizer.warmup_steps': 2000 / k,
+        'log.eval_every': 2000 / k,
+        'checkpoint.every': 2000 / k,
+    }
+    decay = lambda values, steps: values['optimizer.learning_rate'] * values['optimizer.weight_decay'] * steps
+    assert decay(large, 1000 / k) == pytest.approx(decay(paper, 1000))
+    changed = {key: large[key] for key in paper if large[key] != paper[key] and key != 'optimizer.weight_decay'}
+    assert paper.keys() == large.keys() and changed == pytest.approx(expected)
 
 
 def test_every_data_set_and_suite_is_an_argument():
@@ -266,8 +320,10 @@ def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_
     message = refused(of_source(moved), workdir, **known)
     assert message.endswith(f'make a link at the old one (ln -s {tmp_path} /a) and give the old value.')
     content['shards:/a'] = 'one'  # the link
-    common.open_workdir(of_source(moved), workdir, write=True, **known)
-    assert (workdir / 'source.txt').read_text() == 'one'
+    for _ in range(2):
+        common.open_workdir(of_source(moved), workdir, write=True, **known)
+        assert (workdir / 'source.txt').read_text() == 'one'
+        (workdir / 'source.txt').write_text('')  # emptied by a crash of the machine: as if it was not there
 
 
 def test_the_refusal_of_a_longer_run_says_how_to_train_on(tmp_path):

@@ -1,10 +1,7 @@
-"""Who trains together, and the roll call: real sockets, several processes as threads; and two real processes."""
+"""Who trains together, and the roll call: real sockets, several processes as threads."""
 
 import concurrent.futures
-import json
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +9,6 @@ import pytest
 from gpt1_jax import distributed
 from gpt1_jax.distributed import Cluster, detected, explicit
 from gpt1_jax.errors import UserError
-from helpers import ENVIRONMENT, ROOT
 
 
 def free_port():
@@ -74,21 +70,27 @@ def test_what_the_environment_says(environment, expected):
 
 
 def call(processes, ids, seconds, hosts=()):
-    """What each process of `ids` says: None, or the message."""
+    """What each process of `ids` says: the hosts and the processes that it is connected to, or the message."""
     coordinator = f'127.0.0.1:{free_port()}'
 
     def one(process):
         try:
-            distributed.call_roll(Cluster(coordinator, processes, process, hosts), seconds)
+            found, connections = distributed.call_roll(Cluster(coordinator, processes, process, hosts), seconds)
         except UserError as error:
             return str(error)
+        for connection in connections.values():
+            connection.close()
+        return found, list(connections)
 
     with concurrent.futures.ThreadPoolExecutor(len(ids)) as pool:
         return list(pool.map(one, ids))
 
 
 def test_all_are_there():
-    assert call(5, [0, 1, 2, 3, 4], 30) == [None] * 5
+    hosts = [socket.gethostname()] * 5
+    first, *others = call(5, [0, 1, 2, 3, 4], 30)
+    assert (first[0], sorted(first[1])) == (hosts, [1, 2, 3, 4])
+    assert others == [(hosts, [0])] * 4
 
 
 def test_who_is_absent_is_named_by_all_who_are_there():
@@ -124,52 +126,3 @@ def test_a_port_in_use():
     port = free_port()
     with socket.create_server(('', port + 1)), pytest.raises(UserError, match=f'Port {port + 1} .* Choose another'):
         distributed.call_roll(Cluster(f'127.0.0.1:{port}', 2, 0), 1)
-
-
-SCRIPT = """
-import json, sys
-from gpt1_jax import distributed
-from gpt1_jax.errors import UserError
-cluster = distributed.explicit(sys.argv[1], int(sys.argv[2]), 2)
-try:
-    distributed.start(cluster, 60)
-except UserError as error:
-    sys.exit(str(error))
-import jax
-print(json.dumps([jax.process_index(), jax.process_count()]))
-"""
-
-
-def test_two_real_processes():
-    coordinator = f'127.0.0.1:{free_port()}'
-    started = [
-        subprocess.Popen(
-            [sys.executable, '-c', SCRIPT, coordinator, str(process)],
-            cwd=ROOT,
-            env=ENVIRONMENT | {'JAX_PLATFORMS': 'cpu'},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    assert [json.loads(process.communicate(timeout=120)[0]) for process in started] == [[0, 2], [1, 2]]
-
-
-@pytest.mark.slow
-def test_a_command_in_two_processes(tmp_path):
-    """The same result as in one."""
-    program = [sys.executable, '-m', 'gpt1_jax.main']
-    options = dict(cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    prepare = [*program, '--config=configs/prepare.py', '--config.data.source=docs:numpy', f'--workdir={tmp_path}/text']
-    subprocess.run([*prepare, '--config.data.vocab_size=400'], **options, check=True)
-    values = 'model.width=16 model.heads=2 model.mlp_width=16 model.layers=1 model.n_positions=16 data.tokens=3000 '
-    values += f'optimizer.warmup_steps=2 log.eval_windows=100 data.source=shards:{tmp_path}/text/shards'
-    pretrain = [*program, '--config=configs/pretrain.py:tiny', *(f'--config.{value}' for value in values.split())]
-    subprocess.run([*pretrain, f'--workdir={tmp_path}/one'], **options, check=True)
-    flags = [f'--workdir={tmp_path}/two', f'--coordinator=127.0.0.1:{free_port()}', '--processes=2']
-    both = [subprocess.Popen([*pretrain, *flags, f'--process_id={process}'], **options) for process in range(2)]
-    errors = [process.communicate(timeout=240)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errors
-    assert 'distributed: process 1 of 2' in errors[1]
-    one, two = (json.loads((tmp_path / name / 'results.json').read_text())['scores'] for name in ('one', 'two'))
-    assert [score['value'] for score in two] == pytest.approx([score['value'] for score in one], rel=1e-4)

@@ -7,6 +7,7 @@ from etils import epath
 
 import runs
 from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation import classification, journal
 from gpt1_jax.tasks import evaluate, finetune, pretrain
 
 
@@ -64,6 +65,27 @@ def test_without_labels_there_are_predictions_alone(folder, tmp_path):
         result = evaluate.run(config, epath.Path(tmp_path) / split)
         assert bool(result.scores) == ('classes' in result.facts) == ('constant' in result.facts) == (split == 'dev')
     assert predictions(tmp_path / 'test', 'test') == predictions(tmp_path / 'dev', 'dev')
+
+
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(folder, tmp_path, monkeypatch):
+    """The logits too, of which the scores are only counts."""
+    computed, logits, predictor, steps = [], [], evaluate.make_predictor, classification.prediction
+    keep = lambda *args: lambda *more: logits.append(predictor(*args)(*more)) or logits[-1]
+    count = lambda *args: lambda *more: computed.append(1) or steps(*args)(*more)
+    monkeypatch.setattr(evaluate, 'make_predictor', keep)
+    monkeypatch.setattr(classification, 'prediction', count)
+    config = runs.evaluation(folder, folder / 'run')
+    config.split, config.data.eval_batch_size = 'train', 8
+    whole = evaluate.run(config, epath.Path(tmp_path) / 'whole')
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.PreemptionGuard, 'should_stop', lambda self, step: len(computed) == 7)
+        with pytest.raises(SystemExit):
+            evaluate.run(config, epath.Path(tmp_path) / 'stopped')
+    assert evaluate.run(config, epath.Path(tmp_path) / 'stopped').scores == whole.scores
+    assert len(computed) == 2 * 5 and logits[0].tobytes() == logits[1].tobytes()
+    assert {path.name for path in (tmp_path / 'stopped').iterdir()} == {
+        path.name for path in (tmp_path / 'whole').iterdir()
+    }
 
 
 def test_the_results_of_a_run_are_not_replaced(folder):

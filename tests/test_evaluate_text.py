@@ -15,8 +15,8 @@ import models
 import reference
 from configs.evaluate_text import get_config
 from gpt1_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer
-from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation import perplexity
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
+from gpt1_jax.evaluation import journal, perplexity
 from gpt1_jax.report import results
 from gpt1_jax.tasks import evaluate_text
 from helpers import some_words
@@ -153,6 +153,31 @@ def test_blocks_and_chunks_of_windows_leave_no_trace(saved, tmp_path, monkeypatc
         assert a.keys() == b.keys()
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-6)
     assert whole[1]['sentences'] == 80
+
+
+@pytest.mark.parametrize('sentences', [False, True])
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(saved, books, tmp_path, monkeypatch, sentences):
+    """Stopped twice; no batch is computed again."""
+    monkeypatch.setattr(perplexity, '_WINDOWS', 2)
+    made, make, stops = [], perplexity._batch, []
+    monkeypatch.setattr(perplexity, '_batch', lambda *args: made.append(1) or make(*args))
+    monkeypatch.setattr(journal.PreemptionGuard, 'should_stop', lambda self, step: len(made) in stops)
+    changes = dict(stride=5, sentences=sentences)
+    whole = run(saved, tmp_path / 'whole', books, **changes)
+    number, files = len(made), {path.name for path in (tmp_path / 'whole').iterdir()}
+    made.clear()
+    stops[:] = [3, 5]
+    for expected_journals in (1, 1, 0):
+        try:
+            assert run(saved, tmp_path / 'stopped', books, **changes) == whole
+        except SystemExit as stopped:
+            assert stopped.code == STOPPED_EXIT_STATUS
+        assert len(list((tmp_path / 'stopped').glob('*.journal'))) == expected_journals
+    assert len(made) == number + 2 and number > 4  # those that were made when it was told to stop
+    assert {path.name for path in (tmp_path / 'stopped').iterdir()} == files
+    if sentences:
+        one, other = ((tmp_path / name / 'sentences.jsonl').read_bytes() for name in ('whole', 'stopped'))
+        assert one == other
 
 
 @pytest.mark.parametrize(

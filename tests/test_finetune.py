@@ -1,6 +1,7 @@
 """One fine-tuning run: which scores it gives, of which checkpoint. Whole programs are in test_main.py."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -91,6 +92,22 @@ def test_what_is_finished_is_not_trained_again(folder, finished):
     (folder / 'run' / 'results.json').unlink()
     assert finetune.run(config, folder / 'run').scores == result.scores  # evaluated again, from the checkpoints
     assert log(folder / 'run') == before
+
+
+def test_the_best_checkpoint_is_damaged_before_the_last_evaluation(folder, finished, tmp_path):
+    """What is lost is lost; the best is then another one, in its scores and in its predictions."""
+    config, result = finished
+    workdir, best = epath.Path(tmp_path / 'run'), next(result.select(split='test')).step
+    shutil.copytree(folder / 'run', workdir)
+    (workdir / 'results.json').unlink()
+    shutil.rmtree(workdir / 'checkpoints' / str(best) / 'params')
+    again = finetune.run(config, workdir)
+    for score in again.select(checkpoint='best'):
+        assert score.step == 20 and score.value == result.value(split='dev', checkpoint='last')
+    labels = [json.loads(line)['label'] for line in (folder / 'labelled' / 'test.jsonl').read_text().splitlines()]
+    lines = (workdir / 'predictions' / 'custom_test.tsv').read_text().splitlines()[1:]
+    right = sum(line.split('\t')[1] == label for line, label in zip(lines, labels, strict=True))
+    assert right / 16 == again.value(split='test', checkpoint='best')
 
 
 @pytest.mark.parametrize(('limit', 'expected'), [(None, 40), (9, 9)])

@@ -122,7 +122,8 @@ def test_the_context_cuts_max_tokens(saved, tmp_path):
 
 def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monkeypatch, capsys):
     lines = ['ship wave\n', ' '.join(WORDS * 9) + '\n', 'barn']
-    monkeypatch.setattr(sys, 'stdin', io.StringIO(''.join(lines)))
+    typed = io.BytesIO(''.join(lines[:2]).encode() + b'\xff\n' + lines[2].encode())
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(typed, encoding='utf-8'))
     assert generate.run(config_for(saved, interactive=True, seed=3), tmp_path / 'talk') == []
     said = capsys.readouterr().out
     expected = [
@@ -130,7 +131,9 @@ def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monke
         for i, line in enumerate(lines)
         if len(line) < 99
     ]
-    assert said.startswith(expected[0] + '\nerror: prompt: It has ') and said.endswith('\n' + expected[1] + '\n')
+    assert said.startswith(expected[0] + '\nerror: prompt: It has ') and said.endswith(
+        'UTF-8. Convert it.\n' + expected[1] + '\n'
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,9 @@ def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monke
         (dict(samples=2, temperature=0.0), 'samples: All 2 samples would be the same'),
         (dict(stop='dot'), "stop: 'dot' is unknown"),
         (dict(prompt='a', interactive=True), 'one of prompt'),
+        (dict(prompt='a\udcff'), 'prompt: The text is not UTF-8'),
+        (dict(samples=10**8), '100,000,000 of each prompt are too many'),
+        (dict(seed=2**31), 'seed: 2147483648 is not possible'),
         (dict(init_from=''), 'init_from: It is empty'),
         (dict(init_from='/nowhere'), '/nowhere'),
         (dict(prompts='/nowhere.txt'), '/nowhere.txt: The file cannot be read'),

@@ -15,7 +15,8 @@ from gpt1_jax.meter.trace import summary
 def compiled(function, *shapes, **options):
     """`function`, compiled for float32 arguments of these shapes (int32 where a shape is a list)."""
     arguments = [jax.ShapeDtypeStruct(tuple(s), jnp.int32 if isinstance(s, list) else jnp.float32) for s in shapes]
-    return jax.jit(function, **options).lower(*arguments).compile()
+    usual = {'xla_cpu_use_fusion_emitters': True}  # which conftest.py leaves out
+    return jax.jit(function, **options).lower(*arguments).compile(compiler_options=usual)
 
 
 def executed_once(program):

@@ -82,7 +82,7 @@ def install_torch(monkeypatch):
         loaded.append(path.name)
         return {name: tensor(array) for name, array in safetensors.numpy.load_file(path).items()}
 
-    monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(load=load, __version__='2.6.0+cpu'))
     return loaded
 
 
@@ -100,6 +100,15 @@ def test_pickles_go_through_the_weights_only_reader(tmp_path, golden, monkeypatc
     loaded = install_torch(monkeypatch)
     assert_as_transformers(uri, golden, 'OpenAIGPTDoubleHeadsModel')
     assert sorted(loaded) == sorted(path.name for path in tmp_path.glob('*.bin'))
+
+
+def test_a_pickle_is_not_read_by_a_torch_that_it_can_make_run_code(tmp_path, golden, monkeypatch):
+    uri = save_as(tmp_path, golden, 'OpenAIGPTModel')
+    (tmp_path / 'model.safetensors').rename(tmp_path / 'pytorch_model.bin')
+    loaded = install_torch(monkeypatch)
+    sys.modules['torch'].__version__ = '2.5.1+cu121'
+    refuses(uri, 'pytorch_model.bin', 'can run code in PyTorch 2.5.1', 'torch 2.6')
+    assert not loaded
 
 
 def test_a_quantised_pickle_is_refused(tmp_path, golden, monkeypatch):
@@ -122,7 +131,7 @@ def test_files_are_looked_for_in_the_order_of_transformers(tmp_path, golden):
     (tmp_path / 'model.safetensors.index.json').unlink()
     refuses(uri, 'pytorch_model.bin: ')
     (tmp_path / 'pytorch_model.bin').unlink()
-    refuses(uri, 'pytorch_model.bin.index.json: The file does not say')
+    refuses(uri, 'pytorch_model.bin.index.json: The file is damaged')
     (tmp_path / 'pytorch_model.bin.index.json').unlink()
     refuses(uri, 'neither model.safetensors nor pytorch_model.bin', '.index.json')
 
@@ -149,9 +158,9 @@ def put(file):
         (put(FIRST), [f'{FIRST}: The file lacks {TABLE}', INDEX]),
         (put('../other/model.safetensors'), ["'../other/model.safetensors'", 'not in the same folder']),
         (put('other/model.safetensors'), ["'other/model.safetensors'", 'not in the same folder']),
-        (put(5), [INDEX, 'does not say which array is in which file']),
-        (lambda f: edit(f / INDEX, lambda index: index['weight_map']), ['does not say']),
-        (lambda f: (f / INDEX).write_text('{"weight_map": {'), ['does not say']),
+        (put(5), [INDEX, 'damaged', TABLE]),
+        (lambda f: edit(f / INDEX, lambda index: index['weight_map']), ['damaged', "lacks 'weight_map'"]),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {'), ['damaged']),
         (
             lambda f: edit(f / INDEX, lambda index: index['weight_map'].pop(TABLE) and index),
             [f'{INDEX}: The file lacks arrays: {TABLE}'],

@@ -1,9 +1,11 @@
 """The training loop where it is told to stop, or goes wrong: nothing is lost, and nothing depends on it."""
 
 import dataclasses
+import itertools
 import json
 import random
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,11 @@ import pytest
 from etils import epath
 
 from configs import prepare as prepare_config, pretrain as pretrain_config
+from gpt1_jax import lock
 from gpt1_jax.data.corpus.preparation import prepare
-from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped, UserError
 from gpt1_jax.tasks import pretrain
-from gpt1_jax.training import loop, program
+from gpt1_jax.training import clock, loop, program
 from gpt1_jax.training.partitioning import Partitioner
 
 WORDS = 'ship sail wave anchor harbour captain the and'.split()
@@ -73,12 +76,9 @@ def test_where_a_run_is_stopped_makes_no_difference(shards, whole, tmp_path, mon
     workdir = epath.Path(tmp_path)
     for stop in steps:
         monkeypatch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == stop)
-        if stop == 12:
+        with pytest.raises(SystemExit) as caught:
             pretrain.run(config(shards), workdir)
-        else:
-            with pytest.raises(SystemExit) as caught:
-                pretrain.run(config(shards), workdir)
-            assert caught.value.code == STOPPED_EXIT_STATUS
+        assert caught.value.code == STOPPED_EXIT_STATUS
     monkeypatch.undo()
     assert without_time(pretrain.run(config(shards), workdir)) == whole[1]
     assert metrics(workdir) == metrics(whole[0])
@@ -142,7 +142,7 @@ def counting_job(workdir, mode, seen, **keep):
         return state, {'loss': jnp.sum(batch['weights']), 'skipped': jnp.zeros((), jnp.int32)}
 
     def evaluator(name, value_of, **options):
-        def evaluate(params):
+        def evaluate(params, should_stop):
             seen.append((name, steps_of(params)))
             return {name: value_of(steps_of(params))}
 
@@ -184,7 +184,7 @@ def test_evaluators_have_periods_of_their_own(tmp_path, monkeypatch, mode, best,
 
     assert outcome.evaluations == EVALUATIONS
     assert seen == [(name, evaluation['step']) for evaluation in EVALUATIONS for name in evaluation if name != 'step']
-    assert outcome.best == {'step': best, 'rank': RANK[best]} and steps_of(loop.best_params(job, outcome)) == best
+    assert outcome.best == {'step': best, 'rank': RANK[best]} and steps_of(loop.best_params(job, outcome)[0]) == best
     assert saved == sorted({5, 10, 12, *stops}) and checkpoints(workdir) == {best, 12}
     assert metrics(workdir) == LINES
 
@@ -245,7 +245,7 @@ VALUES = [3.0, 2.0, 2.0, 4.0, 1.0, 1.0, 5.0, 2.0, 0.0, 0.0, 0.0, 0.0]  # after t
 def impatient_job(workdir, patience, mode='min'):
     """A counting job that is ranked after each step, by VALUES or their negatives."""
     job, sign = counting_job(workdir, mode, []), 1 if mode == 'min' else -1
-    value_of = lambda params: {'rank': sign * VALUES[steps_of(params) - 1]}
+    value_of = lambda params, should_stop: {'rank': sign * VALUES[steps_of(params) - 1]}
     ranking = dataclasses.replace(job.ranking, evaluate=value_of, every=1, patience=patience)
     return dataclasses.replace(job, evaluators=[job.evaluators[-1], ranking])
 
@@ -274,13 +274,80 @@ def test_the_patience_of_a_run_that_is_stopped(tmp_path, monkeypatch, stops):
     with monkeypatch.context() as patch:
         for stop in stops:
             patch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == stop)
-            if stop == 8:
+            with pytest.raises(SystemExit):
                 loop.fit(impatient_job(workdir, 3))
-            else:
-                with pytest.raises(SystemExit):
-                    loop.fit(impatient_job(workdir, 3))
     outcome = loop.fit(impatient_job(workdir, 3))
     whole = loop.fit(impatient_job(workdir / 'whole', 3))
     assert outcome.evaluations == whole.evaluations and outcome.best == whole.best
     assert int(outcome.state.step) == int(whole.state.step) == 8
     assert metrics(workdir) == metrics(workdir / 'whole')
+
+
+# What may become of a workdir
+
+
+def test_the_best_checkpoint_is_damaged(tmp_path, caplog):
+    """Then the next best is the best, with its evaluation; at last the state in memory."""
+    job, folder = counting_job(epath.Path(tmp_path), 'min', []), tmp_path / 'checkpoints'
+    job.config.checkpoint.keep_best = 2
+    ranking = dataclasses.replace(job.ranking, evaluate=lambda params, *_: {'rank': float(steps_of(params))})
+    job = dataclasses.replace(job, evaluators=[ranking])
+    loop.fit(job)
+    outcome = loop.fit(job)  # as a run that had only its results.json to write
+    for damaged, best in (('5', 10), ('10', 12)):
+        assert loop.best_params(job, outcome)[1]['step'] == int(damaged)
+        shutil.rmtree(folder / damaged / 'params')
+        params, evaluation = loop.best_params(job, outcome)
+        assert steps_of(params) == best and evaluation == {'step': best, 'rank': float(best)}
+    assert f'{folder}/5: The checkpoint is damaged' in caplog.text
+
+
+def test_a_checkpoint_by_the_clock(tmp_path, monkeypatch):
+    """Nothing else asks for one before step 5; a minute is a step."""
+    saved, save, minutes = [], loop.Checkpointer.save, itertools.count(0, 60)
+    recording = lambda self, step, *values: (saved.append(step), save(self, step, *values))
+    monkeypatch.setattr(loop.Checkpointer, 'save', recording)
+    monkeypatch.setattr(clock, 'time', types.SimpleNamespace(monotonic=lambda: next(minutes)))
+    loop.fit(counting_job(epath.Path(tmp_path), 'min', [], every_minutes=3))
+    assert saved == [3, 5, 8, 10, 12] and checkpoints(tmp_path) == {5, 12}
+
+
+def test_a_workdir_that_is_removed_is_noticed_and_not_made_anew(tmp_path):
+    for every in (1, 100):  # at the next line of metrics, or the next save
+        workdir = epath.Path(tmp_path) / 'run'
+        job = counting_job(workdir, 'min', [])
+        job.config.log.every = every
+        other = job.evaluators[0]
+        removing = dataclasses.replace(other, evaluate=lambda *_: (shutil.rmtree(workdir), {})[1])
+        job = dataclasses.replace(job, evaluators=[removing, *job.evaluators[1:]])
+        with pytest.raises(UserError, match='run: .*(removed|replaced)'), lock.hold(workdir):
+            loop.fit(job)
+        assert not workdir.exists()
+
+
+@pytest.mark.parametrize(('at', 'asked'), [(10, 1), (12, 3)])
+def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch, at, asked):
+    """At its `asked`-th question; the state is saved before, and ranked as if nothing had been."""
+    workdir, questions = epath.Path(tmp_path), []
+    monkeypatch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: False)
+    job, stops = counting_job(workdir, 'max', []), [at]
+
+    def questioned(evaluator):
+        def evaluate(params, should_stop):
+            questions.append(steps_of(params))
+            if questions.count(at) == asked and stops:
+                stops.clear()
+                raise Stopped
+            return evaluator.evaluate(params, should_stop)
+
+        return dataclasses.replace(evaluator, evaluate=evaluate)
+
+    job = dataclasses.replace(job, evaluators=list(map(questioned, job.evaluators)))
+    with pytest.raises(SystemExit) as caught:
+        loop.fit(job)
+    assert caught.value.code == STOPPED_EXIT_STATUS and at in checkpoints(workdir)
+    outcome = loop.fit(job)
+    assert outcome.evaluations == EVALUATIONS and outcome.best == {'step': 10, 'rank': 3.0}
+    assert metrics(workdir) == LINES and checkpoints(workdir) == {10, 12}
+    record = json.loads((workdir / 'checkpoints' / '12' / 'record' / 'metadata').read_text())['record']
+    assert record['meta'] == {'evaluations': EVALUATIONS}

@@ -1,5 +1,7 @@
 """Losses and their gradients against the float64 reference and plain JAX."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,19 +51,26 @@ def test_lm_loss_and_gradients_for_any_chunks(shards, chunk_tokens):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_that_the_shards_of_a_vocabulary_do_not_divide():
-    """133 rows on four devices are padded; the padding has no part in the softmax, and no gradient."""
-    partitioner = Partitioner('tp', (2, 1, 4))
+@pytest.mark.parametrize(('mesh', 'part'), [((2, 1, 4), 64), ((1, 1, 8), 32), ((1, 1, 3), 128)])
+def test_rows_that_the_shards_of_a_vocabulary_do_not_divide(mesh, part):
+    """133 rows are padded; the padding has no part in the softmax, of training or of scores,
+    and no gradient. All logits are so far below 0, that of a row of zeros, that it would be the prediction."""
+    partitioner, shards = Partitioner('tp', mesh, jax.devices()[: math.prod(mesh)]), mesh[0]
     hidden, table, targets, weights = f32(HIDDEN, TABLE, TARGETS, WEIGHTS)
+    hidden, table = hidden.at[..., 0].set(4.0), table.at[:, 0].add(-5.0)
 
     def sharded(hidden, embedding):
-        return losses.lm_loss(*in_shards(2, hidden), embedding, *in_shards(2, targets, weights), chunk_tokens=8)
+        parts = in_shards(shards, hidden, targets, weights)
+        nll = losses.token_nll(parts[0], embedding, parts[1], chunk_tokens=8)
+        return losses.lm_loss(parts[0], embedding, *parts[1:], chunk_tokens=8), nll.reshape(4, 12)
 
-    compiled = partitioner.jit(jax.value_and_grad(sharded, (0, 1))).lower(hidden, table).compile()
-    assert 'f32[1,2,4,64]' in compiled.as_text()  # logits of a device: a quarter of 256
+    step = partitioner.jit(jax.value_and_grad(sharded, (0, 1), has_aux=True), out_shardings=partitioner.sharding())
+    compiled = step.lower(hidden, table).compile()
+    assert f'f32[1,{4 // shards},{2 * shards},{part}]' in compiled.as_text()  # logits of a device
     expected, gradients = jax.value_and_grad(plain, (0, 1))(hidden, table, targets, weights)
-    value, (d_hidden, d_table) = compiled(hidden, table)
+    (value, nll), (d_hidden, d_table) = compiled(hidden, table)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(nll * weights), expected, rtol=1e-5)
     np.testing.assert_allclose(d_hidden, gradients[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(d_table, gradients[1], rtol=1e-4, atol=1e-5)
 

@@ -13,9 +13,7 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.model import architecture, lstm
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.sizes import SIZES
-from gpt1_jax.training.losses import lm_loss
-from gpt1_jax.training.partitioning import Partitioner, unbox
-from gpt1_jax.training.state import abstract_params
+from gpt1_jax.training.partitioning import unbox
 
 RNG = np.random.default_rng(1)
 TOKENS = RNG.integers(0, 43, (4, 16))
@@ -23,7 +21,6 @@ SEGMENTS = np.array([[1] * 7 + [2] * 5 + [0] * 4, [1] * 16, list(range(16)), [3]
 REFERENCE = models.random_lstm_params()
 PARAMS = {'params': jax.tree.map(np.float32, REFERENCE)}
 UNITS, WIDTH = REFERENCE['out_kernel'].shape
-MESHES = [('dp', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('tp', (2, 1, 4)), ('fsdp+tp', (2, 2, 2))]
 
 
 def expected_hidden(tokens, segments=None):
@@ -168,49 +165,6 @@ def test_residual_dropout_is_between_layer_and_projection():
     kept = np.asarray(hidden != 0)
     assert 0.4 < kept.mean() < 0.6
     np.testing.assert_allclose(np.asarray(hidden)[kept], 2 * np.asarray(whole)[kept], rtol=1e-5)
-
-
-def gradient_on(partitioner):
-    """(compiled loss and gradient of eight packed rows with dropout, on a mesh; their inputs)."""
-    classifier = Classifier(models.lstm(dropout=0.1, residual_dropout=0.1))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(classifier, partitioner))
-    params = jax.device_put({'decoder': PARAMS['params']}, shardings)
-    tokens = np.random.default_rng(2).integers(0, 40, (8, 17)).astype(np.int32)
-    rows = dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=np.repeat(SEGMENTS, 2, axis=0))
-    batch = partitioner.put_batch({name: partitioner.placement.take(array) for name, array in rows.items()})
-
-    def loss(params, batch):
-        flat = jax.tree.map(lambda x: x.reshape(8, 16), batch)
-        output = classifier.read(params, flat['tokens'], None, flat['segment_ids'], key=jax.random.key(5))
-        targets = batch['targets'][0]
-        hidden = output.hidden.reshape(*targets.shape, WIDTH)
-        return lm_loss(hidden, output.embedding, targets, jnp.full(targets.shape, 1 / 128))
-
-    return partitioner.jit(jax.value_and_grad(loss)).lower(params, batch).compile(), (params, batch)
-
-
-@pytest.fixture(scope='module')
-def on_one_device():
-    step, inputs = gradient_on(Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
-    return jax.device_get(step(*inputs))
-
-
-@pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
-def test_any_mesh_computes_the_same(mesh, on_one_device):
-    """Of all that the devices exchange, only states are exchanged in every time step, and only over a tensor axis."""
-    step, inputs = gradient_on(Partitioner(*mesh))
-    loss, gradient = jax.device_get(step(*inputs))
-    np.testing.assert_allclose(loss, on_one_device[0], rtol=1e-5)
-    models.assert_trees_close(gradient, on_one_device[1], rtol=1e-4, atol=1e-5)
-    exchanged = re.findall(
-        r'= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)[(-].*LSTM.*/while/body/',
-        step.as_text(),
-    )
-    rows = 8 // (mesh[1][0] * mesh[1][1])
-    assert [shape.partition('{')[0] for shape in exchanged] == [f'f32[{rows},{UNITS}]'] * 2 * ('tp' in mesh[0])
-    for name in ('in_kernel', 'recurrent_kernel', 'out_kernel'):
-        kernel = inputs[0]['decoder'][name]
-        assert kernel.addressable_shards[0].data.size * mesh[1][1] * mesh[1][2] == kernel.size
 
 
 @pytest.mark.parametrize('lengths', [(16, 16, 16), (1, 7, 0), (5, 16, 11)])

@@ -1,8 +1,14 @@
 """Metric files against what other readers make of them."""
 
+import contextlib
+import gc
 import json
 import os
+import resource
+import shutil
 import sys
+import threading
+import time
 import types
 
 import jax
@@ -12,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from gpt1_jax.errors import UserError
+from gpt1_jax.training import metric_writer
 from gpt1_jax.training.metric_writer import MetricWriter, median_speed, read_metrics
 
 
@@ -141,3 +148,71 @@ def test_weights_and_biases(tmp_path, monkeypatch):
         writer.close()
     assert calls[1:3] == [(5, {'loss': 2.0}), 'finish']
     assert calls[0] == calls[3] and calls[0]['id'] == 'first' and calls[0]['config'] == {'seed': 3}
+
+
+def test_a_sink_that_fails_is_told_once_and_the_run_goes_on(tmp_path, caplog, capfd):
+    (tmp_path / 'tensorboard').write_text('a file')
+    writer = MetricWriter(tmp_path)
+    for step in range(3):
+        writer.write(step, {'loss': 1.0})
+        time.sleep(0.05)
+    writer.close()
+    assert len(read_lines(tmp_path)) == 3 and capfd.readouterr() == ('', '')
+    (record,) = caplog.records
+    assert f'{tmp_path}/tensorboard: Not all metrics are written there (' in record.message
+
+
+class Hanging:
+    """Weights & Biases that never answer, as its tests need it."""
+
+    def __init__(self, hang):
+        self.util, self.hang = types.SimpleNamespace(generate_id=lambda: 'x'), hang
+
+    def init(self, **options):
+        log = lambda metrics, step: self.hang.wait(60)
+        return types.SimpleNamespace(log=log, finish=lambda: self.hang.wait(60))
+
+
+def test_a_sink_that_hangs_does_not_hold_the_run_up(tmp_path, monkeypatch, caplog):
+    hang = threading.Event()
+    monkeypatch.setitem(sys.modules, 'wandb', Hanging(hang))
+    monkeypatch.setattr(metric_writer, '_WAITING', 5)
+    monkeypatch.setattr(metric_writer, '_CLOSING_SECONDS', 0.1)
+    for lines, reason in ((20, 'it is 5 lines behind'), (2, 'it takes longer than 0.1 s')):
+        writer = MetricWriter(tmp_path / str(lines), use_wandb=True)
+        for step in range(lines):
+            writer.write(step, {'loss': 1.0})
+        writer.close()
+        assert len(read_lines(tmp_path / str(lines))) == lines
+        told = [record.message for record in caplog.records if 'Weights & Biases' in record.message]
+        assert len(told) == 1 and reason in told[0]
+        caplog.clear()
+    hang.set()
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_else(tmp_path, caplog, capfd):
+    """As good as full: no file may be longer. TensorBoard's has its fault at the same time."""
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {'loss': 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        for end in (lambda: writer.write(2, {'loss': 1.0}), writer.close):
+            with pytest.raises(UserError, match=f'^{tmp_path}: Metrics cannot be written .*Make room'):
+                end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    gc.collect()
+    assert not caplog.records and capfd.readouterr() == ('', '')
+
+
+def test_a_folder_that_is_removed_is_noticed_at_the_next_line(tmp_path):
+    for change in (shutil.rmtree, lambda run: (run / 'metrics.jsonl').rename(run / 'other')):
+        writer = MetricWriter(tmp_path / 'run')
+        writer.write(1, {'loss': 1.0})
+        change(tmp_path / 'run')
+        with pytest.raises(UserError, match='run/metrics.jsonl: The file was removed or replaced'):
+            writer.write(2, {'loss': 1.0})
+        with contextlib.suppress(UserError):
+            writer.close()
+        assert not (tmp_path / 'run' / 'metrics.jsonl').exists()

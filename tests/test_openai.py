@@ -88,7 +88,7 @@ def wrong(value, index, shape):
         (lambda f: np.save(f / 'params_4.npy', np.zeros((3, 1), np.float32)), ['params_4.npy', '[3, 1]']),
         (lambda f: np.save(f / 'params_10.npy', np.zeros(1, np.float32)), ['11 files']),
         (lambda f: (f / 'params_shapes.json').unlink(), ['no params_shapes.json']),
-        (lambda f: break_file(f / 'params_shapes.json', 40), ['params_shapes.json', 'not a list']),
+        (lambda f: break_file(f / 'params_shapes.json', 40), ['params_shapes.json', 'damaged']),
         (lambda f: edit(f / 'params_shapes.json', lambda s: s[:-1]), ['params_shapes.json']),
         (lambda f: edit(f / 'params_shapes.json', lambda s: [s[1], s[0], *s[2:]]), ['vocabulary', '290', '16']),
         (

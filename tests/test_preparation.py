@@ -13,13 +13,12 @@ import subprocess
 import sys
 import time
 
-import ml_collections
 import numpy as np
 import pytest
 from etils import epath
 
-from corpora import InProcess, held_out
-from gpt1_jax.data.corpus import documents, preparation, shards, sources
+from corpora import InProcess, content, held_out, options
+from gpt1_jax.data.corpus import documents, passes, preparation, shards, sources
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 
@@ -46,31 +45,6 @@ def books(tmp_path_factory):
     (folder / '98.txt').write_text(' \n\n')
     (folder / '99.txt').write_text('no newline at the end')
     return folder
-
-
-def options(source, **values):
-    return ml_collections.ConfigDict(
-        dict(
-            source=source,
-            output='',
-            vocab_size=320,
-            tokenizer='',
-            tokenizer_sample_mb=1,
-            text_column='',
-            strip_gutenberg=False,
-            unwrap=False,
-            download=True,
-            held_out=0.2,
-            tokens_per_shard=8000,
-            workers=2,
-        )
-        | values
-    )
-
-
-def content(directory):
-    paths = [path for path in directory.rglob('*') if path.is_file()]
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope='module')
@@ -107,30 +81,9 @@ def test_tokens_are_the_documents(books, prepared):
 def test_same_bytes_for_any_number_of_workers_and_small_blocks(books, prepared, tmp_path, monkeypatch):
     preparation.prepare(options(f'text:{books}', workers=1), tmp_path / 'one')
     assert content(tmp_path / 'one') == content(prepared)
-    monkeypatch.setattr(preparation, '_TASK', 20000)
+    monkeypatch.setattr(passes, '_TASK', 20000)
     preparation.prepare(options(f'text:{books}', workers=3), tmp_path / 'three')
     assert content(tmp_path / 'three') == content(prepared)
-
-
-def encode_words(text):
-    """A toy tokenizer: a number a word, 0 between lines that have words."""
-    lines = [[len(word) for word in line.split()] for line in text.split('\n')]
-    return np.array(sum(([0, *line] for line in lines if line), [])[1:], np.int32)
-
-
-def test_joined_blocks_have_the_tokens_of_the_whole_text():
-    rng = random.Random(0)
-    for _ in range(300):
-        blocks = [
-            rng.choice(('a bb', ' ', '', '\n', 'ccc\n', ' \n\n', 'dddd\ne ', '\nff ')) for _ in range(rng.randint(1, 6))
-        ]
-        # A block ends at the end of a line, or at a space of a long one.
-        blocks = [block if block.endswith('\n') else block + ' ' for block in blocks]
-        joint, parts = preparation.Joint(), []
-        for block in blocks:
-            ids, joint = preparation.join(joint, block, encode_words(block), newline_id=0)
-            parts.append(ids)
-        assert np.concatenate(parts).tolist() == encode_words(''.join(blocks)).tolist(), blocks
 
 
 def test_block_joints_are_seamless(books, prepared, tmp_path, monkeypatch):
@@ -156,10 +109,10 @@ def test_done_already_and_other_options(books, prepared):
 
 SCRIPT = """
 import json, os, sys
-from gpt1_jax.data.corpus import preparation, shards
+from gpt1_jax.data.corpus import passes, preparation, shards
 from gpt1_jax.errors import UserError
 data, output, die_after = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-preparation._TASK = 20000
+passes._TASK = 20000
 commit = shards.ShardWriter.commit
 def commit_and_die(writer, position):
     global die_after
@@ -204,6 +157,7 @@ def test_what_an_earlier_version_began_is_resumed(books, prepared, tmp_path):
     state = json.loads((journal / 'journal.json').read_text())
     (journal / 'train-starts-1.bin').write_bytes(np.array([0, 17], '<i8').tobytes())
     state['starts'] = {'train': ['train-starts-1.bin'], 'valid': []}
+    state = {name: of_it for name, of_it in state.items() if name not in ('sha256', 'pending')}
     (journal / 'journal.json').write_text(json.dumps(state))
     preparation.prepare(data, tmp_path / 'shards')
     assert content(tmp_path / 'shards') == content(prepared)
@@ -220,8 +174,9 @@ def test_death_at_every_step_of_writing(tmp_path, monkeypatch):
     for i in range(5):
         (tmp_path / 'books' / f'{i}.txt').write_text(make_text(i, (10, 200)[i % 2]))
     data = options(f'text:{tmp_path / "books"}', tokens_per_shard=2000)
-    monkeypatch.setattr(preparation, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
-    monkeypatch.setattr(preparation, '_TASK', 4000)
+    for module in (passes, preparation):
+        monkeypatch.setattr(module, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
+    monkeypatch.setattr(passes, '_TASK', 4000)
     done, deadly = 0, None  # steps of writing; (number of one, whether death comes after it)
 
     def deadly_step(method):
@@ -244,7 +199,7 @@ def test_death_at_every_step_of_writing(tmp_path, monkeypatch):
     def attempt(output, *, die_at=None, commit_seconds=0):
         nonlocal done, deadly
         done, deadly = 0, die_at
-        monkeypatch.setattr(preparation, '_COMMIT_SECONDS', commit_seconds)
+        monkeypatch.setattr(passes, '_COMMIT_SECONDS', commit_seconds)
         try:
             preparation.prepare(data, output)
         except Death:
@@ -371,6 +326,7 @@ def test_what_an_earlier_version_held_out_is_not_mixed_with_what_this_one_does(b
     def as_before(output, position):
         state = json.loads((output / 'journal' / 'journal.json').read_text())
         del state['preparation']['held_out_by']
+        del state['sha256']
         state |= {} if position else {'position': None}
         (output / 'journal' / 'journal.json').write_text(json.dumps(state))
         (output / 'journal' / 'held_out.json').unlink()
@@ -387,7 +343,7 @@ def test_what_an_earlier_version_held_out_is_not_mixed_with_what_this_one_does(b
 def test_what_is_held_out_is_kept_for_a_resumed_run(books, prepared, tmp_path, monkeypatch):
     data = options(f'text:{books}')
     assert run(data, tmp_path / 'shards', 2).returncode == -signal.SIGKILL
-    monkeypatch.setattr(preparation, 'survey', None)  # all text is not read once more
+    monkeypatch.setattr(passes, 'survey', None)  # all text is not read once more
     preparation.prepare(data, tmp_path / 'shards')
     assert content(tmp_path / 'shards') == content(prepared)
 
@@ -434,12 +390,3 @@ def test_cleaned_text(prepared, tmp_path, caplog):
     assert found == expected
     with pytest.raises(UserError, match='strip_gutenberg was True, is not given; unwrap was True, is not given'):
         preparation.prepare(options(data.source, tokenizer=data.tokenizer), tmp_path / 'out')
-
-
-def test_sample_is_bounded_and_spread():
-    blocks = [documents.Block(d, f'book{d}', d == 7, f'{d} ' + 'line\n' * 200000, 0, 1, 1) for d in range(20)]
-    sample = preparation._sample(blocks, 600_000)
-    assert 600_000 <= sum(map(len, sample)) < 650_000
-    assert sample == preparation._sample(reversed(blocks), 600_000)  # what is taken does not depend on the order
-    everything = preparation._sample(blocks, 10**9)
-    assert sum(map(len, everything)) == sum(len(block.text) for block in blocks if not block.held_out)

@@ -8,6 +8,7 @@ from etils import epath
 
 from configs.prepare import get_config
 from gpt1_jax.data.corpus import shards
+from gpt1_jax.errors import UserError
 from gpt1_jax.report import results
 from gpt1_jax.tasks import prepare
 from helpers import some_words
@@ -31,3 +32,7 @@ def test_the_workdir_holds_shards_config_and_result(tmp_path):
     assert json.loads((workdir / 'config.json').read_text()) == config.to_dict()
     again = prepare.run(config, workdir)  # the shards are there: nobody counts their characters
     assert again.facts == result.facts | {'characters_per_token': None}
+    shard = workdir / 'shards' / 'train-00000.bin'
+    shard.write_bytes(b'\x07' + shard.read_bytes()[1:])
+    with pytest.raises(UserError, match='train-00000.bin: The file is damaged'):
+        prepare.run(config, workdir)

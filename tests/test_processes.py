@@ -46,6 +46,38 @@ def test_a_killed_worker_is_a_user_error():
             pool.submit(eval, KILL_ITSELF).result()
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_ends_workers_that_have_just_begun_and_those_at_work(number, tmp_path):
+    """As Ctrl-C in a terminal: no worker says anything, and none is waited for."""
+    (tmp_path / 'main.py').write_text("""
+from gpt1_jax import stopping
+stopping.watch()
+stopping.unwind()
+from gpt1_jax.processes import process_pool
+try:
+    with process_pool(3) as pool:
+        tasks = [pool.submit(eval, '__import__("time").sleep(60)') for _ in range(6)]
+        print('begun', flush=True)
+        for task in tasks:
+            task.result()
+except BaseException:
+    stopping.end_if_asked()
+""")
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / 'main.py'],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == 'begun\n'
+    os.killpg(process.pid, number)
+    errors = process.communicate(timeout=30)[1]
+    word, status = ('Interrupted', 130) if number == signal.SIGINT else ('Stopped', 75)
+    assert (process.returncode, errors) == (status, f'{word}. Run the same command again to resume.\n')
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is changed')
 def test_the_program_keeps_freed_memory():
     program = textwrap.dedent("""

@@ -1,6 +1,7 @@
 """What people see of a task, against lines written by hand."""
 
 import sys
+import time
 import types
 
 import pytest
@@ -65,6 +66,50 @@ def test_progress_of_bytes_on_a_terminal(monkeypatch, capsys):
     progress.close()
     shown = capsys.readouterr().err
     assert '10.0M/40.0M' in shown and '40.0M/40.0M' in shown and 'encoding: 100%' in shown
+
+
+def test_a_part_says_nothing_in_its_first_10_seconds(clock, capsys):
+    for steps in (3, 5):
+        progress = Progress(steps, 0, 'evaluating', unit='batch', part=True)
+        for done in range(1, steps + 1):
+            clock.now += 3
+            progress.update(done)
+        progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        'evaluating: batch 4/5, 0:00:03 left',
+        'evaluating: batch 5/5, 0:00:00 left',
+    ]
+
+
+def test_what_was_finished_before_says_nothing_about_the_pace(clock, capsys):
+    progress = Progress(100, 0, 'evaluating', unit='example')
+    progress.update(10)
+    progress.resume(60)
+    clock.now += 20
+    progress.update(70)
+    assert capsys.readouterr().err.splitlines() == [
+        'evaluating: example 10/100',
+        'evaluating: example 70/100, 0:01:00 left',
+    ]
+
+
+def test_a_part_that_resumes_on_a_terminal_vanishes_at_its_end(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    progress = Progress(100, 0, 'evaluating', unit='example', part=True)
+    progress.resume(60)
+    progress.update(100)
+    progress.close()
+    shown = capsys.readouterr().err
+    assert 'evaluating' in shown and shown.endswith('\r') and '\n' not in shown
+
+
+def test_waiting_says_how_long_it_has_been(monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, '_LINE_SECONDS', 0.01)
+    for show in (True, False):
+        with progress_module.waiting('compiling the step', show=show):
+            time.sleep(0.1 * show)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and set(lines) == {'compiling the step: 0:00:00 so far'}
 
 
 @pytest.mark.parametrize('terminal', [False, True])

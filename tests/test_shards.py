@@ -1,10 +1,13 @@
 """Shards against the array that they were written from."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 
+from gpt1_jax import files
 from gpt1_jax.data.corpus import shards
 from gpt1_jax.errors import UserError
 
@@ -29,8 +32,8 @@ def ids():
 
 def test_files(tmp_path, ids):
     write(tmp_path, ids, ids[:50])
-    files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ['index.json', *(f'train-{i:05d}.bin' for i in range(11)), 'valid-00000.bin']
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ['index.json', *(f'train-{i:05d}.bin' for i in range(11)), 'valid-00000.bin']
     assert (tmp_path / 'train-00000.bin').read_bytes() == ids[:100].astype('<u2').tobytes()
     assert (tmp_path / 'train-00010.bin').read_bytes() == ids[1000:].astype('<u2').tobytes()
     loaded = shards.load_shards(tmp_path)
@@ -61,6 +64,30 @@ def test_read(tmp_path, ids, per_shard, vocab_size):
     for start in (-1, len(ids) - 4):
         with pytest.raises(IndexError):
             split.read(np.array([0, start]), 5)
+
+
+def test_an_error_of_the_disk_is_waited_for_then_named(tmp_path, ids, monkeypatch):
+    write(tmp_path, ids)
+    split, pread, faults = shards.load_shards(tmp_path).splits['train'], os.pread, []
+    monkeypatch.setattr(files.time, 'sleep', lambda seconds: None)
+
+    def with_faults(*arguments):
+        if faults and faults.pop():
+            raise OSError(errno.EIO, 'Input/output error')
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, 'pread', with_faults)
+    faults[:] = [False, True, True, False]  # from the end
+    np.testing.assert_array_equal(split.read([95, 5], 10), [ids[95:105], ids[5:15]])
+    assert not faults
+    faults[:] = [True] * 9
+    with pytest.raises(OSError) as caught:
+        split.read([5], 10)
+    assert caught.value.filename == str(tmp_path / 'train-00000.bin')
+    faults.clear()
+    os.truncate(tmp_path / 'train-00000.bin', 20)
+    with pytest.raises(UserError, match='train-00000.bin: The file has become shorter since the run began'):
+        split.read([5], 10)
 
 
 def test_the_fingerprint_tells_the_content_and_not_the_place(tmp_path, ids):

@@ -1,14 +1,18 @@
 """What a workdir says of its model, in the form of today and of before; what is no saved model."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.checkpoint import Checkpointer
+from gpt1_jax.training.partitioning import Partitioner
+from gpt1_jax.training.state import abstract_params
 from models import (
     HEADS,
     assert_same_bits,
@@ -22,9 +26,14 @@ from models import (
     write_workdir,
 )
 
+ONE_DEVICE = Partitioner('dp', (1, 1, 1), jax.devices()[:1])
+
 
 def description(folder):
-    return json.loads((folder / 'model.json').read_text())
+    """Without its checksum, as earlier versions wrote it."""
+    stored = json.loads((folder / 'model.json').read_text())
+    stored.pop('sha256', None)
+    return stored
 
 
 @pytest.mark.parametrize('uri', ['hf:gs://bucket/model', 'openai:gs://bucket/model'])
@@ -83,7 +92,7 @@ def save_three(folder, saved, metrics, **ranks):
     checkpointer = Checkpointer(epath.Path(folder / 'checkpoints'), keep_latest=None)
     for step, values in enumerate(metrics, 1):
         params['decoder']['table'][...] = step
-        checkpointer.save(step, {'params': params}, {}, values)
+        checkpointer.save(step, {'params': jax.tree.map(np.array, params)}, {}, values)  # copies: saves go on
     checkpointer.close()
 
 
@@ -131,6 +140,23 @@ def test_a_step_can_be_named(tmp_path, sentencepiece):
     assert step_of(tmp_path / 'run@3@1') == (1, 1007)
 
 
+@pytest.mark.parametrize('asked_first', [False, True])
+def test_where_the_best_is_damaged_the_next_best_is_all_that_is_told_of(tmp_path, sentencepiece, asked_first):
+    """Its step and its tokens are those of the parameters, whichever is asked for first."""
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    save_three(tmp_path / 'run', saved, MEASURED, best_metric='valid_loss')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2' / 'params')
+    opened, step = store.open_model(str(tmp_path / 'run')), None
+    if asked_first:
+        step = opened.step()
+    params = opened.read(abstract_params(classifier_of(saved), ONE_DEVICE))
+    assert int(params['decoder']['table'][0, 0]) == opened.step() == 3 and step in (None, 3)
+    assert opened.tokens_seen() == 1021
+    with pytest.raises(DamagedError, match=f'/2: The checkpoint is damaged .* whole: {tmp_path}/run@3.$'):
+        read(f'{tmp_path}/run@2')
+    assert step_of(f'{tmp_path}/run@3') == (3, 1021)
+
+
 def as_before(folder):
     """Makes a workdir's model.json that of a version before 0.2."""
     edit(
@@ -158,7 +184,12 @@ def test_version_1_is_read(tmp_path, sentencepiece, head, step):
         (lambda stored: stored | {'architecture': {'layers': 2}}, ['damaged', "'width'"]),
         (lambda stored: stored | {'architecture': 3}, ['damaged']),
         (lambda stored: stored | {'head': 3}, ['damaged']),
-        (lambda stored: stored | {'head': {'kind': 'classification', 'units': 3}}, ['damaged', 'units']),
+        (lambda stored: stored | {'n_special': 1}, ['damaged', 'n_special 1 is not possible']),
+        (lambda stored: stored | {'best_mode': 'mix'}, ['damaged', "best_mode 'mix'"]),
+        (lambda stored: stored | {'architecture': stored['architecture'] | {'width': 10**12}}, ['width 1000000000000']),
+        (lambda stored: stored | {'architecture': stored['architecture'] | {'heads': 0}}, ['heads 0 is not possible']),
+        (lambda stored: stored | {'tokens_per_step': 2**63}, ['damaged', 'tokens_per_step']),
+        (lambda stored: stored | {'head': {'kind': 'classification', 'units': 3}}, ['damaged', 'classes']),
         (lambda stored: [stored], ['damaged']),
         *(
             (lambda stored, name=name: {key: value for key, value in stored.items() if key != name}, ['damaged', name])
@@ -190,6 +221,14 @@ def test_a_wrong_description_is_one_sentence(tmp_path, sentencepiece, change, wo
     write_workdir(make(tmp_path / 'run'), saved, params)
     edit(tmp_path / 'run' / 'model.json', change)
     refuses(str(tmp_path / 'run'), str(tmp_path / 'run' / 'model.json'), *words)
+
+
+def test_the_vocabulary_of_a_description_is_that_of_the_tokenizer(tmp_path, sentencepiece):
+    """A table with as many rows in all would be cut elsewhere."""
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    store.describe_run(make(tmp_path / 'run'), classifier_of(saved), sentencepiece)
+    edit(tmp_path / 'run' / 'model.json', lambda stored: stored | {'vocab_size': 287, 'n_special': 3})
+    refuses(str(tmp_path / 'run'), 'The tokenizer has 290 tokens, but model.json says 287')
 
 
 @pytest.mark.parametrize('keep', [0, 1, 40, -3])

@@ -14,16 +14,20 @@ LIBRARIES = {  # library: the modules that may import it, by the beginning of th
     'tensorflow': ('data.', 'files'),
     'tensorflow_datasets': ('data.',),
     'orbax': ('training.checkpoint',),
+    'apache_beam': ('data.corpus.beam',),
 }
 TESTED_IN = {  # where the file is not tests/test_NAME.py
     'errors': 'test_main',  # one class, and what the program makes of it
+    'remote': 'test_bucket',
     'tasks.pretrain': 'test_main',  # the whole program, as a user starts it
     'tasks.finetune': 'test_main',
     'tasks.evaluate': 'test_main',
     'tasks.paper': 'test_paper_task',  # test_paper is that of evaluation.paper
     'model.sizes': 'test_config',  # a table that configs read
     'data.corpus.tfds_text': 'test_sources',
+    'data.corpus.units': 'test_beam',
     'data.labelled.origins': 'test_tfds',
+    'training.checkpoint_folder': 'test_checkpoint',
     'meter.hlo': 'test_hlo_costs',
     'meter.trace': 'test_hlo_costs',
     **dict.fromkeys(

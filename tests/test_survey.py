@@ -1,5 +1,6 @@
 """What one pass over a corpus finds."""
 
+import itertools
 import logging
 import os
 import zipfile
@@ -107,3 +108,20 @@ def test_members_of_archives_count_too(tmp_path):
         archive.writestr('copy.txt', texts['a/book02.txt'])
     found = run(tmp_path)
     assert np.bincount(found.groups).max() == 2
+
+
+def test_facts_of_parts_are_those_of_the_whole(tmp_path):
+    """Among the documents are copies, one without text, and some that cannot be read."""
+    texts = make_folder(tmp_path, 9)
+    (tmp_path / 'a' / 'near.txt').write_text('\n\n'.join([*texts.values()][:4]) + '\0')
+    (tmp_path / 'b' / 'near.txt').write_text('\n\n'.join([*texts.values()][:5]))
+    (tmp_path / 'b' / 'blank.txt').write_text(' \n')
+    for name in ('m', 'z'):
+        (tmp_path / f'{name}.txt').write_bytes(b'caf\xe9')
+    corpus = open_corpus(f'text:{tmp_path}', strip_gutenberg=True)
+    whole = survey.gather_here(corpus, 2**63)
+    bounds = [0, 1, 5, 6, 11, corpus.documents]
+    parts = [survey.gather_here(corpus.part(a, b - a), 2**63) for a, b in itertools.pairwise(bounds)]
+    for one, other in zip(whole, survey.together(parts), strict=True):
+        np.testing.assert_array_equal(one, other, strict=isinstance(one, np.ndarray))
+    assert len(whole.owners) > 10 and len(whole.problems) == 2 and whole.unmarked > 10 and len(whole.nuls) == 1

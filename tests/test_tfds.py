@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import threading
 
 import pytest
@@ -269,3 +270,14 @@ def test_a_folder_that_cannot_be_written(host, tmp_path, monkeypatch):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'file'))
     with pytest.raises(UserError, match='file: The folder cannot be written'):
         texts()
+
+
+def test_a_prepared_set_makes_nothing_be_imported(tmp_path, monkeypatch):
+    """A features.json names classes, which TFDS would import from wherever they are."""
+    (tmp_path / 'evil_features.py').write_text('raise SystemExit("it ran")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    feature = sets._import_tfds().core.features.FeatureConnector
+    with pytest.raises(ValueError, match='Could not import evil_features'):
+        feature.cls_from_name('evil_features.Text')
+    assert 'evil_features' not in sys.modules
+    assert feature.cls_from_name('tensorflow_datasets.core.features.text_feature.Text').__name__ == 'Text'

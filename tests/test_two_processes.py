@@ -1,104 +1,32 @@
-"""Two processes that train together, as the hosts of a pod do, against one process: the same numbers."""
+"""Several processes that work together, as the hosts of a pod do: the same numbers as in one, each reads only its rows,
+and they end together. tests/test_peers.py has the ways to end in small."""
 
 import json
 import os
-import pathlib
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
-
-from configs import prepare as prepare_config
-from gpt1_jax.data.corpus.preparation import prepare
-
-ROOT = pathlib.Path(__file__).parents[1]
-WORDS = 'ship sail wave anchor harbour captain cow field plough barn harvest wheat the and'.split()
-# Pods order their devices by the network. Here the pairs that share a group of the batch are: two devices of the first
-# process, two of the second, and one of each, twice.
-ORDER = [0, 1, 4, 5, 2, 6, 3, 7]
-SCRIPT = """
-import json, sys
-import jax
-import numpy as np
-process, port, processes, folder, workdir, shape, order = json.loads(sys.argv[1])
-if processes > 1:
-    jax.distributed.initialize(f'127.0.0.1:{port}', processes, process)
 from etils import epath
-from configs import evaluate, finetune, pretrain
-from gpt1_jax.tasks import evaluate_text, finetune as finetune_task, pretrain as pretrain_task
-from gpt1_jax.training import partitioning
 
-partitioning.mesh_utils.create_device_mesh = lambda shape, devices, **_: (
-    np.array([devices[i] for i in order]).reshape(shape))
-workdir = epath.Path(workdir)
+import runs
+import several_processes
+import zero_shot_sets
+from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, zero_shot
+from helpers import ROOT, command
 
-config = pretrain.get_config('tiny')
-config.model.update(layers=1, width=32, mlp_width=64, n_positions=32)
-config.data.update(source=f'shards:{folder}/shards', batch_size=8, tokens=8 * 32 * 6)
-config.optimizer.update(warmup_steps=2, learning_rate=0.01, accumulation=2)
-config.log.update(every=1, eval_every=3)
-config.mesh.update(strategy='fsdp+tp', shape=shape)
-pretrained = pretrain_task.run(config, workdir / 'pretrain')
-
-config = finetune.get_config('custom')
-config.init_from = str(workdir / 'pretrain')
-# With other groups the sequences of a batch stand elsewhere, under other masks.
-config.model.update(dropout=0.0, attention_dropout=0.0, residual_dropout=0.0, head_dropout=0.0)
-config.data.update(source=f'files:{folder}/labelled', kind='similarity', fields='a,b', labels='0,1', batch_size=8,
-                   eval_batch_size=12, epochs=1.0, cache='off')
-config.optimizer.learning_rate = 0.01
-config.log.every = 1
-config.mesh.update(strategy='fsdp+tp', shape=shape)
-finetuned = finetune_task.run(config, workdir / 'finetune')
-
-config = evaluate.get_config('text')
-config.update(init_from=str(workdir / 'pretrain'), sentences=True)
-config.data.update(source=f'text:{folder}/text/0.txt', batch_size=4)
-config.mesh.update(strategy='fsdp+tp', shape=shape)
-scored = evaluate_text.run(config, workdir / 'text')
-print(json.dumps([
-    result.facts | {f'{score.split} {score.metric} {score.checkpoint}': score.value for score in result.scores}
-    for result in (pretrained, finetuned, scored)]))
-"""
+pytestmark = pytest.mark.slow
+WORDS = 'ship sail wave anchor harbour captain cow field plough barn harvest wheat the and'.split()
 
 
-def run(folder, workdir, processes, shape, order):
-    """The results of each process."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={len(order) // processes}')
-    started = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                '-c',
-                SCRIPT,
-                json.dumps([process, port, processes, str(folder), str(workdir), shape, order]),
-            ],
-            cwd=ROOT,
-            env=os.environ | {'XLA_FLAGS': flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(processes)
-    ]
-    try:
-        ended = [process.communicate(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * processes, '\n'.join(error for _, error in ended)
-    return [json.loads(output.splitlines()[-1]) for output, _ in ended]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder, rng = tmp_path, random.Random(0)
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp('processes'), random.Random(0)
     words = lambda n: ' '.join(rng.choices(WORDS, k=n))
     (folder / 'text').mkdir()
     for number in range(4):
@@ -107,35 +35,192 @@ def folder(tmp_path):
     for split, n in (('train', 41), ('dev', 23), ('test', 13)):
         rows = [{'a': words(rng.randint(1, 6)), 'b': words(5), 'label': rng.randint(0, 1)} for _ in range(n)]
         (folder / 'labelled' / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    config = prepare_config.get_config()
-    config.data.update(source=f'text:{folder / "text"}', vocab_size=300, held_out=0.25, workers=1)
-    prepare(config.data, folder / 'shards')
+    zero_shot_sets.write_all(folder / 'sets', n=6)
     return folder
+
+
+@pytest.fixture(scope='module')
+def expected(folder):
+    """The results in this process, on one device."""
+    with runs.on_one_device(pretrain, finetune, evaluate, evaluate_text, zero_shot, generate):
+        return several_processes.run_all(folder, folder / 'one', {})
+
+
+def free_port():
+    """Two in a row that nothing listens on."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(('127.0.0.1', 0))
+            try:
+                second.bind(('127.0.0.1', first.getsockname()[1] + 1))
+            except (OSError, OverflowError):
+                continue
+            return first.getsockname()[1]
+
+
+def start(commands, devices):
+    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+    return [subprocess.Popen(one, cwd=ROOT, env=environment, **pipes) for one in commands]
+
+
+def end(processes, seconds=300):
+    """(status, standard output, standard error) of each."""
+    try:
+        ended = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, ended)]
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.slow
-def test_two_processes_are_one(folder):
-    (expected,) = run(folder, folder / 'one', 1, (1, 1, 1), [0])
-    for of_process in run(folder, folder / 'two', 2, (2, 2, 2), ORDER):
-        for result, known in zip(of_process, expected, strict=True):
-            assert result.keys() == known.keys()
-            for name, value in known.items():
-                if isinstance(value, float):
-                    np.testing.assert_allclose(result[name], value, rtol=1e-3, err_msg=name)
-                else:
-                    assert result[name] == value, name
+def assert_alike(one, other, name=''):
+    """The same, but for rounding in numbers that are computed."""
+    if isinstance(one, float):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6, err_msg=name)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one:
+            assert_alike(one[key], other[key], f'{name} {key}')
+    elif isinstance(one, list):
+        assert len(one) == len(other), name
+        for number, (mine, theirs) in enumerate(zip(one, other)):
+            assert_alike(mine, theirs, f'{name} {number}')
+    else:
+        assert one == other, name
+
+
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.rehearsal)])
+def test_several_processes_are_one(folder, expected, processes):
+    workdir, port = folder / str(processes), free_port()
+    program = [sys.executable, str(ROOT / 'tests' / 'several_processes.py')]
+    arguments = [json.dumps([process, processes, port, str(folder), str(workdir)]) for process in range(processes)]
+    ended = end(start([[*program, one] for one in arguments], 8 // processes))
+    assert [status for status, *_ in ended] == [0] * processes, '\n'.join(errors for *_, errors in ended)
+    found = [json.loads(output.splitlines()[-1]) for _, output, _ in ended]
+    for of_process in found:
+        for name in expected:
+            assert_alike(of_process[name], expected[name], name)
     for run_name in ('pretrain', 'finetune'):
-        for line, known in zip(
-            *(lines(folder / which / run_name / 'metrics.jsonl') for which in ('two', 'one')), strict=True
-        ):
-            if 'loss' in known:
-                np.testing.assert_allclose(line['loss'], known['loss'], rtol=1e-4)
+        assert runs.losses(workdir / run_name) == pytest.approx(runs.losses(folder / 'one' / run_name), rel=1e-4)
     scores, known = (
-        [line['log_probability'] for line in lines(folder / which / 'text' / 'sentences.jsonl')]
-        for which in ('two', 'one')
+        [line['log_probability'] for line in lines(where / 'text' / 'sentences.jsonl')]
+        for where in (workdir, folder / 'one')
     )
     np.testing.assert_allclose(scores, known, rtol=1e-3)
+    for name in ('predictions', 'shards'):
+        where = 'finetune' if name == 'predictions' else 'pretrain'
+        mine, theirs = (
+            {path.name: path.read_bytes() for path in (one / where / name).glob('*.*')}
+            for one in (workdir, folder / 'one')
+        )
+        assert mine == theirs
+    # Each reads the rows of its devices: of 4 shards of a batch, process 0 of two has 3, process 0 of four has 1.
+    shards = {2: [3, 3], 4: [1, 2, 1, 2]}[processes]
+    for name, number in (('windows', 8 * 6), ('examples', 8 * 5)):
+        read = [set(of_process[name]) for of_process in found]
+        assert [len(of_process) for of_process in read] == [number * n // 4 for n in shards]
+        assert len(set().union(*read)) == number
+
+
+def start_pretraining(folder, workdir, processes, steps, every):
+    """The program itself."""
+    config, flags = several_processes.pretraining(folder), []
+    for part, key in (('model', key) for key in several_processes.TINY):
+        flags.append(f'--config.{part}.{key}={config[part][key]}')
+    for key in (
+        *('data.source', 'data.vocab_size', 'data.held_out', 'data.workers', 'data.batch_size', 'log.every'),
+        *('optimizer.warmup_steps', 'optimizer.learning_rate', 'optimizer.accumulation'),
+    ):
+        part, _, name = key.partition('.')
+        flags.append(f'--config.{key}={config[part][name]}')
+    flags += [f'--config.data.tokens={8 * 32 * steps}', '--config.log.eval_every=60', f'--workdir={workdir}']
+    flags += [f'--config.checkpoint.every={every}', f'--coordinator=127.0.0.1:{free_port()}']
+    flags += [f'--processes={processes}']
+    return start(
+        [command('pretrain.py:tiny', *flags, f'--process_id={process}') for process in range(processes)], devices=1
+    )
+
+
+def wait_for(path, processes):
+    for _ in range(6000):
+        if path.exists():
+            return
+        assert all(process.poll() is None for process in processes), end(processes)
+        time.sleep(0.05)
+    raise AssertionError(f'{path} did not appear')
+
+
+def test_ctrl_c_to_one_stops_both_and_one_process_goes_on(folder):
+    workdir = folder / 'interrupted'
+    processes = start_pretraining(folder, workdir, 2, steps=120, every=10)
+    wait_for(workdir / 'checkpoints' / '10', processes)
+    processes[1].send_signal(signal.SIGINT)
+    ended = end(processes)
+    step = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+    assert step < 120
+    for process, (status, _, errors) in enumerate(ended):
+        assert status == 75 and errors.endswith(f'Stopped at step {step}. Run the same command again to resume.\n'), (
+            errors
+        )
+        assert f'distributed: process {process} of 2' in errors and 'Traceback' not in errors
+    config = several_processes.pretraining(folder)
+    config.data.tokens, config.log.eval_every, config.checkpoint.every = 8 * 32 * 120, 60, 10
+    with runs.on_one_device(pretrain):
+        resumed, whole = (pretrain.run(config, epath.Path(folder / name)) for name in ('interrupted', 'uninterrupted'))
+    assert runs.losses(workdir) == pytest.approx(runs.losses(folder / 'uninterrupted'), rel=1e-3)
+    assert [one.value for one in resumed.scores] == pytest.approx([one.value for one in whole.scores], rel=1e-3)
+
+
+def test_process_0_prepares_and_the_others_wait(folder, tmp_path):
+    def prepare(source):
+        flags = [f'--config.data.source=text:{folder / source}', '--config.data.vocab_size=300', '--processes=2']
+        flags += [f'--workdir={tmp_path}', f'--coordinator=127.0.0.1:{free_port()}', '--config.data.workers=1']
+        processes = start([command('prepare.py', *flags, f'--process_id={process}') for process in range(2)], 1)
+        statuses, _, errors = zip(*end(processes))
+        return statuses, [error.splitlines()[-1] for error in errors]
+
+    statuses, last_lines = prepare('nowhere')
+    message = f'error: text:{folder}/nowhere'
+    assert statuses == (2, 2) and last_lines[0].startswith(message)
+    assert last_lines[1] == f'process 0 ({socket.gethostname()}): {last_lines[0]}'
+    statuses, last_lines = prepare('text')
+    assert statuses == (0, 0) and last_lines[1].endswith('prepare: Process 0 does it, and this one waits.')
+    assert (tmp_path / 'shards' / 'index.json').exists()
+
+
+KILLED = 'It was killed, or its host is gone.'
+
+
+@pytest.mark.rehearsal
+@pytest.mark.parametrize(
+    ('processes', 'lost', 'number', 'words', 'seconds'),
+    [
+        (2, 0, signal.SIGKILL, KILLED, 30),
+        (2, 1, signal.SIGKILL, KILLED, 30),
+        (4, 0, signal.SIGKILL, KILLED, 30),
+        (4, 2, signal.SIGKILL, KILLED, 30),
+        (2, 0, signal.SIGSTOP, 'It has not answered for 60 s.', 100),
+        (4, 3, signal.SIGSTOP, 'It has not answered for 60 s.', 100),
+    ],
+)
+def test_where_one_is_lost_the_others_end_with_a_sentence(folder, tmp_path, processes, lost, number, words, seconds):
+    started = start_pretraining(folder, tmp_path, processes, steps=100_000, every=10)
+    wait_for(tmp_path / 'checkpoints' / '20', started)
+    started[lost].send_signal(number)
+    begun = time.monotonic()
+    others = end([one for process, one in enumerate(started) if process != lost], seconds)
+    print(f'{number.name} to process {lost} of {processes}: {time.monotonic() - begun:.1f} s')
+    started[lost].kill()
+    started[lost].communicate()
+    checkpoint = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit())
+    for status, _, errors in others:
+        *_, last = errors.splitlines()
+        assert status == 75 and last.startswith(f'process {lost} (') and f'): {words} ' in last, errors
+        assert f'The last checkpoint is {tmp_path}/checkpoints/{checkpoint}. Run the same command again' in last
+        assert 'Traceback' not in errors and '***' not in errors

@@ -102,7 +102,7 @@ def test_hosts_together_read_the_global_batch(tmp_path, hosts):
             np.testing.assert_array_equal(part.window_starts(step), whole.window_starts(step))
 
 
-@pytest.mark.parametrize(('accumulation', 'shards'), [(1, 6), (2, 3), (1, 24), (2, 16)])
+@pytest.mark.parametrize(('accumulation', 'shards'), [(1, 3), (2, 3), (1, 5), (1, 6), (2, 7), (1, 24), (2, 16)])
 def test_shards_that_do_not_divide_a_batch_have_empty_places(tmp_path, accumulation, shards):
     """The windows that count are those of one device, in order, each micro-batch its own, with the same weights."""
     _, split = make_split(tmp_path, 5000)

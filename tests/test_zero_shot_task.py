@@ -14,7 +14,7 @@ import zero_shot_sets
 from configs import zero_shot as config_file
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation import paper, zero_shot as heuristics
+from gpt1_jax.evaluation import journal, paper, perplexity, zero_shot as heuristics
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.report import results
 from gpt1_jax.saved_models import store
@@ -171,6 +171,31 @@ def test_a_stopped_run_goes_on_with_the_next_checkpoint(folder, finished, tmp_pa
     result = zero_shot.run(config(folder), workdir)
     assert loaded == [1, 4, 16] and (result.scores, result.facts) == (finished.scores, finished.facts)
     assert zero_shot.run(config(folder), workdir).scores == finished.scores and loaded == [1, 4, 16]
+
+
+def test_a_run_that_is_stopped_within_a_checkpoint(folder, finished, tmp_path, monkeypatch):
+    """The batches that are done are not computed again; what other checkpoints or data gave is not believed."""
+    workdir, made, make, stops = epath.Path(tmp_path / 'out'), [], perplexity._batch, [9]
+    monkeypatch.setattr(perplexity, '_batch', lambda *args: made.append(1) or make(*args))
+    monkeypatch.setattr(journal.PreemptionGuard, 'should_stop', lambda self, step: len(made) in stops)
+    with pytest.raises(SystemExit):
+        zero_shot.run(config(folder, 'lm'), workdir)
+    stops.clear()
+    assert (workdir / 'evaluation.journal').exists() and not (workdir / 'zero_shot.json').exists()
+    assert zero_shot.run(config(folder, 'lm'), workdir).scores == list(finished.select(step=4))
+    number = len(made) - 1  # one was made, but not computed
+    assert not (workdir / 'evaluation.journal').exists()
+    zero_shot.run(config(folder, 'lm'), workdir)
+    assert len(made) == number + 1
+    for name, values in (
+        ('checkpoint', lambda entry: entry | {'checkpoint': 'other'}),
+        ('content', lambda entry: entry | {'content': entry['content'] | {'copa': 'other'}}),
+        ('earlier', lambda entry: {key: entry[key] for key in ('step', 'model', 'findings')}),
+    ):
+        made.clear()
+        edit(workdir / 'zero_shot.json', lambda entries: list(map(values, entries)))
+        assert zero_shot.run(config(folder, 'lm'), workdir).scores == list(finished.select(step=4))
+        assert len(made) == (0 if name == 'earlier' else number)
 
 
 def test_a_set_that_is_there_only_later_is_scored_then(folder, tmp_path):

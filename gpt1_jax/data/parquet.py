@@ -1,15 +1,16 @@
 """Parquet files, read batch by batch: memory does not grow with a file."""
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator
 
 from etils import epath
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package
+from gpt1_jax.files import import_package, parse_json, size_of
 
 _ROWS = 200  # at once
+_ANY_ROWS = 2**20  # that any file may have, and a larger one
+_ROWS_PER_BYTE = 64  # of its size
 _BUFFER = 2**20  # bytes read at once: otherwise all of a column in a group of rows
 _IMPOSSIBLE = 'parquet files cannot be read'
 
@@ -18,7 +19,10 @@ def open_file(path: epath.Path):
     """The pyarrow.parquet.ParquetFile. Raises UserError if it is none, or damaged."""
     parquet = import_package('pyarrow.parquet', _IMPOSSIBLE)
     with named_errors(path):
-        return parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    if (count := file.metadata.num_rows) > max(_ANY_ROWS, _ROWS_PER_BYTE * size_of(path)):
+        raise UserError(f'{path}: The file says that it has {count:,} rows, more than fit into it. Get it again.')
+    return file
 
 
 def rows(path: epath.Path) -> Iterator[dict]:
@@ -42,7 +46,7 @@ def whole(path: epath.Path, read: Iterable, number: int) -> Iterator:
 def class_names(schema) -> dict[str, tuple[str, ...]]:
     """column -> the names of its ids 0, 1, ..., where an Arrow schema says them, as `datasets` writes it."""
     try:
-        features = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
+        features = parse_json((schema.metadata or {})[b'huggingface'])['info']['features']
         return {
             column: tuple(map(str, feature['names']))
             for column, feature in features.items()

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import functools
+import importlib
 import itertools
 import os
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -76,7 +78,16 @@ def count(names: str, split: str, download: bool = True) -> int:
 
 
 def _import_tfds():
-    return import_package('tensorflow_datasets', 'tfds: sources cannot be read')
+    tfds = import_package('tensorflow_datasets', 'tfds: sources cannot be read')
+    tfds.core.features.feature.importlib = types.SimpleNamespace(import_module=_import_feature)
+    return tfds
+
+
+def _import_feature(name):
+    """In place of what imports any module that a prepared set's features.json names."""
+    if not name.startswith('tensorflow_datasets.'):
+        raise ImportError(f'{name} is not of TensorFlow Datasets')
+    return importlib.import_module(name)
 
 
 def _builder(tfds, name):

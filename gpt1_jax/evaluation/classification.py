@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -15,6 +14,7 @@ from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.evaluation import metrics
+from gpt1_jax.evaluation.journal import Watch
 from gpt1_jax.files import write_atomically
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.report.results import Score
@@ -27,7 +27,8 @@ _MOST_ERRORS, _MOST_CHARACTERS = 100, 400
 def make_predictor(
     classifier: Classifier, abstract_params: dict, partitioner: Partitioner, batch_size: int
 ) -> Callable:
-    """A function (params, encoded) -> logits float32 [n, classes], or scores [n, choices], in the examples' order.
+    """A function (params, encoded, watch=Watch()) -> logits float32 [n, classes], or scores [n, choices], in the
+    examples' order. `watch` sees every batch, and counts examples.
 
     Every example counts once whatever the batch and the number of devices.
 
@@ -38,23 +39,37 @@ def make_predictor(
     step = prediction(classifier, abstract_params, partitioner)
     can_share = 'share_context' not in classifier.model.CANNOT
 
-    def predict(params, encoded: Encoded) -> np.ndarray:
+    def predict(params, encoded: Encoded, watch: Watch | None = None) -> np.ndarray:
         batches = EvaluationBatches(
             encoded,
             batch_size=batch_size,
             placement=partitioner.placement,
             share_context=classifier.head.kind == 'multiple_choice' and can_share,
         )
-        outputs = jax.device_get(
-            [step(params, partitioner.put_batch(batch)) for batch in prefetch(batches, 0, batches.steps)]
+        results = (watch or Watch()).each(
+            lambda batch: step(params, partitioner.put_batch(batch)),
+            lambda start: prefetch(batches, start, batches.steps),
+            keep=lambda number, output: _in_order(output),
+            size=lambda number: min(batch_size, len(encoded.ids) - number * batch_size),
+            content=lambda: _content(encoded, batch_size),
         )
-        ids = np.concatenate([output['ids'].reshape(-1) for output in outputs])
-        logits = np.concatenate([output['logits'].reshape(len(output['ids'][0]), -1) for output in outputs])
-        in_order = np.empty((len(encoded.ids), logits.shape[1]), np.float32)
-        in_order[ids[ids >= 0]] = logits[ids >= 0]
-        return in_order
+        return np.concatenate(list(results))
 
     return predict
+
+
+def _in_order(output):
+    """The logits of a batch in the order of its examples, without those of padding: [n, classes or choices]."""
+    ids = output['ids'].reshape(-1)
+    logits = output['logits'].reshape(len(output['ids'][0]), -1)
+    return logits[ids >= 0][np.argsort(ids[ids >= 0])]
+
+
+def _content(encoded, batch_size):
+    yield b'%d examples a batch' % batch_size
+    for array in (encoded.sequences.tokens, encoded.sequences.starts, encoded.sequences.lengths):
+        yield f'{array.dtype} {array.shape}'.encode()
+        yield np.ascontiguousarray(array).tobytes()
 
 
 def score_split(dataset: Dataset, loss_kind: str, split: str, encoded: Encoded, logits: np.ndarray) -> list[Score]:

@@ -5,14 +5,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from gpt1_jax.data.corpus.documents import Corpus
-from gpt1_jax.data.corpus.preparation import Joint, join
+from gpt1_jax.data.corpus.passes import Joint, join
 from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.data.tokenizers.standardise import standardise
+from gpt1_jax.evaluation.journal import Watch
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.decoding import bucket
 from gpt1_jax.training import program
@@ -27,10 +27,11 @@ def perplexity(loss: float) -> float:
 
 
 class Piece(NamedTuple):
-    """A part of a text: its tokens, int32 [n], and the number of its words."""
+    """A part of a text: its tokens, int32 [n], the number of its words, and what it counts of the source's size."""
 
     ids: np.ndarray
     words: int
+    size: int = 0
 
 
 class Window(NamedTuple):
@@ -40,12 +41,14 @@ class Window(NamedTuple):
       text: its number.
       tokens: int32 [n]; those from `first` on are scored, the others only come before them.
       words: number of words of the text up to here, since the window before.
+      size: what it counts in the progress of an evaluation.
     """
 
     text: int
     tokens: np.ndarray
     first: int
     words: int
+    size: int = 1
 
 
 class TextScore(NamedTuple):
@@ -64,7 +67,7 @@ def documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]
         joint = Joint()
         for block in blocks:
             ids, joint = join(joint, block.text, tokenizer.encode_batch([block.text])[0], tokenizer.newline_id)
-            yield Piece(ids, len(standardise(block.text).split()))
+            yield Piece(ids, len(standardise(block.text).split()), block.size)
 
     for _, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
         yield pieces(blocks)
@@ -74,15 +77,20 @@ def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
     """The corpus's lines, each a text in one piece."""
     for _, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
         rest = ''  # of a line that is longer than a block
+        size = 0
         for block in blocks:
             *lines, rest = (rest + block.text).split('\n')
-            yield from _encode_lines(lines, tokenizer)
-        yield from _encode_lines([rest] if rest else [], tokenizer)
+            size += block.size
+            if lines:
+                yield from _encode_lines(lines, tokenizer, size)
+                size = 0
+        yield from _encode_lines([rest] if rest else [], tokenizer, size)
 
 
-def _encode_lines(lines, tokenizer):
-    for line, ids in zip(lines, tokenizer.encode_batch(lines), strict=True):
-        yield [Piece(ids, len(standardise(line).split()))]
+def _encode_lines(lines, tokenizer, size):
+    """The last of them counts for all."""
+    for number, (line, ids) in enumerate(zip(lines, tokenizer.encode_batch(lines), strict=True), 1):
+        yield [Piece(ids, len(standardise(line).split()), size if number == len(lines) else 0)]
 
 
 def score_texts(
@@ -94,6 +102,7 @@ def score_texts(
     batch_size: int,
     start_id: int,
     stride: int,
+    watch: Watch,
 ) -> Iterator[TextScore]:
     """Each text's score, in order. See `slide` and `make_scorer`."""
     context = classifier.model.n_positions
@@ -102,7 +111,7 @@ def score_texts(
         for number, pieces in enumerate(texts)
         for window in slide(number, pieces, start_id=start_id, context=context, stride=stride)
     )
-    scored = make_scorer(classifier, params, partitioner, batch_size)(params, windows)
+    scored = make_scorer(classifier, params, partitioner, batch_size)(params, windows, watch)
     for _, of_one_text in itertools.groupby(scored, lambda pair: pair[0].text):
         of_one_text = list(of_one_text)
         targets = [window.tokens[window.first :] for window, _ in of_one_text]
@@ -120,20 +129,23 @@ def slide(text: int, pieces: Iterable[Piece], *, start_id: int, context: int, st
     Before the text stands `start_id`, which is not scored. A token has at least context - stride tokens before it, or
     all that there are.
     """
-    tokens, first, words = np.array([start_id], np.int32), 1, 0
+    tokens, first, words, size = np.array([start_id], np.int32), 1, 0, 0
     for piece in pieces:
         tokens = np.concatenate([tokens, piece.ids])
         words += piece.words
+        size += piece.size
         while len(tokens) > context + 1:
-            yield Window(text, tokens[: context + 1], first, words)
-            tokens, first, words = tokens[stride:], context + 1 - stride, 0
-    yield Window(text, tokens, first, words)
+            part = size * stride // len(tokens)  # what is left of the tokens has its share of the size
+            yield Window(text, tokens[: context + 1], first, words, part)
+            tokens, first, words, size = tokens[stride:], context + 1 - stride, 0, size - part
+    yield Window(text, tokens, first, words, size)
 
 
 def make_scorer(
     classifier: Classifier, abstract_params: dict, partitioner: Partitioner, batch_size: int
-) -> Callable[[dict, Iterable[Window]], Iterator[tuple[Window, float]]]:
-    """A function (params, windows) -> each window, in order, with the log-probability of its scored tokens in nats.
+) -> Callable[..., Iterator[tuple[Window, float]]]:
+    """A function (params, windows, watch=Watch()) -> each window, in order, with the log-probability of its scored
+    tokens in nats. `watch` sees every batch, and counts `Window.size`.
 
     Only token rows compete. Windows of like length share a batch: of `batch_size` windows of the whole context, or of
     more that are shorter.
@@ -144,26 +156,42 @@ def make_scorer(
     step = program.text_evaluation(classifier, abstract_params, partitioner)
     n_positions, placement = classifier.model.n_positions, partitioner.placement
 
-    def score(params, windows):
-        windows = iter(windows)
+    def score(params, windows, watch=None):
+        watch, windows = watch or Watch(), iter(windows)
         while chunk := list(itertools.islice(windows, _WINDOWS)):
             by_length = {}
             for index, window in enumerate(chunk):
                 by_length.setdefault(bucket(len(window.tokens) - 1, n_positions), []).append(index)
-            pending = []
+            batches = []  # (length, rows, which windows)
             for length, indices in by_length.items():
                 rows = max(1, batch_size * n_positions // length // placement.shards) * placement.shards
-                for start in range(0, len(indices), rows):
-                    members = indices[start : start + rows]
+                batches += [(length, rows, indices[start : start + rows]) for start in range(0, len(indices), rows)]
+
+            def arrays(start):
+                for length, rows, members in batches[start:]:
                     batch = _batch([chunk[index] for index in members], rows, length)
-                    batch = {name: placement.take(array) for name, array in batch.items()}
-                    pending.append((members, step(params, partitioner.put_batch(batch))))
+                    yield {name: placement.take(array) for name, array in batch.items()}
+
+            results = watch.each(
+                lambda batch: step(params, partitioner.put_batch(batch)),
+                arrays,
+                keep=lambda number, nll: -nll.reshape(-1)[: len(batches[number][2])],
+                size=lambda number: sum(chunk[index].size for index in batches[number][2]),
+                content=lambda: _content(chunk, batch_size),
+            )
             scores = np.zeros(len(chunk))
-            for members, nll in pending:
-                scores[members] = -jax.device_get(nll).reshape(-1)[: len(members)]
+            for (*_, members), values in zip(batches, results, strict=True):
+                scores[members] = values
             yield from zip(chunk, scores.tolist(), strict=True)
 
     return score
+
+
+def _content(windows, batch_size):
+    yield b'%d windows of the whole context' % batch_size
+    for window in windows:
+        yield b'%d' % window.first
+        yield window.tokens.tobytes()
 
 
 def _batch(windows, rows, length):

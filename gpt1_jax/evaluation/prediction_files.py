@@ -23,7 +23,8 @@ def write_predictions(
       UserError: the file cannot be written.
     """
     number = len(ids)
-    order = sorted(range(number), key=lambda i: int(ids[i])) if all(map(str.isdecimal, ids)) else range(number)
+    are_numbers = all(one.isdecimal() and len(one) < 20 for one in ids)
+    order = sorted(range(number), key=lambda i: int(ids[i])) if are_numbers else range(number)
     if dataset.labels is None:
         low, high = dataset.score_range
         words = [f'{min(max(float(value), low), high):.3f}' for value in predicted]

@@ -21,6 +21,7 @@ story_cloze), all of it is dev, because nothing is trained.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -28,15 +29,17 @@ import numpy as np
 from absl import logging
 
 from gpt1_jax.config import check_choice
+from gpt1_jax.data.labelled.encoding import encode_texts
 from gpt1_jax.data.labelled.examples import Examples
 from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, splits_of, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation import metrics
+from gpt1_jax.evaluation import journal, metrics
 from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.evaluation.perplexity import Window
+from gpt1_jax.progress import waiting
 
 CONDITIONS = ('given', 'alone')
 _SST2_WORD, _SST2_ANSWERS = 'very', ('negative', 'positive')  # in the order of the labels
@@ -75,6 +78,17 @@ class Questions:
     windows: list[Window]
     cut: int
     chosen_on: 'Questions | None' = None
+
+    def scored(self) -> int:
+        """How many sequences a model scores, those of `chosen_on` included."""
+        own = sum(len(window.tokens) > window.first for window in self.windows)
+        return own + (self.chosen_on.scored() if self.chosen_on else 0)
+
+    def fingerprint(self) -> str:
+        """64 hex characters that change with anything of it."""
+        windows = (part for window in self.windows for part in (b'%d' % window.first, window.tokens.tobytes()))
+        chosen_on = self.chosen_on.fingerprint() if self.chosen_on else ''
+        return journal.digest([self.split.encode(), self.labels.tobytes(), *windows, chosen_on.encode()])
 
 
 class Finding(NamedTuple):
@@ -155,7 +169,8 @@ def _examples(name, uri, split, limit, download) -> Examples:
     dataset = dataclasses.replace(dataset, splits=splits)
     if name == 'dpr':
         dataset = dataclasses.replace(dataset, fields=('context', 'rest', 'candidates'))
-    return load_examples(dataset, uri, split, limit, download)
+    with waiting(f'reading {name}, {split}'):
+        return load_examples(dataset, uri, split, limit, download)
 
 
 def candidates(name: str, fields: Sequence, condition: str) -> list[tuple[str, str, str]]:
@@ -179,7 +194,8 @@ def _questions(name, split, examples, tokenizer, n_positions, variant) -> Questi
     parts = [candidates(name, fields, variant.condition) for fields in zip(*examples.fields.values(), strict=True)]
     texts = {text for example in parts for context, before, scored in example for text in (context, before + scored)}
     texts |= {before for example in parts for _, before, _ in example}
-    ids = dict(zip(texts, tokenizer.encode_batch(texts)))
+    texts = list(texts)
+    ids = dict(zip(texts, itertools.chain.from_iterable(encode_texts(texts, tokenizer))))
     start = [tokenizer.end_id] if variant.start_token else []
     windows, cut = [], 0
     for number, example in enumerate(parts):

@@ -18,6 +18,7 @@ _SENT = {
     'all-to-all': lambda m, s: ((m - 1) / m / s, (s - 1) / s),
     'collective-permute': lambda m, s: (float(s == 1), float(s > 1)),
 }
+_TRANSFERS = {'ONE_TO_ONE': 'collective-permute'}  # by the host; others have their names
 _WIDTHS = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\]')
 
 
@@ -49,17 +50,27 @@ def collectives(text: str) -> list[Collective]:
     return [
         Collective(kind, times, _operand_bytes(one, inside), groups)
         for name, times in hlo.runs(text, computations)
-        for one, inside in _instructions(computations[name], computations)
-        if (kind := one.opcode.removesuffix('-start')) in _SENT and (groups := _groups(one.text)).shape[1] > 1
+        for one, inside, fused in _instructions(computations[name], computations)
+        if (kind := _kind(one, inside, fused)) in _SENT and (groups := _groups(one.text)).shape[1] > 1
     ]
 
 
-def _instructions(inside, computations) -> Iterator:
-    """(instruction, the computation that it is in), also of those that other instructions are made of."""
+def _instructions(inside, computations, fused=False) -> Iterator:
+    """(instruction, the computation that it is in, whether another instruction is made of that), of all."""
     for one in inside.values():
-        yield one, inside
+        yield one, inside, fused
         if body := hlo.called(one, computations):
-            yield from _instructions(body, computations)
+            yield from _instructions(body, computations, fused=True)
+
+
+def _kind(one, inside, fused):
+    """In a TPU's program, a reduce-scatter is a fusion of an all-reduce with slices of its result, and what goes to
+    other slices is sent by the host ('megascale')."""
+    kind = one.opcode.removesuffix('-start')
+    if kind == 'send' and (transfer := re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)):
+        return _TRANSFERS.get(transfer[1], transfer[1].lower().replace('_', '-'))
+    sliced = fused and any(each.opcode == 'dynamic-slice' for each in inside.values())
+    return 'reduce-scatter' if kind == 'all-reduce' and sliced else kind
 
 
 def _operand_bytes(one, inside):
@@ -72,6 +83,8 @@ def _operand_bytes(one, inside):
 
 
 def _groups(text):
+    if target := re.search(r'_xla_megascale_target="?([^"]*?)"?,_xla', text):
+        return _groups_of_host(target[1])
     if pairs := re.search(r'source_target_pairs=\{(\{[\d,{}]*\})\}', text):
         return np.array([pair.split(',') for pair in re.findall(r'\{([\d,]+)\}', pairs[1])], int)
     if listed := re.search(r'replica_groups=\{(\{[\d,{}]*\})\}', text):
@@ -88,3 +101,20 @@ def _groups(text):
         ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(others + within)
         return ids.reshape(-1, math.prod(sizes[axis] for axis in within))
     return np.zeros((1, 1), int)
+
+
+def _groups_of_host(target):
+    """Of '{1,2}x{0:7}', slices and the places in each, or of lists of 100,000 x slice + place."""
+    if 'x' in target:
+        slices, places = ([_between(one) for one in part.strip('{}').split(',')] for part in target.split('x'))
+        groups = [[100_000 * slice_ + place for slice_ in sum(slices, [])] for place in sum(places, [])]
+    else:
+        groups = [re.findall(r'\d+', one) for one in re.findall(r'\{([^{}]+)\}', target)]
+    slices, places = np.divmod(np.array(groups, int), 100_000)
+    return (slices - 1) * (places.max() + 1) + places
+
+
+def _between(text):
+    """'0:7' -> [0, ..., 7]; '1' -> [1]"""
+    first, _, last = text.partition(':')
+    return list(range(int(first), int(last or first) + 1))

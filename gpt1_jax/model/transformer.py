@@ -13,7 +13,7 @@ from gpt1_jax.model.attention import SelfAttention, Visible
 from gpt1_jax.model.dropout import dropout
 from gpt1_jax.model.flops import training_flops_per_token
 from gpt1_jax.model.products import affine
-from gpt1_jax.model.weights import for_use
+from gpt1_jax.model.weights import for_use, whole
 
 
 class Cache(NamedTuple):
@@ -280,10 +280,9 @@ def look_up(
     # Looked up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses. A device
     # that keeps some columns of the table looks up these for all rows of the batch: what moves is what is looked up.
     def rows(place):
-        looked_up, batch = ('looked_up', 'batch') if place.shape[0] > 1 else (None, None)
+        looked_up = 'looked_up' if place.shape[0] > 1 else None
         found = table[nn.with_logical_constraint(place, (looked_up, None))]
         found = nn.with_logical_constraint(found, (looked_up, None, 'table_embed'))
-        found = nn.with_logical_constraint(found, (batch, None, None))
         if dropped != 'table':
             return found
         column = jax.lax.broadcasted_iota(jnp.uint32, found.shape, 2)
@@ -291,9 +290,10 @@ def look_up(
 
     width = table.shape[1]
     x = functools.reduce(operator.add, (rows(place) for place in places)).astype(dtype)
+    x = nn.with_logical_constraint(x, ('looked_up', None, 'table_embed'))  # summed and cast before it moves
+    x = nn.with_logical_constraint(x, ('batch', None, None))
     if dropped == 'sum':
         x = dropout(x, key, rate)
     else:
         table = dropout(table, key, rate)
-    table = nn.with_logical_constraint(table.astype(dtype), (None, 'table_embed'))
-    return nn.with_logical_constraint(x, ('batch', None, None)), nn.with_logical_constraint(table, (None, None))
+    return x, whole(table.astype(dtype))

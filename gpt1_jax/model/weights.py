@@ -1,4 +1,4 @@
-"""Kernels on their way from where they are kept to where they are used."""
+"""Kernels and tables on their way from where they are kept to where they are used."""
 
 import flax.linen as nn
 import jax
@@ -15,3 +15,16 @@ def for_use(kernel: jax.Array, roles: tuple[str | None, ...], dtype: jnp.dtype) 
     """
     kernel = nn.with_logical_constraint(kernel.astype(dtype), roles)
     return nn.with_logical_constraint(kernel, tuple(None if role == 'embed' else role for role in roles))
+
+
+@jax.custom_vjp
+def whole(table: jax.Array) -> jax.Array:
+    """`table` [rows, width] with all of its columns on every device; of its gradient each gets the columns it keeps."""
+    return nn.with_logical_constraint(nn.with_logical_constraint(table, (None, 'table_embed')), (None, None))
+
+
+# The derivative of the constraints would bring the whole gradient to every device.
+whole.defvjp(
+    lambda table: (whole(table), None),
+    lambda _, gradient: (nn.with_logical_constraint(gradient, (None, 'table_embed')),),
+)

@@ -1,19 +1,17 @@
 """The runs below a folder, with all that the report reads of them; what is damaged is named and left out."""
 
 import dataclasses
-import json
 import os
 import posixpath
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
 
+from gpt1_jax.array_files import load_npz
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import is_local, read_json
+from gpt1_jax.files import check_form, is_local, parse_json, read_json
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
 from gpt1_jax.training.metric_writer import read_metrics
@@ -21,11 +19,32 @@ from gpt1_jax.training.metric_writer import read_metrics
 # Folders of a workdir that hold no runs and may hold very many files; and tasks that only start or show other runs.
 _NO_RUNS = ('checkpoints', 'compiled', 'tensorboard')
 _NOT_SHOWN = ('paper', 'report')
-# What reading a damaged file may raise: JSON of another form, an archive that is none, a pickle.
-_DAMAGED = (
-    *(UserError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+_COPY = 'Put a copy back.'
+_NUMBER = (int, type(None))
+_RUN = {'dataset': str, 'variant': str, 'seed': int, 'path': str}
+_RESULT = {
+    'model': (
+        {'kind': str, 'sizes': {'layers': int, 'width': int}, 'parameters': int, 'tokens_seen': _NUMBER},
+        type(None),
+    ),
+    'versions': dict,
+    'device': ({'kind': str, 'count': int}, type(None)),
+}
+_COUNTS = ({str: int}, type(None))
+# Of the facts of a task, where it has them.
+_FACTS = {
+    'finetune': {'train_examples': _NUMBER, 'dev_examples': _NUMBER},
+    'pretrain': {'tokens': _NUMBER, 'flops': (float, type(None))},
+    'prepare': {'documents': _COUNTS, 'tokens': _COUNTS, 'vocab_size': _NUMBER},
+    'zero_shot': {'checkpoints': ([{'step': _NUMBER, 'tokens_seen': _NUMBER}], type(None))},
+}
+# Of a config, where it has them.
+_SETTINGS = {
+    **dict.fromkeys(('seed', 'data.batch_size', 'data.limit', 'model.n_positions'), _NUMBER),
+    **dict.fromkeys(('model.layers', 'model.width', 'model.units'), _NUMBER),
+    **dict.fromkeys(('init_from', 'data.source', 'data.dataset', 'model.kind', 'study', 'rest'), (str, type(None))),
+    'data.share': (float, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +128,7 @@ class Run:
 
     def setting(self, key: str, default=None):
         """The value of a dotted key of its config; `default` where it has none."""
-        value = self.config
-        for name in key.split('.'):
-            value = value.get(name) if isinstance(value, dict) else None
+        value = _setting(self.config, key)
         return default if value is None else value
 
 
@@ -231,7 +248,7 @@ def _read_run(folder, name) -> Run:
         """What `read` makes of a file, `empty` where the file is missing or damaged."""
         try:
             return read(folder / file) if (folder / file).exists() else empty
-        except _DAMAGED as error:
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             known = isinstance(error, UserError)
             reason = str(error).removeprefix(f'{folder / file}: ') if known else f'The file is damaged ({error!r}).'
             damage.append(f'{file}: {reason}')
@@ -250,33 +267,43 @@ def _read_run(folder, name) -> Run:
         attempt('dev.npz', _read_dev, {}),
         attempt('dev_errors.jsonl', lambda path: _read_lines(path, {'index': int, 'texts': list}), ()),
         attempt('generations.jsonl', lambda path: _read_lines(path, {'prompt': str, 'text': str}), ()),
-        attempt('tokenizer/tokenizer.json', lambda path: str(read_json(path).get('fingerprint', '')), ''),
+        attempt('tokenizer/tokenizer.json', lambda path: str(read_json(path, dict, _COPY).get('fingerprint', '')), ''),
         tuple(damage),
     )
 
 
+def _setting(config, key):
+    for name in key.split('.'):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
 def _read_config(path):
-    config = read_json(path)
+    config = read_json(path, dict, _COPY)
     if not isinstance(config.get('task'), str):
         raise UserError(f'{path}: It names no task.')
+    check_form(path, {key: _setting(config, key) for key in _SETTINGS}, _SETTINGS, _COPY)
     return config
 
 
 def _read_result(path):
     stored = read_json(path)
-    result = results.from_json(stored)
+    result = results.from_json(path, stored)
     if result is None:
         raise UserError(f'{path}: It is of another version of the program.')
+    check_form(path, stored, _RESULT, _COPY)
     for score in result.scores:
-        if not isinstance(score.value, int | float) or not isinstance(score.examples, int):
-            raise UserError(f'{path}: A score of {score.dataset} is no number.')
-    return result, stored.get('versions') or {}, stored.get('device') or {}
+        if score.examples < 1 or (score.metric == 'accuracy' and not 0 <= score.value <= 1):
+            raise UserError(f'{path}: A score of {score.dataset} is not possible.')
+    if result.task == 'zero_shot' and not result.scores:
+        raise UserError(f'{path}: It has no scores.')
+    facts = {'left_out': ({str: str}, type(None)), **_FACTS.get(result.task, {})}
+    check_form(path, {name: result.facts.get(name) for name in facts}, facts, _COPY)
+    return result, stored['versions'], stored['device'] or {}
 
 
 def _read_plan(path):
-    return tuple(
-        {key: entry[key] for key in ('dataset', 'variant', 'seed', 'path')} for entry in read_json(path)
-    )  # KeyError: an entry lacks one
+    return tuple({key: entry[key] for key in _RUN} for entry in read_json(path, [_RUN], _COPY))
 
 
 def _read_metrics(path):
@@ -286,17 +313,16 @@ def _read_metrics(path):
     return lines
 
 
-def _read_lines(path, keys):
+def _read_lines(path, form):
     """The objects of a .jsonl file. The last line may be cut short: the run was killed, or goes on."""
     texts, objects = path.read_text().split('\n'), []
     for number, text in enumerate(texts, 1):
         if not text:
             continue
         try:
-            line = json.loads(text)
-            if not all(isinstance(line[key], type_) for key, type_ in keys.items()):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
+            line = parse_json(text)
+            check_form(path, line, form, _COPY)
+        except (ValueError, UserError):
             if number == len(texts):
                 break
             raise UserError(f'{path}: Line {number} is damaged.') from None
@@ -305,8 +331,7 @@ def _read_lines(path, keys):
 
 
 def _read_dev(path):
-    with np.load(path, allow_pickle=False) as file:
-        dev = dict(file)
+    dev = load_npz(path.read_bytes())
     if dev['labels'].ndim != 1 or dev['logits'].ndim != 2 or len(dev['labels']) != len(dev['logits']):
         raise UserError(f'{path}: Labels and logits do not fit each other.')
     if not np.isfinite(dev['logits']).all():

@@ -98,9 +98,9 @@ class Part:
         if first.config.task == 'pretrain':
             return _steps_done(first, self.units)
         if (first.workdir / 'zero_shot.json').exists() and not done:
-            return min(1.0, len(read_json(first.workdir / 'zero_shot.json')) / self.units), None
+            return min(1.0, len(read_json(first.workdir / 'zero_shot.json', list)) / self.units), None
         if (first.workdir / 'runs.json').exists():
-            entries = read_json(first.workdir / 'runs.json')
+            entries = read_json(first.workdir / 'runs.json', [{'path': str}])
             found = [result for entry in entries if (result := results.read(first.workdir / entry['path']))]
             return 1.0 if done else len(found) / len(entries), sum(result.seconds for result in found)
         return (1.0, sum(run.result().seconds for run in self.runs)) if done else (0.0, None)

@@ -11,11 +11,21 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import gpt1_jax
+from gpt1_jax import lock
 from gpt1_jax.config import as_json
-from gpt1_jax.files import make_directory, package_version, read_json, write_json
+from gpt1_jax.files import check_form, check_seal, make_directory, package_version, read_json, sealed, write_json
 from gpt1_jax.training.partitioning import is_writer
 
 FORMAT_VERSION = 1
+_SCORE = {
+    **dict.fromkeys(('dataset', 'split', 'metric', 'subset', 'checkpoint', 'variant'), str),
+    **{'value': float, 'examples': int, 'step': (int, type(None)), 'seed': int},
+}
+_FORM = {
+    **{'task': str, 'scores': [_SCORE], 'facts': dict, 'model': (dict, type(None))},
+    **{'config': dict, 'seconds': float},
+}
+_FIX = 'Put a copy back, or name another --workdir.'
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -88,17 +98,16 @@ class Result:
                 'count': jax.device_count(),
                 'processes': jax.process_count(),
             }
+        lock.check(workdir)  # else a folder that was removed would be made anew, with this file alone
         make_directory(workdir)
-        write_json(
-            workdir / 'results.json',
-            {
-                'format_version': FORMAT_VERSION,
-                **dataclasses.asdict(self),
-                'config_fingerprint': fingerprint(self.config),
-                'versions': {'gpt1_jax': gpt1_jax.__version__} | {name: package_version(name) for name in _PACKAGES},
-                'device': device,
-            },
-        )
+        stored = {
+            'format_version': FORMAT_VERSION,
+            **dataclasses.asdict(self),
+            'config_fingerprint': fingerprint(self.config),
+            'versions': {'gpt1_jax': gpt1_jax.__version__} | {name: package_version(name) for name in _PACKAGES},
+            'device': device,
+        }
+        write_json(workdir / 'results.json', sealed(stored))
 
 
 def record(
@@ -119,18 +128,20 @@ def record(
 def read(workdir: epath.Path) -> Result | None:
     """The record of a finished run; None where there is none, or one of a version before 0.2.
 
-    Raises UserError where results.json is no JSON.
+    Raises UserError where results.json is damaged.
     """
     path = workdir / 'results.json'
-    return from_json(read_json(path)) if path.exists() else None
+    return from_json(path, read_json(path)) if path.exists() else None
 
 
-def from_json(stored: dict) -> Result | None:
-    """The record that a results.json holds; None if it is of a version before 0.2."""
+def from_json(path: epath.Path, stored: dict) -> Result | None:
+    """The record that a results.json holds; None if it is of a version before 0.2. Raises UserError: it is damaged."""
     if stored.get('format_version') != FORMAT_VERSION:
         return None
-    fields = {field.name: stored[field.name] for field in dataclasses.fields(Result)}
-    return Result(**fields | {'scores': [Score(**score) for score in stored['scores']]})
+    check_form(path, stored, _FORM, _FIX)
+    check_seal(path, stored, _FIX)
+    scores = [Score(**{name: score[name] for name in _SCORE}) for score in stored['scores']]
+    return Result(**{name: stored[name] for name in _FORM} | {'scores': scores})
 
 
 def paper_key(split: str, metric: str, subset: str) -> str:

@@ -8,7 +8,6 @@ OpenAIGPTDoubleHeadsModel. The former has no bias in transformers; we store it a
 """
 
 import functools
-import json
 import os
 import re
 import zipfile
@@ -17,10 +16,11 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from gpt1_jax.config import MOST_SIZE
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.openai_bpe import HUGGING_FACE_NAMES
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import write_atomically, write_json
+from gpt1_jax.files import check_file, patiently, read_json, write_atomically, write_json
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.saved_models import parameters
@@ -156,23 +156,21 @@ def read_config(directory: epath.Path) -> dict:
     """config.json with transformers' defaults. Raises UserError if it is missing, or describes no GPT-1."""
     path = directory / 'config.json'
     try:
-        config = _SIZES | _FIXED | json.loads(path.read_text())
+        config = _SIZES | _FIXED | read_json(path, dict, 'Get it again.')
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{directory}: There is no config.json. Name a folder that transformers' from_pretrained loads, or "
             'OWNER/NAME on the Hugging Face hub.'
         ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f'{path}: The file is damaged ({error}). Get it again.') from error
     if config.get('model_type') != 'openai-gpt':
         raise UserError(
             f'{path}: The model is of another architecture, model_type {config.get("model_type")!r}. Name '
             'a folder with model_type openai-gpt.'
         )
     for name in _SIZES:
-        if type(config[name]) is not int or config[name] < 1:
+        if type(config[name]) is not int or not 1 <= config[name] <= MOST_SIZE:
             raise UserError(
-                f'{path}: The value {config[name]!r} of {name} is not possible. It must be a positive integer.'
+                f'{path}: The value {config[name]!r} of {name} is not possible. It must be from 1 to {MOST_SIZE:,}.'
             )
     if config['afn'] == 'gelu_new':  # the tanh form's name elsewhere in transformers; openai-gpt calls it 'gelu'
         config['afn'] = 'gelu'
@@ -193,6 +191,7 @@ def _open_tensors(directory):
     for name, open_file in (('model.safetensors', _open_safetensors), ('pytorch_model.bin', _open_torch)):
         path, index = directory / name, directory / f'{name}.index.json'
         if path.exists():
+            check_file(path)
             return path, *open_file(path)
         if index.exists():
             return index, *_open_listed(index, open_file)
@@ -204,11 +203,8 @@ def _open_tensors(directory):
 
 def _open_listed(index, open_file):
     """({name: shape}, name -> array) of all files that an index lists, {'weight_map': {name: file}}."""
-    try:
-        files = dict(json.loads(index.read_text())['weight_map'])
-        elsewhere = sorted(file for file in set(files.values()) if os.path.dirname(file))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{index}: The file does not say which array is in which file. Get it again.') from error
+    files = read_json(index, {'weight_map': {str: str}}, 'Get it again.')['weight_map']
+    elsewhere = sorted(file for file in set(files.values()) if os.path.dirname(file))
     if elsewhere:
         raise UserError(
             f'{index}: It names {elsewhere[0]!r}, which is not in the same folder. Move that file there, '
@@ -229,6 +225,7 @@ def _open_listed(index, open_file):
 
 
 def _open_safetensors(path):
+    patiently(lambda: path.open('rb').close())  # the library would say of one without permission that it is not there
     try:
         file = safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
@@ -246,6 +243,11 @@ def _open_torch(path):
             f'{path}: The file is a pickle, which needs the weights-only reader of PyTorch, but that is '
             'not installed. Get model.safetensors instead, or install torch.'
         ) from None
+    if tuple(map(int, re.findall(r'\d+', torch.__version__)[:2])) < (2, 6):
+        raise UserError(
+            f'{path}: The file is a pickle, which can run code in PyTorch {torch.__version__} (CVE-2025-32434). '
+            'Install torch 2.6 or newer, or get model.safetensors instead.'
+        )
     try:
         # Pickles older than PyTorch 1.6 are not zip files, and cannot be mapped.
         tensors = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -14,14 +14,16 @@ import re
 import numpy as np
 from etils import epath
 
+from gpt1_jax.array_files import load_npy
 from gpt1_jax.data.tokenizers.openai_bpe import RELEASE_NAMES
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import write_atomically
+from gpt1_jax.files import read_json, write_atomically
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.saved_models import parameters
 
 _CHUNKS = 10  # as many as the release has
 _HEAD_WIDTH = 64
+_HEADS = 'Write {"n_head": N} into it.'
 
 
 def open_folder(directory: epath.Path) -> parameters.SavedModel:
@@ -91,13 +93,11 @@ def write_folder(directory: epath.Path, saved: parameters.SavedModel, params: di
 def _read_shapes(directory):
     path = directory / 'params_shapes.json'
     try:
-        shapes = [tuple(map(int, shape)) for shape in json.loads(path.read_text())]
+        shapes = [tuple(shape) for shape in read_json(path, [[int]], 'Get it again.')]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{directory}: There is no params_shapes.json. Name the folder 'model' of the release."
         ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f'{path}: The file is not a list of shapes. Get it again.') from error
     if len(shapes) < 14 or (len(shapes) - 2) % 12 or [len(shape) for shape in shapes[:2]] != [2, 2]:
         raise UserError(
             f'{path}: The shapes are not those of a GPT-1 (positions, tokens, then 12 arrays per layer). '
@@ -131,12 +131,9 @@ def _n_head(directory, width):
     path = directory / 'hparams.json'
     if not path.exists() and width % _HEAD_WIDTH == 0:
         return width // _HEAD_WIDTH
-    try:
-        return int(json.loads(path.read_text())['n_head'])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path}: The file does not say how many heads a width of {width} has. Write {{"n_head": N}} into it.'
-        ) from error
+    if not path.exists():
+        raise UserError(f'{path}: The file is missing, and a width of {width} may have any heads. {_HEADS}')
+    return read_json(path, {'n_head': int}, _HEADS)['n_head']
 
 
 def _open_chunks(directory):
@@ -152,8 +149,8 @@ def _open_chunks(directory):
 
 def _open_chunk(path):
     try:
-        chunk = np.load(path, mmap_mode='r', allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        chunk = load_npy(path)
+    except ValueError as error:
         raise UserError(f'{path}: The file is damaged or truncated ({error}). Get it again.') from error
     if chunk.dtype != np.float32 or chunk.ndim != 1:
         raise UserError(

@@ -51,6 +51,7 @@ class SavedModel(NamedTuple):
         parameters, sharded so.
       tokens_seen: () -> tokens that it was pre-trained on; None if unknown.
       step: () -> the step of its checkpoint; None if it has none.
+      fingerprint: () -> what tells its checkpoint from any other; '' where that is unknown.
     """
 
     directory: epath.Path
@@ -62,6 +63,7 @@ class SavedModel(NamedTuple):
     read: Callable
     tokens_seen: Callable = lambda: None
     step: Callable = lambda: None
+    fingerprint: Callable = lambda: ''
 
 
 def parameter_shapes(sizes: Mapping[str, int], rows: int) -> dict[str, tuple[int, ...]]:

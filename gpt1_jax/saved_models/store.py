@@ -1,6 +1,5 @@
 """Models on disk: the workdir of a run, the release's files, a Hugging Face folder."""
 
-import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -8,12 +7,15 @@ import jax
 from etils import epath
 
 from gpt1_jax import hub
+from gpt1_jax.config import MOST_SIZE
+from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import is_local, read_json, write_json
+from gpt1_jax.files import check_form, check_seal, exists, is_local, read_json, sealed, write_json
 from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
+from gpt1_jax.progress import waiting
 from gpt1_jax.saved_models import hub_models, huggingface, openai
 from gpt1_jax.saved_models.parameters import SavedModel
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -21,6 +23,13 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.state import abstract_params
 
 FORMAT_VERSION = 2
+_RESTORE = 'Restore a copy, or name another run.'
+_NUMBER = (int, type(None))
+_DESCRIPTION = {
+    **{'kind': str, 'architecture': dict, 'vocab_size': int, 'n_special': int},
+    **{'head': ({'kind': str, 'classes': int}, type(None)), 'best_metric': (str, type(None)), 'best_mode': str},
+    **{'tokens_before': _NUMBER, 'tokens_per_step': int},
+}
 _FOREIGN = {'openai': openai.open_folder, 'hf': huggingface.open_folder}
 
 
@@ -45,30 +54,26 @@ def describe_run(
         return
     tokenizer.save(workdir / 'tokenizer')
     model, head, made = classifier.model, classifier.head, Architecture.of(classifier.model)
-    write_json(
-        workdir / 'model.json',
-        {
-            'format_version': FORMAT_VERSION,
-            'kind': made.kind,
-            'architecture': made.sizes,
-            'vocab_size': model.vocab_size,
-            'n_special': model.n_special,
-            'head': head and {'kind': head.kind, 'classes': head.classes},
-            'best_metric': best_metric,
-            'best_mode': best_mode,
-            'tokens_before': tokens_before,
-            'tokens_per_step': tokens_per_step,
-        },
-    )
+    described = {
+        'format_version': FORMAT_VERSION,
+        'kind': made.kind,
+        'architecture': made.sizes,
+        'vocab_size': model.vocab_size,
+        'n_special': model.n_special,
+        'head': head and {'kind': head.kind, 'classes': head.classes},
+        'best_metric': best_metric,
+        'best_mode': best_mode,
+        'tokens_before': tokens_before,
+        'tokens_per_step': tokens_per_step,
+    }
+    write_json(workdir / 'model.json', sealed(described))
 
 
 def split_uri(uri: str) -> tuple[str, epath.Path]:
-    """'openai:DIR' or 'hf:DIR' -> scheme and folder, which must be local; anything else is a workdir, scheme ''."""
+    """'openai:DIR' or 'hf:DIR' -> scheme and folder; anything else is a workdir, scheme ''."""
     scheme, _, folder = uri.partition(':')
     if scheme not in _FOREIGN:
         return '', epath.Path(uri).expanduser()
-    if not is_local(folder):
-        raise UserError(f'{uri}: The folder is not on this machine. Copy it here first.')
     return scheme, epath.Path(folder).expanduser()
 
 
@@ -76,7 +81,8 @@ def open_model(init_from: str) -> SavedModel:
     """Opens the workdir of a pre-training or fine-tuning run, 'openai:DIR' (the release's folder `model/`) or 'hf:DIR'.
 
     Where there is no such DIR, 'hf:OWNER/NAME' and 'hf:OWNER/NAME@REVISION' are fetched from the Hugging Face hub. Of a
-    run, the best checkpoint is read, or the latest if none is ranked; 'WORKDIR@STEP' names another.
+    run, the best checkpoint is read, or the latest if none is ranked; of damaged ones a warning tells, and the next
+    best is read. 'WORKDIR@STEP' names another.
 
     Raises UserError if it is none of these, or damaged, or has no such step; that there is no checkpoint at all is
     noticed when it is read.
@@ -87,33 +93,40 @@ def open_model(init_from: str) -> SavedModel:
             'other programs with openai:DIR, hf:DIR or hf:OWNER/NAME.'
         )
     scheme, directory = split_uri(init_from)
+    if scheme and not is_local(directory):
+        raise UserError(f'{init_from}: The folder is not on this machine. Copy it here first.')
     if scheme:
         name = hub.parse(init_from.partition(':')[2]) if scheme == 'hf' and not directory.exists() else None
         if name and not name.config:
             directory = hub_models.fetch(init_from, name)
         return _FOREIGN[scheme](directory)
     directory, step = _split_step(directory)
-    if not (directory / 'model.json').exists():
+    if not exists(directory / 'model.json'):
         raise UserError(
             f'{init_from}: This is not the workdir of a training run, because it has no model.json. Name '
             'the --workdir of a run, or openai:DIR, hf:DIR or hf:OWNER/NAME for the files of other programs.'
         )
     stored = _read_description(directory / 'model.json')
-    if step is not None and step not in (steps := _checkpointer(directory, stored).steps()):
+    if step is not None:
+        _checkpointer(directory, stored).check_step(step, init_from)
+    tokenizer = load_tokenizer(directory / 'tokenizer')
+    if tokenizer.vocab_size != stored['vocab_size']:
         raise UserError(
-            f'{init_from}: There is no checkpoint of step {step}. The steps here are '
-            f'{", ".join(map(str, steps)) or "none"}.'
+            f'{directory}: The tokenizer has {tokenizer.vocab_size:,} tokens, but model.json says '
+            f'{stored["vocab_size"]:,}. {_RESTORE}'
         )
+    checkpoint = _Checkpoint(directory, stored, step)
     return SavedModel(
         directory,
         Architecture(stored['kind'], stored['architecture']),
         stored['vocab_size'],
         stored['n_special'],
         stored['head'],
-        load_tokenizer(directory / 'tokenizer'),
-        functools.partial(_read_checkpoint, directory, stored, step),
-        functools.partial(_tokens_seen, directory, stored, step),
-        functools.partial(_step, directory, stored, step),
+        tokenizer,
+        checkpoint.read,
+        checkpoint.tokens_seen,
+        checkpoint.step,
+        checkpoint.fingerprint,
     )
 
 
@@ -130,7 +143,8 @@ def load_model(saved: SavedModel, model_config: Mapping, partitioner: Partitione
     model_config = {**model_config, 'kind': saved.architecture.kind, **saved.architecture.sizes}
     model = architecture.build(model_config, saved.vocab_size, saved.n_special, partitioner.platform)
     classifier = Classifier(model, saved.head)
-    return classifier, saved.read(abstract_params(classifier, partitioner))
+    with waiting(f'reading the parameters in {saved.directory}', show=is_writer()):
+        return classifier, saved.read(abstract_params(classifier, partitioner))
 
 
 def summary(model: nn.Module, params: dict, tokens_seen: int | None) -> dict:
@@ -145,36 +159,40 @@ def summary(model: nn.Module, params: dict, tokens_seen: int | None) -> dict:
 
 
 def _read_description(path: epath.Path) -> dict:
-    stored = read_json(path)
-    try:
-        version = stored.get('format_version', 1)
-        if version == 1:
-            metric, mode = ('valid_loss', 'min') if stored['head'] is None else ('dev_score', 'max')
-            stored |= {
-                'kind': architecture.DEFAULT_KIND,
-                'best_metric': metric,
-                'best_mode': mode,
-                'tokens_before': None,
-                'tokens_per_step': 0,
-            }
-        elif version != FORMAT_VERSION:
-            raise UserError(
-                f'{path}: The file has format version {version!r}, but this program reads 1 and '
-                f'{FORMAT_VERSION}. Use a newer version of the program.'
-            )
-        made = architecture.KINDS.get(stored['kind'])
-        if made is None:
-            raise UserError(
-                f'{path}: There is no kind of model {stored["kind"]!r}, only '
-                f'{", ".join(architecture.KINDS)}. Use the program that wrote it.'
-            )
-        for name in made.SIZES:
-            stored['architecture'][name]
-        for name in ('vocab_size', 'n_special', 'best_metric', 'best_mode', 'tokens_before', 'tokens_per_step'):
-            stored[name]
-        stored['head'] = stored['head'] and ClassifierHead(**stored['head'])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path}: The file is damaged ({error}). Restore a copy, or name another run.') from error
+    stored = read_json(path, dict, _RESTORE)
+    check_seal(path, stored, _RESTORE)
+    version = stored.get('format_version', 1)
+    if version == 1:
+        metric, mode = ('valid_loss', 'min') if stored.get('head') is None else ('dev_score', 'max')
+        stored |= {
+            'kind': architecture.DEFAULT_KIND,
+            'best_metric': metric,
+            'best_mode': mode,
+            'tokens_before': None,
+            'tokens_per_step': 0,
+        }
+    elif version != FORMAT_VERSION:
+        raise UserError(
+            f'{path}: The file has format version {version!r}, but this program reads 1 and '
+            f'{FORMAT_VERSION}. Use a newer version of the program.'
+        )
+    check_form(path, stored, _DESCRIPTION, _RESTORE)
+    made = architecture.KINDS.get(stored['kind'])
+    if made is None:
+        raise UserError(
+            f'{path}: There is no kind of model {stored["kind"]!r}, only '
+            f'{", ".join(architecture.KINDS)}. Use the program that wrote it.'
+        )
+    check_form(path, stored, {'architecture': dict.fromkeys(made.SIZES, int)}, _RESTORE)
+    sizes, head = stored['architecture'], stored['head']
+    if wrong := [
+        *(f'{name} {sizes[name]}' for name in made.SIZES if not (name != 'layers') <= sizes[name] <= MOST_SIZE),
+        *([f'n_special {stored["n_special"]}'] if stored['n_special'] not in (0, N_SPECIAL) else []),
+        *([f'best_mode {stored["best_mode"]!r}'] if stored['best_mode'] not in ('min', 'max') else []),
+        *([f'{head["classes"]} classes'] if head and not 1 <= head['classes'] <= MOST_SIZE else []),
+    ]:
+        raise UserError(f'{path}: The file is damaged ({wrong[0]} is not possible). {_RESTORE}')
+    stored['head'] = head and ClassifierHead(head['kind'], head['classes'])
     return stored
 
 
@@ -190,27 +208,34 @@ def _split_step(directory):
     return directory, None
 
 
-def _read_checkpoint(directory, stored, step, abstract):
-    """The parameters of a step; None: the run's best, or its latest if none is ranked."""
-    checkpointer = _checkpointer(directory, stored)
-    best = checkpointer.best_step() if step is None else step
-    if best is not None:
-        return checkpointer.restore(best, {'params': abstract})[1]['params']
-    restored = checkpointer.restore_latest({'params': abstract})
-    if restored is None:
-        raise UserError(f'{directory}: There is no checkpoint yet. Let its run save one first.')
-    return restored[1]['params']
+class _Checkpoint:
+    """The one of a run that is read: that of `step`, or, for None, the best that is not damaged, from when it is first
+    needed."""
 
+    def __init__(self, directory, stored, step):
+        self._directory, self._stored, self._given, self._step = directory, stored, step is not None, step
 
-def _tokens_seen(directory, stored, step):
-    if stored['tokens_before'] is None:
-        return None
-    return stored['tokens_before'] + (_step(directory, stored, step) or 0) * stored['tokens_per_step']
+    def read(self, abstract):
+        """The parameters."""
+        checkpointer, items = _checkpointer(self._directory, self._stored), {'params': abstract}
+        if self._given:
+            return checkpointer.restore(self._step, items)[1]['params']
+        restored = checkpointer.restore_best(items, first=() if self._step is None else (self._step,))
+        if restored is None:
+            raise UserError(f'{self._directory}: There is no checkpoint yet. Let its run save one first.')
+        self._step = restored[0]
+        return restored[1]['params']
 
+    def step(self):
+        """None where there is none yet."""
+        if self._step is None:
+            self._step = next(_checkpointer(self._directory, self._stored).whole_steps('params'), None)
+        return self._step
 
-def _step(directory, stored, step):
-    """The step of the checkpoint that `_read_checkpoint` reads; None where there is none yet."""
-    if step is not None:
-        return step
-    checkpointer = _checkpointer(directory, stored)
-    return checkpointer.best_step() or next(reversed(checkpointer.steps()), None)
+    def tokens_seen(self):
+        before, each = self._stored['tokens_before'], self._stored['tokens_per_step']
+        return before if before is None or not each else before + (self.step() or 0) * each
+
+    def fingerprint(self):
+        step = self.step()
+        return '' if step is None else _checkpointer(self._directory, self._stored).fingerprint(step)

@@ -26,6 +26,7 @@ from gpt1_jax.meter.timing import rates, rounds
 from gpt1_jax.model import architecture, decoding
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
 from gpt1_jax.model.sizes import SIZES
+from gpt1_jax.progress import duration, waiting
 from gpt1_jax.report.results import Result, record
 from gpt1_jax.report.tables import publish
 from gpt1_jax.saved_models import store
@@ -66,6 +67,10 @@ class _Bench:
     def seconds(self, parts: int, most: float = 30.0) -> float:
         """For one of `parts` that are still to come."""
         return min(most, max(_FEWEST, (self.deadline - time.monotonic()) / parts))
+
+    def left(self) -> str:
+        """Of the time, in words."""
+        return duration(max(0.0, self.deadline - time.monotonic()))
 
     def check_time(self, seconds: float = 0.0) -> None:
         """Raises TimeoutError if fewer seconds are left."""
@@ -194,11 +199,12 @@ def _in_turn(bench, part, names, measure):
     """Puts measure(name, parts still to come) into the report, the first in any case, the others while time is left."""
     found = bench.report[part] = {}
     for number, name in enumerate(names):
-        logging.info('benchmark: %s', name)
+        logging.info('benchmark: %s, %d of %d; at most %s left', name, number + 1, len(names), bench.left())
         try:
             if number:
                 bench.check_time()
-            found[name] = measure(name, len(names) - number + 1)
+            with waiting(f'compiling and measuring {name}'):
+                found[name] = measure(name, len(names) - number + 1)
         except TimeoutError as error:
             found[name] = {'skipped': str(error)}
         except NoRoomError as error:
@@ -285,7 +291,8 @@ def _sweep(bench, make, distinct, model):
         candidate = config.copy_and_resolve_references()
         candidate.update_from_flattened_dict(settings)
         try:
-            found = training.measure(make(candidate), seconds=bench.seconds(40, most=5.0), distinct=distinct)
+            with waiting('compiling and measuring ' + ' '.join(overrides(settings))):
+                found = training.measure(make(candidate), seconds=bench.seconds(40, most=5.0), distinct=distinct)
         finally:
             taken = time.monotonic() - began
             gc.collect()  # an error's traceback holds arrays
@@ -297,7 +304,8 @@ def _sweep(bench, make, distinct, model):
         for entry in search(base, axes, measure):
             tried.append(entry)
             what = entry.get('skipped') or f'{entry["tokens_per_s"]["median"]:,.0f} tokens/s'
-            logging.info('benchmark: sweep: %s: %s', ' '.join(overrides(entry['settings'])), what)
+            settings = ' '.join(overrides(entry['settings']))
+            logging.info('benchmark: sweep: %s: %s; at most %s left', settings, what, bench.left())
             bench.report['sweep']['recommended'], bench.report['advice'] = advice(tried, batch_size)
             bench.save()
     except TimeoutError as error:

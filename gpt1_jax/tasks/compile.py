@@ -18,6 +18,7 @@ from gpt1_jax.meter.step import roofline
 from gpt1_jax.model.architecture import Architecture, build
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
 from gpt1_jax.model.sizes import SIZES
+from gpt1_jax.progress import Progress, waiting
 from gpt1_jax.report.results import Result, record
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
@@ -53,9 +54,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         'programs': {},
     }
     try:
-        for name in config.works:
-            logging.info('compile: %s', name)
-            facts['programs'][name] = _compile(settled, name, described, partitioner, config.as_run)
+        for number, name in enumerate(config.works, 1):
+            logging.info('compile: %s, %d of %d', name, number, len(config.works))
+            with waiting(f'compiling {name}'):
+                facts['programs'][name] = _compile(settled, name, described, partitioner, config.as_run)
         if config.sweep:
             _sweep(settled, described, devices, facts)
     finally:
@@ -161,7 +163,8 @@ def _sweep(config, described, devices, facts):
         candidate.update_from_flattened_dict(settings)
         candidate.mesh.shape = config.mesh.shape if settings['mesh.strategy'] == config.mesh.strategy else ()
         partitioner = Partitioner(candidate.mesh.strategy, candidate.mesh.shape, devices)
-        figures = _compile(candidate, 'pretrain', described, partitioner, as_run=False)
+        with waiting('compiling with ' + ', '.join(f'{key}={value}' for key, value in settings.items())):
+            figures = _compile(candidate, 'pretrain', described, partitioner, as_run=False)
         if not figures['fits']:
             raise NoRoomError(
                 f'{figures["memory_gib"]:.1f} GiB are needed, a chip has {described.generation.memory_gib}'
@@ -174,8 +177,10 @@ def _sweep(config, described, devices, facts):
         }
 
     tried = facts['tried'] = []
+    progress = Progress(1 + sum(len(set(values) - {base[key]}) for key, values in axes.items()), 0, 'sweep', unit='try')
     for entry in search(base, axes, measure):
         tried.append(entry)
+        progress.update(len(tried))
         logging.info('compile: sweep: %s', entry)
         facts['recommended'], facts['advice'] = advice(tried, config.data.batch_size)
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from gpt1_jax.config import open_workdir
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import make_directory
+from gpt1_jax.files import is_local, make_directory
+from gpt1_jax.progress import waiting
 from gpt1_jax.report.results import Result, record
 from gpt1_jax.saved_models import huggingface, openai, store
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -41,7 +42,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     open_workdir(config, workdir, write=is_writer())
     partitioner = Partitioner('dp', (1, 1, 1), jax.devices()[:1])
     classifier, params = store.load_model(saved, {}, partitioner)
-    with _whole_folder(target) as folder:
+    with _whole_folder(target) as folder, waiting(f'writing {config.target}'):
         if scheme == 'openai':
             openai.write_folder(folder, saved, jax.device_get(params))
         elif scheme == 'hf':
@@ -65,15 +66,21 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
 @contextlib.contextmanager
 def _whole_folder(target: epath.Path):
-    """A temporary folder that is renamed to `target` at the end, or deleted if something fails."""
-    partial = target.with_name(f'.{target.name}.converting')
+    """A temporary folder that is renamed to `target` at the end, or deleted if something fails.
+
+    In a remote store, where a folder cannot be renamed at once, it is `target` itself: what an interrupted conversion
+    leaves there is not read as a model, for lack of the files that are written last.
+    """
+    partial = target.with_name(f'.{target.name}.converting') if is_local(target) else target
     partial.rmtree(missing_ok=True)
     make_directory(partial)
     try:
         yield partial
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        if partial != target:
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
     except BaseException:
-        partial.rmtree(missing_ok=True)
+        with contextlib.suppress(OSError):  # of the same fault
+            partial.rmtree()
         raise

@@ -10,9 +10,10 @@ from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.registry import dataset_of
 from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation import metrics
+from gpt1_jax.evaluation import journal, metrics
 from gpt1_jax.evaluation.classification import make_predictor, score_split
 from gpt1_jax.evaluation.prediction_files import write_predictions
+from gpt1_jax.files import exists
 from gpt1_jax.report.results import Result, record
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
@@ -24,10 +25,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
     Scores: the data set's metrics. Facts: `examples`; `constant`, the first metric where every answer is the most
     frequent label; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1 and number of examples by label);
-    the path of the predictions. A split without labels gives predictions only.
+    the path of the predictions. A split without labels gives predictions only. WORKDIR/evaluation.journal, which is
+    deleted at the end, keeps what is finished, so that the command can be resumed.
     """
     started = time.monotonic()
-    if (workdir / 'checkpoints').exists():
+    if exists(workdir / 'checkpoints'):
         raise UserError(
             f'{workdir}: This is the workdir of a training run, and its results.json would be replaced. '
             'Give another --workdir.'
@@ -51,9 +53,21 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
     encoded = encode_split(config.data, dataset, config.split, saved.tokenizer, classifier.model.n_positions)
-    logits = make_predictor(classifier, params, partitioner, config.data.eval_batch_size)(params, encoded)
-    predicted = metrics.predictions(loss, logits)
+    predict = make_predictor(classifier, params, partitioner, config.data.eval_batch_size)
+    with journal.resumable(workdir) as watch:
+        of_model = journal.fingerprint(classifier, params, partitioner)
+        logits = predict(params, encoded, watch(f'evaluating {config.split}', len(encoded.ids), model=of_model))
+        scores, facts = _judge(config, workdir, dataset, loss, encoded, logits)
+        model = store.summary(classifier.model, params, saved.tokens_seen())
+        result = record(config, workdir, started, scores=scores, facts=facts, model=model)
+    if is_writer():
+        _print(result)
+    return result
 
+
+def _judge(config, workdir, dataset, loss, encoded, logits):
+    """(scores, facts) of the result; also writes the predictions."""
+    predicted = metrics.predictions(loss, logits)
     facts = {
         'dataset': dataset.name,
         'split': config.split,
@@ -71,11 +85,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         facts['predictions'] = str(
             write_predictions(workdir / 'predictions', dataset, config.split, predicted, encoded.ids)
         )
-    model = store.summary(classifier.model, params, saved.tokens_seen())
-    result = record(config, workdir, started, scores=scores, facts=facts, model=model)
-    if is_writer():
-        _print(result)
-    return result
+    return scores, facts
 
 
 def _print(result):

@@ -1,6 +1,5 @@
 """Perplexity of running text, and log-probabilities of sentences."""
 
-import contextlib
 import json
 import math
 import time
@@ -12,14 +11,18 @@ from ml_collections import ConfigDict
 from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
 from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation import perplexity
+from gpt1_jax.evaluation import journal, perplexity
+from gpt1_jax.files import write_atomically
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
-    """Scores `config.data.source` with `config.init_from`; the config says what the result holds."""
+    """Scores `config.data.source` with `config.init_from`; the config says what the result holds.
+
+    WORKDIR/evaluation.journal, which is deleted at the end, keeps what is finished, so that the command can be resumed.
+    """
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
@@ -35,37 +38,40 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
 
-    kind = 'sentences' if config.sentences else 'documents'
     texts = (perplexity.sentences if config.sentences else perplexity.documents)(corpus, tokenizer)
-    scores = []
-    with _sentences_file(config, workdir) as file:
-        for score in perplexity.score_texts(
-            texts,
-            classifier,
-            params,
-            partitioner,
-            batch_size=config.data.batch_size,
-            start_id=tokenizer.end_id,
-            stride=stride,
-        ):
-            scores.append(score)
-            if file:
-                mean = score.log_probability / score.tokens if score.tokens else None
-                file.write(
-                    json.dumps(
-                        {
-                            'log_probability': score.log_probability,
-                            'tokens': score.tokens,
-                            'unknown': score.unknown,
-                            'mean': mean,
-                        }
-                    )
-                    + '\n'
-                )
-    tokens, unknown, words = (sum(getattr(score, name) for score in scores) for name in ('tokens', 'unknown', 'words'))
+    with journal.resumable(workdir) as watch:
+        of_model = journal.fingerprint(classifier, params, partitioner)
+        found = list(
+            perplexity.score_texts(
+                texts,
+                classifier,
+                params,
+                partitioner,
+                batch_size=config.data.batch_size,
+                start_id=tokenizer.end_id,
+                stride=stride,
+                watch=watch('evaluating', corpus.size, 'B', model=of_model),
+            )
+        )
+        scores, facts = _judge(config, found, stride)
+        if config.sentences and is_writer():
+            write_atomically(workdir / 'sentences.jsonl', map(_line, found))
+        model = store.summary(classifier.model, params, saved.tokens_seen())
+        return record(config, workdir, started, scores=scores, facts=facts, model=model)
+
+
+def _line(score):
+    mean = score.log_probability / score.tokens if score.tokens else None
+    line = {'log_probability': score.log_probability, 'tokens': score.tokens, 'unknown': score.unknown, 'mean': mean}
+    return json.dumps(line).encode() + b'\n'
+
+
+def _judge(config, found, stride):
+    """(scores, facts) of the result."""
+    tokens, unknown, words = (sum(getattr(one, name) for one in found) for name in ('tokens', 'unknown', 'words'))
     if not tokens:
         raise UserError(f'{config.data.source}: The source holds nothing but white space. Name another data.source.')
-    total = math.fsum(score.log_probability for score in scores)
+    total = math.fsum(one.log_probability for one in found)
     metrics = {
         'log_probability': total,
         'loss': -total / tokens,
@@ -88,19 +94,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             100 * unknown / tokens,
         )
     facts = {
-        kind: len(scores),
+        'sentences' if config.sentences else 'documents': len(found),
         'tokens': tokens,
         'unknown_tokens': unknown,
         'comparable': not unknown,
         'words': words,
         'stride': stride,
     }
-    scores = [Score(config.data.source, 'text', name, value, tokens) for name, value in metrics.items()]
-    model = store.summary(classifier.model, params, saved.tokens_seen())
-    return record(config, workdir, started, scores=scores, facts=facts, model=model)
-
-
-def _sentences_file(config, workdir):
-    if not config.sentences or not is_writer():
-        return contextlib.nullcontext()
-    return (workdir / 'sentences.jsonl').open('w')
+    return [Score(config.data.source, 'text', name, value, tokens) for name, value in metrics.items()], facts

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.config import check_choice, open_workdir, whole_steps
 from gpt1_jax.data.labelled import checks, packing
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
@@ -27,6 +27,7 @@ from gpt1_jax.evaluation.classification import (
     write_errors,
     write_logits,
 )
+from gpt1_jax.evaluation.journal import Watch, fingerprint, resumable
 from gpt1_jax.evaluation.prediction_files import write_predictions
 from gpt1_jax.model.architecture import KINDS
 from gpt1_jax.model.classifier import ClassifierHead
@@ -42,11 +43,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
     Scores: the data set's metrics on dev, of the last checkpoint and of the best one (by the first metric), and of the
     best one on the other labelled splits and on `config.data.score_train` of the training examples, evenly spread.
-    Facts: the numbers of examples and steps; `dev_constant`, the first metric on dev where every answer is the most
-    frequent label; how many sequences were cut, by how many tokens, in all training and dev examples. The predictions
-    for the test splits go to workdir/predictions. Of the best checkpoint's predictions for dev, workdir/dev.npz holds
-    the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run that is finished is not
-    done again.
+    Facts: the numbers of examples and steps; `loop.Outcome.facts`; `dev_constant`, the first metric on dev where every
+    answer is the most frequent label; how many sequences were cut, by how many tokens, in all training and dev
+    examples. The predictions for the test splits go to workdir/predictions. Of the best checkpoint's predictions for
+    dev, workdir/dev.npz holds the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run
+    that is finished is not done again.
     """
     started = time.monotonic()
     if not config.init_from:
@@ -75,7 +76,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         placement=partitioner.placement,
         share_context=_shares_context(config.data, dataset, architecture.kind),
     )
-    total_steps = max(1, round(config.data.epochs * batches.steps_per_epoch))
+    total_steps = whole_steps(config.data.epochs * batches.steps_per_epoch)
     loss, classes = _loss(config.data, dataset)
     head = ClassifierHead(dataset.kind, classes, config.model.head_dropout)
     program = finetuning(config, architecture, saved.vocab_size, head, loss, total_steps, partitioner)
@@ -94,8 +95,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     )
 
     score = lambda split, logits: score_split(dataset, loss, split, encoded[split], logits)
+    watch_dev = lambda should_stop: Watch('evaluating dev', len(encoded['dev'].ids), should_stop=should_stop)
     evaluator = loop.Evaluator(
-        lambda params: flat_metrics(score('dev', predict(params, encoded['dev']))),
+        lambda params, should_stop: flat_metrics(score('dev', predict(params, encoded['dev'], watch_dev(should_stop)))),
         batches.steps_per_epoch,
         ranks_by='dev_score',
         mode='max',
@@ -123,15 +125,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
     train, dev = encoded['train'], encoded['dev']
     encoded['train'] = train.take(spread(len(train.ids), config.data.score_train))
-    scores, params = _dev_scores(dataset, dev, outcome), loop.best_params(job, outcome)
-    for split in [name for name in encoded if encoded[name].ids]:
-        logits = predict(params, encoded[split])
-        if split != 'dev' and encoded[split].labels is not None:
-            best = {'checkpoint': 'best', 'step': outcome.best['step']}
-            scores += [dataclasses.replace(one, **best) for one in score(split, logits)]
-        if is_writer():
-            _write_outputs(config.data, workdir, dataset, split, encoded[split], (loss, logits))
-    scores = [dataclasses.replace(one, seed=config.seed) for one in scores]
+    params, best = loop.best_params(job, outcome)
+    outcome = dataclasses.replace(outcome, best=best)
+    scores = _dev_scores(dataset, dev, outcome)
     facts = {
         'dataset': dataset.name,
         'steps': int(outcome.state.step),
@@ -141,18 +137,30 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         'dev_constant': metrics.constant(dataset.metrics[0], dev.labels),
         'cut_sequences': train.cut_sequences + dev.cut_sequences,
         'cut_tokens': train.cut_tokens + dev.cut_tokens,
+        **outcome.facts(),
     }
-    logging.info(
-        '%s: dev %s %.4f after the last epoch, best %.4f at step %d; the same answer to all gives %.4f',
-        dataset.name,
-        dataset.metrics[0],
-        outcome.evaluations[-1]['dev_score'],
-        outcome.best['dev_score'],
-        outcome.best['step'],
-        facts['dev_constant'],
-    )
-    model = store.summary(program.classifier.model, program.abstract.params, tokens_seen)
-    return record(config, workdir, started, scores=scores, facts=facts, model=model)
+    with resumable(workdir) as watching:
+        of_model = fingerprint(program.classifier, params, program.partitioner)
+        for split in [name for name in encoded if encoded[name].ids]:
+            watch = watching(f'evaluating {split}', len(encoded[split].ids), model=of_model)
+            logits = predict(params, encoded[split], watch)
+            if split != 'dev' and encoded[split].labels is not None:
+                best = {'checkpoint': 'best', 'step': outcome.best['step']}
+                scores += [dataclasses.replace(one, **best) for one in score(split, logits)]
+            if is_writer():
+                _write_outputs(config.data, workdir, dataset, split, encoded[split], (loss, logits))
+        logging.info(
+            '%s: dev %s %.4f after the last epoch, best %.4f at step %d; the same answer to all gives %.4f',
+            dataset.name,
+            dataset.metrics[0],
+            outcome.evaluations[-1]['dev_score'],
+            outcome.best['dev_score'],
+            outcome.best['step'],
+            facts['dev_constant'],
+        )
+        scores = [dataclasses.replace(one, seed=config.seed) for one in scores]
+        model = store.summary(program.classifier.model, program.abstract.params, tokens_seen)
+        return record(config, workdir, started, scores=scores, facts=facts, model=model)
 
 
 def used_examples(data: ConfigDict, number: int) -> int:

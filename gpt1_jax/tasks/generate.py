@@ -1,6 +1,8 @@
 """Text from a language model: samples or the most probable continuation of prompts."""
 
+import contextlib
 import functools
+import io
 import json
 import os
 import sys
@@ -19,11 +21,14 @@ from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.model import decoding
+from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import record
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 
+_MOST = 1_000_000  # texts of one run, which are all in memory
 _CHUNK = 8  # tokens generated between two outputs, when text is shown while it is generated
+_LOOK = 64  # tokens generated between two looks at how far it is
 
 
 class Row(NamedTuple):
@@ -47,6 +52,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     started = time.monotonic()
     _check(config)
     prompts = _read_prompts(config)
+    if max(1, len(prompts)) * config.samples > _MOST:
+        raise UserError(
+            f'samples: {config.samples:,} of each prompt are too many for one run, which makes up to {_MOST:,} texts. '
+            'Run it several times, with other seeds.'
+        )
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
     saved.architecture.require('generate', config.init_from)
@@ -81,7 +91,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
 def make_rows(
     prompt: str, name: str, *, tokenizer: Tokenizer, context: int, samples: int, max_tokens: int
 ) -> list[Row]:
-    """The samples to generate for one prompt. Raises UserError, which calls it `name`, if it is too long."""
+    """The samples to generate for one prompt. Raises UserError, which calls it `name`, if it is too long, or
+    no text."""
+    if not prompt.isascii() and prompt != prompt.encode(errors='replace').decode():
+        raise UserError(f'{name}: The text is not UTF-8. Convert it.')
     ids = tokenizer.encode_batch([prompt])[0]
     if not len(ids):
         logging.info('%s: It is empty, so a new text begins.', name)
@@ -115,8 +128,9 @@ def maker(
     places: int,
     size: int,
 ) -> Callable:
-    """make(rows, show=None) -> one dict per row: 'prompt', 'sample', 'text' (the continuation), 'tokens' (a number),
-    'ended_by' ('stop', 'max_tokens' or 'context'). `show(text)` gets each new piece of the first row's text.
+    """make(rows, show=None, tell=None) -> one dict per row: 'prompt', 'sample', 'text' (the continuation), 'tokens' (a
+    number), 'ended_by' ('stop', 'max_tokens' or 'context'). `show(text)` gets each new piece of the first row's text,
+    `tell(n)` now and then the number of new tokens so far.
 
     Args:
       params: of the decoder; copied layer by layer, so delete them afterwards.
@@ -133,7 +147,7 @@ def maker(
         lambda state: (state.tokens, state.lengths, state.limits), out_shardings=partitioner.sharding()
     )
 
-    def make(rows, show=None):
+    def make(rows, show=None, tell=None):
         padded = rows + [rows[0]._replace(limit=0)] * (size - len(rows))  # limit 0: finished from the start
         prompts = np.zeros((size, decoding.bucket(max(len(row.ids) for row in rows), model.n_positions)), np.int32)
         for place, row in zip(prompts, padded):
@@ -148,9 +162,11 @@ def maker(
         state = prefill(params, partitioner.put_batch(batch))
         shown, finished = '', False
         while not finished:
-            state = decode(params, state, sampling, stop_id, _CHUNK if show else places)
+            state = decode(params, state, sampling, stop_id, _CHUNK if show else _LOOK)
             tokens, lengths, limits = jax.device_get(look(state))
             finished = np.all(lengths >= limits)
+            if tell:
+                tell(sum(int(length) - len(row.ids) for row, length in zip(rows, lengths)))
             if show:
                 text = continuation(tokenizer, rows[0].ids, tokens[0, : lengths[0]], stop_id)
                 if not finished:
@@ -209,12 +225,21 @@ def _generate(make, rows, config, workdir):
     first = is_writer()
     say = _print if first else lambda text: None
     streamed = config.stream and len(rows) == 1 and not config.prompts
-    results = []
-    with epath.Path(workdir / 'generations.jsonl' if first else os.devnull).open('w') as file:
+    results, room = [], [row.limit - len(row.ids) for row in rows]
+    progress = Progress(sum(room), 0, 'generating', unit='token', show=first and not streamed, part=True)
+    with (
+        contextlib.closing(progress),
+        epath.Path(workdir / 'generations.jsonl' if first else os.devnull).open('w') as file,
+    ):
         for start in range(0, len(rows), config.batch_size):
             if streamed:
                 say(rows[0].prompt)
-            made = make(rows[start : start + config.batch_size], say if streamed else None)
+            before = sum(room[:start])
+            made = make(
+                rows[start : start + config.batch_size],
+                say if streamed else None,
+                lambda tokens: progress.update(before + tokens),
+            )
             for result in made:
                 line = json.dumps(result, ensure_ascii=False) + '\n'
                 file.write(line)
@@ -233,6 +258,8 @@ def _converse(make, rows_of, config):
         )
     invite = lambda: _print('> ') if sys.stdin.isatty() else None
     invite()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors='surrogateescape')  # a line that is not UTF-8 is then one error
     for line in sys.stdin:
         try:
             rows = rows_of(line, 'prompt')
@@ -266,6 +293,8 @@ def _check(config):
             f'samples: All {config.samples} samples would be the same at temperature=0. Give a higher '
             'temperature, or samples=1.'
         )
+    if not -(2**31) <= config.seed < 2**31:  # a device's
+        raise UserError(f'seed: {config.seed} is not possible. It must be from {-(2**31):,} to {2**31 - 1:,}.')
     check_choice('stop', config.stop, ('end', 'newline', 'never'))
 
 

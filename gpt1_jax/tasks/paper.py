@@ -4,12 +4,11 @@ import dataclasses
 import math
 import time
 
-import jax
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from gpt1_jax import lock, peers
 from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.corpus.shards import load_shards
 from gpt1_jax.data.corpus.sources import open_corpus
@@ -78,6 +77,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         part = parts[name] = dataclasses.replace(parts[name], runs=_runs(name, config, workdir))
         if part.left_out:
             continue
+        logging.info('paper: %s; about %s left', name, duration(sum(seconds_left(list(parts.values())).values())))
         try:
             for one in part.runs:
                 if name == 'report' or not one.result():
@@ -101,9 +101,9 @@ def _chosen(names: str) -> list[str]:
 def _start(name, one):
     _say(f'\n{name}:\n  {one.command()}')
     if one.config.task != 'prepare' or is_writer():
-        _TASKS[one.config.task].run(one.config, one.workdir)
-    if jax.process_count() > 1:  # the others must see what the writer has written
-        multihost_utils.sync_global_devices(str(one.workdir))
+        with lock.hold(one.workdir, write=is_writer()):
+            _TASKS[one.config.task].run(one.config, one.workdir)
+    peers.meet()  # the others must see what the writer has written
 
 
 def _finish(config, workdir, started, facts) -> Result:

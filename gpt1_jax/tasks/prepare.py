@@ -6,7 +6,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import open_workdir
+from gpt1_jax.data.corpus.beam import on_beam
+from gpt1_jax.data.corpus.passes import HERE
 from gpt1_jax.data.corpus.preparation import prepare
+from gpt1_jax.errors import UserError
 from gpt1_jax.report.results import Result, record
 
 
@@ -17,7 +20,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """
     started, workdir = time.monotonic(), epath.Path(workdir)
     open_workdir(config, workdir, write=True)
-    shards = prepare(config.data, config.data.output or workdir / 'shards')
+    output = epath.Path(config.data.output or workdir / 'shards').expanduser()
+    shards = prepare(config.data, output, _passes(config, output))
+    if shards.characters is None:  # they were there: whole?
+        shards.verify()
     tokens = {name: split.tokens for name, split in shards.splits.items()}
     facts = {
         'documents': {name: split.documents for name, split in shards.splits.items()},
@@ -26,3 +32,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         'characters_per_token': shards.characters and shards.characters / sum(tokens.values()),
     }
     return record(config, workdir, started, facts=facts)
+
+
+def _passes(config, output):
+    if config.runner != 'local':
+        return on_beam(config.runner, config.runner_options, config.data.source, output)
+    if config.runner_options:
+        raise UserError(f'runner_options: {config.runner_options!r} is for a runner. Name one with --config.runner.')
+    return HERE

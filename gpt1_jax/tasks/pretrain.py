@@ -3,14 +3,13 @@
 import functools
 import time
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import open_workdir
+from gpt1_jax import peers
+from gpt1_jax.config import open_workdir, whole_steps
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
@@ -18,6 +17,7 @@ from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import zero_shot
+from gpt1_jax.evaluation.journal import Watch
 from gpt1_jax.evaluation.perplexity import make_scorer, perplexity
 from gpt1_jax.model.architecture import KINDS
 from gpt1_jax.report.results import Result, Score, record
@@ -31,7 +31,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Trains in `workdir`, or resumes training there; writes and returns the result.
 
     Scores: `loss` (nats a token, vocabulary rows only) and `perplexity` of the split 'valid', of the last checkpoint
-    and of the best one. Facts: `steps`, `tokens` trained on, `flops` of that.
+    and of the best one. Facts: `steps`, `tokens` trained on, `flops` of that, and `loop.Outcome.facts`.
     """
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         placement=partitioner.placement,
     )
     windows = config.data.tokens / length or config.data.epochs * batches.windows_per_epoch
-    total_steps = max(1, round(windows / batch_size))
+    total_steps = whole_steps(windows / batch_size)
     program = pretraining(config, shards.vocab_size, total_steps, partitioner)
     logging.info(
         'model: %s parameters; data: %s training tokens; %d updates of %d tokens (%.2f epochs)',
@@ -110,7 +110,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         workdir,
         started,
         scores=scores,
-        facts={'steps': total_steps, 'tokens': tokens, 'flops': tokens * program.classifier.model.flops_per_token()},
+        facts={
+            'steps': total_steps,
+            'tokens': tokens,
+            'flops': tokens * program.classifier.model.flops_per_token(),
+            **outcome.facts(),
+        },
         model=store.summary(program.classifier.model, program.abstract.params, tokens_seen),
     )
 
@@ -148,13 +153,13 @@ def _open_shards(data, workdir):
         if scheme != 'shards':
             prepare(data, output)
         load_shards(output).verify()  # reading all once is cheap beside training on it
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices('prepared')
+    peers.meet()
     return load_shards(output)
 
 
 def _held_out(config, program, shards):
-    """The held-out batches, of at most `log.eval_windows` windows, and params -> {'valid_loss', 'valid_perplexity'}."""
+    """The held-out batches, of at most `log.eval_windows` windows, and (params, should_stop) -> {'valid_loss',
+    'valid_perplexity'}."""
     if 'valid' not in shards.splits:
         raise UserError(
             f'{shards.directory}: These shards have no held-out split. Prepare them with data.held_out above 0.'
@@ -170,16 +175,20 @@ def _held_out(config, program, shards):
     )
     step = text_evaluation(program.classifier, program.abstract.params, partitioner)
 
-    def evaluate(params):
-        nll = [step(params, partitioner.put_batch(batch)) for batch in prefetch(batches, 0, batches.steps)]
-        loss = np.sum(jax.device_get(nll), dtype=np.float64) / batches.targets
+    def evaluate(params, should_stop):
+        nll = Watch('evaluating', batches.steps, 'batch', should_stop=should_stop).each(
+            lambda batch: step(params, partitioner.put_batch(batch)),
+            lambda start: prefetch(batches, start, batches.steps),
+            keep=lambda number, nll: nll,
+        )
+        loss = np.sum(list(nll), dtype=np.float64) / batches.targets
         return {'valid_loss': loss, 'valid_perplexity': perplexity(loss)}
 
     return batches, evaluate
 
 
 def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
-    """The evaluator that `log.zero_shot` asks for, params -> {'zero_shot_DATASET': its score}; none if `every` is 0."""
+    """The evaluator that `log.zero_shot` asks for, -> {'zero_shot_DATASET': its score}; none if `every` is 0."""
     wanted = config.log.zero_shot
     if not wanted.every:
         return []
@@ -194,8 +203,10 @@ def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
     )
     score = make_scorer(program.classifier, program.abstract.params, program.partitioner, config.data.batch_size)
 
-    def evaluate(params):
-        answer = functools.partial(zero_shot.answer, score=functools.partial(score, params), length_normalised=True)
+    def evaluate(params, should_stop):
+        watch = Watch('zero-shot', sum(one.scored() for one in questions), 'sequence', should_stop=should_stop)
+        seen = functools.partial(score, params, watch=watch)
+        answer = functools.partial(zero_shot.answer, score=seen, length_normalised=True)
         return {f'zero_shot_{one.name}': answer(one).value for one in questions}
 
     return [loop.Evaluator(evaluate, wanted.every)]

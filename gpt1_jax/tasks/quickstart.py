@@ -13,6 +13,7 @@ from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.evaluation import bag_of_words
 from gpt1_jax.files import make_directory
+from gpt1_jax.progress import waiting
 from gpt1_jax.report import behaviour, curves, page
 from gpt1_jax.report.blocks import Heading, Table, Text
 from gpt1_jax.report.collect import collect, lines
@@ -58,11 +59,13 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     variants = {start: config[start].to_dict() for start in STARTS}
     runs = sweep.with_variants(parts.finetune, variants, without=(), datasets=config.datasets, seeds=config.seeds)
     tuned = sweep.fine_tune_all(runs, workdir)
+    with waiting('fitting bags of words', show=is_writer()):
+        baselines = list(_baselines(runs))
     result = record(
         config,
         workdir,
         started,
-        scores=language_model.scores + tuned.scores + list(_baselines(runs)),
+        scores=language_model.scores + tuned.scores + baselines,
         facts=language_model.facts | tuned.facts,
         model=language_model.model,
     )

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from gpt1_jax.config import open_workdir
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import read_json
+from gpt1_jax.progress import waiting
 from gpt1_jax.report import page
 from gpt1_jax.report.results import Result, record
 from gpt1_jax.training.partitioning import is_writer
@@ -26,7 +27,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         raise UserError(f'{workdir}: This is the workdir of another task. Give the report a --workdir of its own.')
     states = {'finished': [], 'unfinished': [], 'damaged': []}
     if is_writer():
-        for one in page.write(epath.Path(config.runs), workdir):
+        with waiting(f'reading the runs in {config.runs}'):
+            runs = page.write(epath.Path(config.runs), workdir)
+        for one in runs:
             states[one.state].append(one.name)
         logging.info('report of %s: %s', config.runs, workdir / 'report.html')
     open_workdir(config, workdir, write=is_writer())

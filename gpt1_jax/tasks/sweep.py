@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import lock
 from gpt1_jax.config import as_json, check, check_choice, open_workdir
 from gpt1_jax.data import tfds
 from gpt1_jax.data.labelled import origins
@@ -17,6 +18,7 @@ from gpt1_jax.data.labelled.token_folder import count_examples
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import paper
 from gpt1_jax.files import make_directory, write_json
+from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.tasks import finetune
@@ -103,15 +105,21 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
             for (name, variant, seed), run_config in configs.items()
         ]
         write_json(workdir / 'runs.json', entries)
-    runs = {}
-    for (name, variant, seed), run_config in configs.items():
+    runs, progress = {}, Progress(len(configs), 0, 'fine-tuning', unit='run', show=is_writer())
+    progress.update(0)
+    for number, ((name, variant, seed), run_config) in enumerate(configs.items(), 1):
         path = _path(name, variant, f'seed{seed}')
+        finished = (workdir / path / 'results.json').exists()
+        show = progress.resume if finished else progress.update
         logging.info('fine-tuning in %s', workdir / path)
         try:
-            runs[name, variant, workdir / path] = finetune.run(run_config, workdir / path)
+            with lock.hold(workdir / path, write=is_writer() and not finished):
+                runs[name, variant, workdir / path] = finetune.run(run_config, workdir / path)
         except DivergedError as error:
             logging.error('%s is left out: %s', path, error)
             left_out[path] = str(error)
+        show(number)
+    progress.close()
     if not runs:
         reason = next(reversed(left_out.values())).rstrip('.')
         raise UserError(f'datasets: Every run has diverged ({reason}). Lower optimizer.learning_rate.')

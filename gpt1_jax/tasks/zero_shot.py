@@ -8,8 +8,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice, open_workdir
-from gpt1_jax.errors import UserError
-from gpt1_jax.evaluation import zero_shot
+from gpt1_jax.errors import DamagedError, UserError
+from gpt1_jax.evaluation import journal, zero_shot
 from gpt1_jax.evaluation.paper import ZERO_SHOT, scaled
 from gpt1_jax.evaluation.perplexity import make_scorer
 from gpt1_jax.files import read_json, write_json
@@ -18,12 +18,19 @@ from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 
+_NONE = type(None)
+_FORM = {  # of each checkpoint's entry in zero_shot.json
+    'step': (int, _NONE),
+    'model': {'tokens_seen': (int, _NONE)},
+    'findings': {str: {'value': float, 'ties': int, 'threshold': (float, _NONE)}},
+}
+
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Scores the checkpoints that `config.init_from` names on `config.datasets`; prints a table.
 
-    WORKDIR/zero_shot.json keeps what is found of each checkpoint, so that the command can be resumed; WORKDIR/table.txt
-    is the table.
+    WORKDIR/zero_shot.json keeps what is found of each checkpoint, and WORKDIR/evaluation.journal what is found of the
+    one that is being scored, so that the command can be resumed. WORKDIR/table.txt is the table.
 
     Scores, each with its step: the metric of paper.ZERO_SHOT, and 'scaled', see paper.scaled. Facts: `checkpoints`, a
     list of {'step', 'tokens_seen', 'cola_threshold', 'ties'}; `examples` and `cut`, data set -> number; `left_out`,
@@ -86,26 +93,49 @@ def _checkpoints(init_from) -> list[str]:
 
 def _find(config, workdir, models, questions, partitioner) -> list[dict]:
     """For each model: its 'step', its 'model' of the record, and 'findings', data set -> zero_shot.Finding as a dict;
-    from WORKDIR/zero_shot.json as far as they are there."""
-    path, score, names = workdir / 'zero_shot.json', None, {one.name for one in questions}
-    found = {of_one['step']: of_one for of_one in (read_json(path) if path.exists() else [])}
+    also what these are found with: 'checkpoint', and 'content', data set -> fingerprint. From WORKDIR/zero_shot.json as
+    far as they are there, of the same checkpoint and content."""
+    path, score, content = workdir / 'zero_shot.json', None, {one.name: one.fingerprint() for one in questions}
+    found = {of_one['step']: of_one for of_one in (read_json(path, [_FORM]) if path.exists() else [])}
+    origins = [{'checkpoint': saved.fingerprint(), 'content': content} for saved in models]
     steps = [saved.step() for saved in models]
-    for number, (step, saved) in enumerate(zip(steps, models), 1):
-        if step in found and names <= found[step]['findings'].keys():
-            continue
-        classifier, params = store.load_model(saved, config.model, partitioner)
-        score = score or make_scorer(classifier, params, partitioner, config.data.batch_size)  # compiled once
-        findings = {
-            one.name: zero_shot.answer(one, functools.partial(score, params), config.length_normalised)._asdict()
-            for one in questions
-        }
-        model = store.summary(classifier.model, params, saved.tokens_seen())
-        found[step] = {'step': step, 'model': model, 'findings': findings}
-        if is_writer():
-            write_json(path, list(found.values()))
-        values = ', '.join(f'{name} {finding["value"]:.3f}' for name, finding in findings.items())
-        logging.info('checkpoint %d of %d, step %s: %s', number, len(models), step, values)
-    return [found[step] for step in steps]
+    todo = [
+        number for number, step in enumerate(steps) if step not in found or not _is_of(found[step], origins[number])
+    ]
+    sequences = sum(one.scored() for one in questions) * len(todo)
+    with journal.resumable(workdir) as watching:
+        watch = watching('zero-shot', sequences, 'sequence')
+        for number in todo:
+            saved, step = models[number], steps[number]
+            try:
+                classifier, params = store.load_model(saved, config.model, partitioner)
+            except DamagedError as error:
+                found.pop(step, None)
+                if number == todo[-1] and found.keys().isdisjoint(steps):
+                    raise
+                logging.warning('%s It is left out.', error)
+                continue
+            score = score or make_scorer(classifier, params, partitioner, config.data.batch_size)  # compiled once
+            watch.model = journal.fingerprint(classifier, params, partitioner)
+            seen = functools.partial(score, params, watch=watch)
+            findings = {one.name: zero_shot.answer(one, seen, config.length_normalised)._asdict() for one in questions}
+            model = store.summary(classifier.model, params, saved.tokens_seen())
+            found[step] = {'step': step, 'model': model, 'findings': findings} | origins[number]
+            if is_writer():
+                write_json(path, list(found.values()))
+            watch.journal.remove()
+            values = ', '.join(f'{name} {finding["value"]:.3f}' for name, finding in findings.items())
+            logging.info('checkpoint %d of %d, step %s: %s', number + 1, len(models), step, values)
+    return [found[step] for step in steps if step in found]
+
+
+def _is_of(of_one, origin):
+    """Whether what was found is all that is wanted, and of the same checkpoint and content, as far as these are known:
+    earlier versions did not write them."""
+    content = of_one.get('content', {})
+    return of_one.get('checkpoint', origin['checkpoint']) == origin['checkpoint'] and all(
+        name in of_one['findings'] and content.get(name, value) == value for name, value in origin['content'].items()
+    )
 
 
 def format_scores(result: Result) -> str:

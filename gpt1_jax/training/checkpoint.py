@@ -1,35 +1,29 @@
-"""Checkpoints: asynchronous, atomic, verified when read. The only file that imports Orbax.
+"""Checkpoints: asynchronous, atomic, verified when read. Only the files checkpoint*.py import Orbax.
 
-A checkpoint is the folder `<directory>/<step>` with one sub-folder per item ('params', 'opt_state', ...) and
-`record`, a JSON file with the caller's `meta`, the metrics, and the shape, dtype and checksum of every array.
-Orbax does not notice changed bytes in array files, hence the checksums.
+A checkpoint is the folder `<directory>/<step>`, see checkpoint_folder.py.
 """
 
 import contextlib
 import copy
-import hashlib
 import json
 import math
-import re
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
-from gpt1_jax.errors import UserError
-from gpt1_jax.training import checksums
+from gpt1_jax.errors import DamagedError, UserError
+from gpt1_jax.files import exists, is_local, patiently, write_atomically
+from gpt1_jax.training import checkpoint_folder
+from gpt1_jax.training.checkpoint_folder import Damaged, Unreadable, cause, join
 
-RECORD = 'record'
-
-
-class _Damaged(Exception):
-    """A checkpoint that cannot be read back as it was written."""
+_WAIT_SECONDS = 1.0  # for a save, from which on it is worth a word
 
 
 class Checkpointer:
@@ -42,7 +36,8 @@ class Checkpointer:
       directory: the folder of all checkpoints, created by the first save; `gs://` works.
       keep_latest: how many of the newest checkpoints to keep; None keeps all.
       keep_best: how many of the best to keep as well.
-      keep: step -> whether to keep it for good.
+      counts: step -> whether it is one of the newest; one that is not is kept only until the next save. None: all are.
+      keep: step -> whether to keep it for good; None: none.
       best_metric: the metric that ranks checkpoints, or None. A checkpoint saved without it, or with a value
         that is not finite, is never the best.
       best_mode: 'min' or 'max'.
@@ -54,27 +49,29 @@ class Checkpointer:
         *,
         keep_latest: int | None = 2,
         keep_best: int = 1,
-        keep: Callable[[int], bool] = lambda step: False,
+        counts: Callable[[int], bool] | None = None,
+        keep: Callable[[int], bool] | None = None,
         best_metric: str | None = None,
         best_mode: str = 'min',
     ):
         path = epath.Path(directory)
-        self._directory = path if '://' in str(directory) else path.absolute()  # Orbax asks for it
-        self._keep_latest, self._keep_best, self._keep = keep_latest, keep_best, keep
+        self._directory = path.absolute() if is_local(path) else path  # Orbax asks for it
+        self._keep_latest, self._keep_best, self._counts = keep_latest, keep_best, counts
+        self._keep = keep or (lambda step: False)
         self._best_metric, self._best_mode = best_metric, best_mode
         self._manager = None
         self._damaged = set()
         self._scores = {}
+        self._waited = False
         logging.get_absl_logger().addFilter(_without_orbax)
         sys.unraisablehook = _unraisablehook
-        # Uncompressed: zstd saves 8 % of the space of random-like numbers and costs 4 times the time.
-        self._arrays = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
 
     def save(self, step: int, items: Mapping, meta: Mapping, metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint, which goes on in the background; the caller may donate or delete the arrays.
 
         A step that already exists is not written again, so its metrics must come with its first save. Steps that
-        `restore_latest` found damaged are deleted here, because the resumed run writes them again.
+        `restore_latest` found damaged are deleted here, because the resumed run writes them again. While the save
+        before it is going on, this one waits for its end: Orbax gives it 20 minutes.
 
         Args:
           step: number of updates done.
@@ -85,17 +82,16 @@ class Checkpointer:
         Raises UserError if this save or the previous one failed (disk full, no permission).
         """
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        described = {name: _start_describing(tree) for name, tree in items.items()}
+        described = {name: checkpoint_folder.start_describing(tree) for name, tree in items.items()}
         meta = copy.deepcopy(meta)  # because the caller may go on to change it
 
         def record():
             leaves = {name: describe() for name, describe in described.items()}
-            record = {'meta': meta, 'metrics': metrics, 'leaves': leaves}
-            return {'sha256': _digest(record), 'record': record}
+            return checkpoint_folder.seal({'meta': meta, 'metrics': metrics, 'leaves': leaves})
 
         with self._writing():
             manager = self._open()
-            manager.wait_until_finished()
+            self._wait_for_the_save_before(manager)
             for damaged in sorted(self._damaged.intersection(manager.all_steps())):
                 manager.delete(damaged)
             self._damaged.clear()
@@ -105,62 +101,134 @@ class Checkpointer:
             saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
             manager.save(step, args=ocp.args.Composite(**saves, record=ocp.args.JsonSave(record)), force=True)
 
-    def restore_latest(self, abstract_items: Mapping) -> tuple[int, dict, dict] | None:
+    def restore_latest(
+        self, abstract_items: Mapping, steps: Sequence[int] | None = None
+    ) -> tuple[int, dict, dict] | None:
         """Restores the newest intact checkpoint; skips damaged ones with a warning.
 
         Args:
           abstract_items: name -> pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh; only these are
             read and verified.
+          steps: those that count, ascending; None: all.
 
         Returns:
-          (step, items, meta), or None if there is no checkpoint at all.
+          (step, items, meta), or None if there is none at all.
 
         Raises:
-          UserError: every checkpoint is damaged; or an item, a parameter, a shape or a dtype differs.
+          UserError: every checkpoint is damaged; a file cannot be read; or an item, a parameter, a shape or a dtype
+            differs.
         """
         self.wait()
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return self._read(step, abstract_items)
-            except _Damaged as error:
-                reason = str(error)
-                logging.warning('%s: The checkpoint is damaged (%s). Skipped.', self._directory / str(step), reason)
-                self._damaged.add(step)
-        if steps:
+        return self._restore_first(reversed(self.steps() if steps is None else steps), abstract_items)
+
+    def restore_best(self, abstract_items: Mapping, first: Sequence[int] = ()) -> tuple[int, dict, dict] | None:
+        """As `restore_latest`, but the best intact checkpoint; of those without the ranking metric, which come last,
+        the newest. first: steps to try before all others."""
+        self.wait()
+        return self._restore_first(dict.fromkeys((*first, *self.steps_by_rank())), abstract_items)
+
+    def _restore_first(self, steps: Iterable[int], abstract_items: Mapping) -> tuple[int, dict, dict] | None:
+        """As `restore_latest`, but the first intact one of `steps`."""
+        steps = list(steps)
+        restored = next(self.restore_each(steps, abstract_items), None)
+        if steps and restored is None:
             raise UserError(
-                f'{self._directory}: Every checkpoint is damaged ({_join(steps)}; {reason}). Restore a '
-                'copy of one, or start again in another --workdir.'
+                f'{self._directory}: Every checkpoint is damaged ({join(sorted(steps))}). Restore a copy of one, or '
+                'start again in another --workdir.'
             )
-        return None
+        return restored
+
+    def restore_each(self, steps: Iterable[int], abstract_items: Mapping) -> Iterator[tuple[int, dict, dict]]:
+        """Of `steps`, one after the other, those that are not damaged; a warning for the others."""
+        self.wait()
+        return self._whole(steps, lambda step: (step, *checkpoint_folder.read(self._folder(step), abstract_items)))
+
+    def whole_steps(self, item: str) -> Iterator[int]:
+        """The complete steps by rank whose `item`, a tree of dicts, holds what was written; a warning for the others.
+        All of it is read, but once a process. Raises UserError if a file cannot be read."""
+        return self._whole(
+            self.steps_by_rank(), lambda step: checkpoint_folder.verify(self._folder(step), item) or step
+        )
+
+    def _whole(self, steps, read):
+        """What `read` returns of those steps that are not damaged."""
+        for step in steps:
+            try:
+                yield read(step)
+            except Damaged as error:
+                logging.warning('%s: The checkpoint is damaged (%s). Skipped.', self._folder(step), error)
+                self._damaged.add(step)
 
     def restore(self, step: int, abstract_items: Mapping) -> tuple[int, dict, dict]:
-        """Restores one step. Raises UserError if it does not exist, is damaged, or does not fit."""
+        """Restores one step. Raises UserError if it does not exist or does not fit, DamagedError if it is damaged."""
         self.wait()
-        steps = self.steps()
-        if step not in steps:
-            raise UserError(
-                f'{self._directory}: There is no checkpoint of step {step}. The steps here are '
-                f'{_join(steps) or "none"}.'
-            )
+        self.check_step(step)
         try:
-            return self._read(step, abstract_items)
-        except _Damaged as error:
-            raise UserError(
-                f'{self._directory / str(step)}: The checkpoint is damaged ({error}). Choose another of '
-                f'the steps {_join(steps)}.'
-            ) from error
+            return step, *checkpoint_folder.read(self._folder(step), abstract_items)
+        except Damaged as error:
+            advice = 'No other one is whole: restore a copy.'
+            others = self.restore_each((other for other in self.steps_by_rank() if other != step), abstract_items)
+            if other := next(others, None):
+                advice = f'Take that of step {other[0]}, which is whole: {self._directory.parent}@{other[0]}.'
+            raise DamagedError(f'{self._folder(step)}: The checkpoint is damaged ({error}). {advice}') from error
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending."""
-        if not self._directory.exists():
+        if not exists(self._directory):
             return []
+        if is_local(self._directory):
+            patiently(lambda: os.listdir(self._directory))  # what comes next takes one that it may not read for empty
         names = ocp.path.step.standard_name_format()
         return sorted(found.step for found in names.find_all(self._directory))
+
+    def check_step(self, step: int, where: str = '') -> None:
+        """Raises UserError, with the steps that there are, if there is no such checkpoint. where: for the message."""
+        steps = self.steps()
+        if step not in steps:
+            whole = list(self._whole(steps, lambda step: (step, self._read_record(step))[0]))
+            raise UserError(
+                f'{where or self._directory}: There is no checkpoint of step {step}. The steps here are '
+                f'{join(whole) or "none"}.'
+            )
 
     def best_step(self) -> int | None:
         """The complete step with the best metric, the earliest of equals; None if none has the metric."""
         return next(iter(self._by_score(self.steps())), None)
+
+    def steps_by_rank(self) -> list[int]:
+        """The complete steps: those with the metric, the best first, then the others, the newest first."""
+        steps = self.steps()
+        return list(dict.fromkeys((*self._by_score(steps), *reversed(steps))))
+
+    def describe(self, step: int, meta: Mapping, metrics: Mapping[str, float]) -> None:
+        """Gives a complete checkpoint other `meta` and `metrics`, as if it had been saved with these: what then need
+        not be kept is deleted. Raises UserError if that fails."""
+        self.wait()
+        metrics = {name: float(value) for name, value in metrics.items()}
+        with self._writing():
+            record = self._read_record(step) | {'meta': meta, 'metrics': metrics}
+            if jax.process_index() == 0:
+                content = json.dumps(checkpoint_folder.seal(record)).encode()
+                write_atomically(self._folder(step) / checkpoint_folder.RECORD / 'metadata', [content])
+            self._scores[step] = self._score_of(metrics)
+            for other in set(steps := self.steps()) - self._kept(steps):
+                self._open().delete(other)
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps. Raises UserError if that fails."""
+        self.wait()
+        with self._writing():
+            for later in self.steps():
+                if later > step:
+                    self._open().delete(later)
+                    self._scores.pop(later, None)
+
+    def fingerprint(self, step: int) -> str:
+        """64 hex characters that change with a checkpoint; '' if its record cannot be read."""
+        try:
+            return checkpoint_folder.seal(self._read_record(step))['sha256']
+        except (Damaged, Unreadable):
+            return ''
 
     def wait(self) -> None:
         """Blocks until the last save is complete. Raises UserError if it failed."""
@@ -178,8 +246,8 @@ class Checkpointer:
         """The Orbax manager. Made by the first save, not before: it deletes what a killed writer left."""
         if not self._manager:
             registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-            registry.add(None, ocp.args.PyTreeSave, self._arrays)
-            registry.add(RECORD, ocp.args.JsonSave, _RecordHandler())
+            registry.add(None, ocp.args.PyTreeSave, checkpoint_folder.array_handler())
+            registry.add(checkpoint_folder.RECORD, ocp.args.JsonSave, checkpoint_folder.RecordHandler())
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self, cleanup_tmp_directories=True, lightweight_initialize=True
             )
@@ -191,17 +259,23 @@ class Checkpointer:
         be damaged."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = steps[-self._keep_latest :] if self._keep_latest else steps
-        kept = kept + self._by_score(steps)[: self._keep_best]
-        return [step in kept or self._keep(step) for step in steps]
+        kept = self._kept(steps)
+        return [step in kept for step in steps]
+
+    def _kept(self, steps):
+        counted = list(filter(self._counts, steps)) if self._counts else steps
+        newest = steps[-1:] + (counted[-self._keep_latest :] if self._keep_latest else steps)
+        return {*newest, *self._by_score(steps)[: self._keep_best], *filter(self._keep, steps)}
 
     def _by_score(self, steps):
         """Those of `steps` that have a score, best first."""
         for step in set(steps) - set(self._scores):
             try:
                 self._scores[step] = self._score_of(self._read_record(step)['metrics'])
-            except (OSError, ValueError, LookupError, TypeError, _Damaged):
+            except Damaged as error:
                 self._scores[step] = None
+                if step not in self._damaged:
+                    logging.warning('%s: The checkpoint is damaged (%s). It has no rank.', self._folder(step), error)
         scored = [step for step in steps if self._scores[step] is not None]
         return sorted(scored, key=lambda step: (self._scores[step], step))
 
@@ -210,37 +284,24 @@ class Checkpointer:
         value = metrics.get(self._best_metric, math.nan)
         return (value if self._best_mode == 'min' else -value) if math.isfinite(value) else None
 
-    def _read_record(self, step):
-        """The record of a step. Raises _Damaged, or anything that reading a broken file may raise."""
-        stored = json.loads((self._directory / str(step) / RECORD / 'metadata').read_text())
-        if _digest(stored['record']) != stored['sha256']:
-            raise _Damaged('the record has changed')
-        return stored['record']
+    def _folder(self, step):
+        return self._directory / str(step)
 
-    def _read(self, step, abstract_items):
-        """(step, items, meta) of one checkpoint. Raises _Damaged or UserError."""
-        folder, reason, items = self._directory / str(step), '', {}
-        try:
-            record = self._read_record(step)
-            for name, tree in abstract_items.items():
-                _check_fit(folder, name, record['leaves'], tree)
-                arguments = ocp.checkpoint_utils.construct_restore_args(tree)
-                items[name] = self._arrays.restore(
-                    folder / name, args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments)
-                )
-        except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not the fault of the files
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many types for one cause
-            reason = _cause(error)
-        # The processes must agree, or some would resume from this checkpoint and others from an older one.
-        if not _on_every_process(not reason):
-            raise _Damaged(reason or 'another process cannot read it')
-        for name, tree in items.items():
-            saved, read = record['leaves'][name], _start_describing(tree)()
-            wrong = [leaf for leaf in read if read[leaf]['checksum'] != saved[leaf]['checksum']]
-            if wrong:
-                raise _Damaged(f'{name}: the bytes of {_join(wrong)} have changed')
-        return step, items, record['meta']
+    def _read_record(self, step):
+        return checkpoint_folder.read_record(self._folder(step))
+
+    def _wait_for_the_save_before(self, manager):
+        started = time.monotonic()
+        manager.wait_until_finished()
+        waited = time.monotonic() - started
+        if waited > _WAIT_SECONDS and not self._waited:
+            self._waited = True
+            logging.warning(
+                '%s: A save took longer than the steps up to the next one, which waited %.0f s for it. That is not '
+                'said again. Save less often (checkpoint.every, log.eval_every), or to a faster disk.',
+                self._directory,
+                waited,
+            )
 
     @contextlib.contextmanager
     def _writing(self):
@@ -248,64 +309,11 @@ class Checkpointer:
             yield
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # see _read
+        except Exception as error:  # Orbax and TensorStore raise many types for one cause
             raise UserError(
-                f'{self._directory}: Checkpoints cannot be written ({_cause(error)}). Make room or give '
+                f'{self._directory}: Checkpoints cannot be written ({cause(error)}). Make room or give '
                 'write permission, then run the same command again to resume.'
             ) from error
-
-
-class _RecordHandler(ocp.JsonCheckpointHandler):
-    """Writes what a function returns. It is called in the background, because it waits for the checksums."""
-
-    async def async_save(self, directory, item=None, args=None):
-        del item
-
-        async def write():
-            if jax.process_index() == 0:
-                (directory / 'metadata').write_text(json.dumps(args.item()))
-
-        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name=RECORD)]
-
-
-def _start_describing(tree):
-    """A function that waits for name -> {'shape', 'dtype', 'checksum'} of the leaves, in tree order."""
-    found = {name: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype)} for name, leaf in _named(tree)}
-    wait = checksums.start(tree)
-    return lambda: {
-        name: one | {'checksum': checksum} for (name, one), checksum in zip(found.items(), wait(), strict=True)
-    }
-
-
-def _digest(record):
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
-
-
-def _named(tree):
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def _check_fit(folder, item, saved_items, tree):
-    """Raises UserError unless the saved item has exactly the names, shapes and dtypes of `tree`."""
-    if item not in saved_items:
-        raise UserError(f'{folder}: The checkpoint has no {item!r}, only {_join(saved_items)}. Name another --workdir.')
-    saved = {name: (tuple(leaf['shape']), leaf['dtype']) for name, leaf in saved_items[item].items()}
-    wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named(tree)}
-    for name in list(wanted) + [name for name in saved if name not in wanted]:
-        there, here = saved.get(name), wanted.get(name)
-        if there != here:
-            there, here = (f'{pair[1]}{list(pair[0])}' if pair else 'absent' for pair in (there, here))
-            raise UserError(
-                f'{folder}: The checkpoint does not fit this run: {item}/{name} is {there} there, {here} '
-                'here. Use the config that it was written with, or another --workdir.'
-            )
-
-
-def _on_every_process(true):
-    return true if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(true)).all())
 
 
 def _unraisablehook(unraisable, *, former=sys.unraisablehook):
@@ -318,14 +326,3 @@ def _unraisablehook(unraisable, *, former=sys.unraisablehook):
 def _without_orbax(record):
     """Log filter. Orbax writes dozens of lines for each save; its errors reach the user as UserError anyway."""
     return '/orbax/checkpoint/' not in record.pathname
-
-
-def _cause(error):
-    """One line of an error; of TensorStore's long ones the end, which has the system's own error."""
-    line = (str(error).strip().splitlines() or [''])[0]
-    line = re.split(r' See full TensorStore details| \[tensorstore_spec', line)[0]
-    return (line if len(line) < 160 else '...' + line[-160:]) or type(error).__name__
-
-
-def _join(names):
-    return ', '.join(map(str, names))

@@ -1,19 +1,27 @@
 """The training loop that pre-training and fine-tuning share."""
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
+import optax
 from absl import logging
 from etils import epath
 
+from gpt1_jax import lock
 from gpt1_jax.data.prefetch import prefetch
-from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError
-from gpt1_jax.progress import Progress
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError, Stopped
+from gpt1_jax.files import check_renaming
+from gpt1_jax.progress import Progress, waiting
+from gpt1_jax.training import divergence
 from gpt1_jax.training.checkpoint import Checkpointer
+from gpt1_jax.training.clock import Clock
 from gpt1_jax.training.metric_writer import MetricWriter
 from gpt1_jax.training.partitioning import is_writer
 from gpt1_jax.training.preemption import PreemptionGuard
@@ -27,7 +35,8 @@ class Evaluator:
     """An evaluation during a run and after its last step.
 
     Attributes:
-      evaluate: params -> {name: value}.
+      evaluate: (params, should_stop) -> {name: value}. It may ask between two batches whether to stop, in every process
+        at the same ones, and then raises Stopped.
       every: steps between evaluations; 0: only after the last step.
       ranks_by: the metric that ranks the run's checkpoints, for exactly one evaluator of a run; the state is saved
         with each of its evaluations.
@@ -43,8 +52,12 @@ class Evaluator:
 
     def best(self, evaluations: Sequence[dict]) -> dict:
         """Of the evaluations that have `ranks_by`, the first of the best ones."""
+        return self.by_rank(evaluations)[0]
+
+    def by_rank(self, evaluations: Sequence[dict]) -> list[dict]:
+        """Those of the evaluations that have `ranks_by`, the best first, the earlier of equals first."""
         ranked = [evaluation for evaluation in evaluations if self.ranks_by in evaluation]
-        return (min if self.mode == 'min' else max)(ranked, key=lambda evaluation: evaluation[self.ranks_by])
+        return sorted(ranked, key=lambda evaluation: evaluation[self.ranks_by], reverse=self.mode == 'max')
 
     def is_out_of_patience(self, evaluations: Sequence[dict]) -> bool:
         """Whether the last `patience` of its evaluations brought no new best value."""
@@ -88,62 +101,94 @@ class Job:
         i = math.floor(log * math.log10(step))
         return log > 0 and step in (round(10 ** (i / log)), round(10 ** ((i + 1) / log)))
 
+    def is_scheduled(self, step: int) -> bool:
+        """Whether the config alone says that a step is saved, wherever the run is stopped and however fast it is."""
+        periods = [every for every in (self.config.checkpoint.every, self.ranking.every) if every]
+        return not periods or self.is_kept(step) or any(step % every == 0 for every in periods)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of `fit`: the state after the last step, {'step', name: value, ...} of all evaluations, and the best
-    of these."""
+    """The result of `fit`: the state after the last step, {'step', name: value, ...} of all evaluations, the best of
+    these, and the rollbacks (see `divergence.go_back`)."""
 
     state: TrainState
     evaluations: list[dict]
     best: dict
+    rollbacks: list[dict]
+
+    def facts(self) -> dict:
+        """Of a result: `skipped_steps`, those that changed nothing because they were not finite; `rollbacks`."""
+        skipped = int(self.state.step) - int(optax.tree.get(self.state.opt_state, 'count'))
+        return {'skipped_steps': skipped, 'rollbacks': self.rollbacks}
 
 
 def fit(job: Job) -> Outcome:
     """Trains to the last step or out of patience, from the newest intact checkpoint of the workdir if there is one.
 
-    Saves and exits with STOPPED_EXIT_STATUS when the process is told to stop. Raises DivergedError when the loss was
-    not finite for `optimizer.max_skipped` steps in a row.
+    Saves and exits with STOPPED_EXIT_STATUS when the process is told to stop. Where the loss diverges (see
+    divergence.py), goes back to a checkpoint if the config says so, else raises DivergedError.
     """
+    if is_writer():
+        check_renaming(job.workdir)
     checkpointer = Checkpointer(
         job.workdir / 'checkpoints',
         keep_latest=job.config.checkpoint.keep_latest,
         keep_best=job.config.checkpoint.keep_best,
+        # Where a run goes back to must not depend on where it was stopped.
+        counts=job.is_scheduled if job.config.optimizer.on_divergence == 'rollback' else None,
         keep=job.is_kept,
         best_metric=job.ranking.ranks_by,
         best_mode=job.ranking.mode,
     )
-    guard = PreemptionGuard()
+    guard = PreemptionGuard(job.workdir / 'checkpoints')
+    diverged = None
     try:
-        return _fit(job, checkpointer, guard)
+        while True:
+            try:
+                return _fit(job, checkpointer, guard, diverged)
+            except divergence.Diverged as error:
+                diverged = error.with_traceback(None)  # it would keep the state, for which there is room but once
     finally:
         guard.close()
         checkpointer.close()
 
 
-def best_params(job: Job, outcome: Outcome) -> dict:
-    """The parameters of the best evaluation; call it in every process."""
-    if outcome.best['step'] == int(outcome.state.step):
-        return outcome.state.params
+def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
+    """(parameters, evaluation) of the best evaluation; where its checkpoint is damaged, of the next best, after a
+    warning. Call it in every process."""
+    last = int(outcome.state.step)
+    ranked = {evaluation['step']: evaluation for evaluation in job.ranking.by_rank(outcome.evaluations)}
+    before = list(itertools.takewhile(lambda step: step != last, ranked))  # better than the last, which is in memory
     checkpointer = Checkpointer(job.workdir / 'checkpoints')
-    return checkpointer.restore(outcome.best['step'], {'params': job.program.abstract.params})[1]['params']
+    kept = [step for step in before if step == before[0] or step in checkpointer.steps()]
+    for step, items, _ in checkpointer.restore_each(kept, {'params': job.program.abstract.params}):
+        return items['params'], ranked[step]
+    return outcome.state.params, ranked[last]
 
 
-def _fit(job, checkpointer, guard):
-    log, program = job.config.log, job.program
-    state, evaluations = _initialise(job, checkpointer)
-    start = int(state.step)
+def _fit(job, checkpointer, guard, diverged):
+    """diverged: why the run goes back; None at first."""
+    log, program, optimizer = job.config.log, job.program, job.config.optimizer
+    state, meta = _initialise(job, checkpointer, diverged)
+    start, evaluations, rollbacks = int(state.step), meta['evaluations'], meta.get('rollbacks', [])
+    trend, may_go_back = divergence.Trend(*meta.get('trend', ())), optimizer.on_divergence == 'rollback'
+    if diverged:
+        rollbacks, trend = divergence.go_back(diverged, start, rollbacks), trend._replace(bad=0)
+        first, end = rollbacks[-1]['batches']
+        logging.warning('%s It goes on from step %d without batches %d to %d.', diverged, start, first, end - 1)
+    batches = divergence.Remaining(job.batches, rollbacks)
     writer = MetricWriter(job.workdir, use_wandb=log.wandb, config=job.config.to_dict())
     writer.truncate_after(start)
     progress = Progress(job.total_steps, start, job.config.task, show=is_writer())
-    throughput = Throughput()
+    throughput, clock = Throughput(), Clock(job.config.checkpoint.every_minutes, start)
     model, devices = program.classifier.model, program.partitioner.mesh.devices
     peak = peak_flops(devices.flat[0].device_kind, model.dtype)
     pending, speed = None, {'tokens_per_second': None, 'mfu': None}
 
     def report():
         """Reads the metrics of the previous step, now that the next one is dispatched."""
-        nonlocal pending
+        nonlocal pending, trend
         if pending is None:
             return
         step, tokens, metrics = pending
@@ -156,59 +201,99 @@ def _fit(job, checkpointer, guard):
             speed.update(tokens_per_second=rate, mfu=utilisation)
             writer.write(step, metrics | {name: value for name, value in speed.items() if value is not None})
         progress.update(step, loss=metrics['loss'], **speed)
-        if metrics['skipped'] >= job.config.optimizer.max_skipped:
+        if may_go_back:
+            trend = trend.observe(metrics['loss'], not metrics['skipped'])
+        bad = trend.bad if may_go_back else int(metrics['skipped'])
+        if bad >= optimizer.max_skipped:
+            what = 'loss was not finite or a spike' if may_go_back else 'loss or its gradient was not finite'
+            message = (
+                f'{job.workdir}: The {what} for {bad} steps in a row, up to step {step} ({batches.describe(step - 1)}).'
+            )
+            if may_go_back:
+                raise divergence.Diverged(message, step, bad, rollbacks)
             raise DivergedError(
-                f'{job.workdir}: The loss or its gradient was not finite for {int(metrics["skipped"])} steps in a row, '
-                f'up to step {step} ({job.batches.describe(step - 1)}). Lower optimizer.learning_rate or check these '
-                'data; the earlier checkpoints are kept.'
+                f'{message} Lower optimizer.learning_rate, check these data, or set optimizer.on_divergence=rollback; '
+                'the earlier checkpoints are kept.'
             )
 
-    end = start if job.ranking.is_out_of_patience(evaluations) else job.total_steps
-    try:
-        for index, batch in zip(range(start, end), prefetch(job.batches, start, end)):
-            state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
-            report()
-            step, last = index + 1, index + 1 == job.total_steps
-            pending = step, job.batches.count_tokens(batch), metrics
-            stop = guard.should_stop(step)
-            due = lambda every: last or (every and step % every == 0)
-            evaluation, ranked = {}, False
+    def end_step(step, again=False):
+        """Does what is due after a step; returns whether the run ends there. again: whether the step was saved before,
+        without its evaluation, which was told to stop."""
+        stop, last = guard.should_stop(step), step == job.total_steps
+        due = lambda every: last or (every and step % every == 0)
+        evaluation, ranked, unevaluated = {}, False, False
+        try:
             for evaluator in (job.ranking, *(other for other in job.evaluators if other is not job.ranking)):
-                if due(evaluator.every):  # even before a stop: the resumed run would skip it
+                if due(evaluator.every):
                     report()
+                    if stop:
+                        raise Stopped
                     with throughput.pause():
-                        evaluation |= evaluator.evaluate(state.params)
+                        evaluation |= evaluator.evaluate(state.params, functools.partial(guard.should_stop, step))
                     if evaluator is job.ranking:
                         ranked = True
                         last = last or evaluator.is_out_of_patience([*evaluations, evaluation])
-            if evaluation:
-                writer.write(step, evaluation)
-                evaluations.append({'step': step} | evaluation)
-            if ranked or stop or due(job.config.checkpoint.every) or job.is_kept(step):
-                report()
-                with throughput.pause():
-                    checkpointer.save(step, state.items(), {'evaluations': evaluations}, evaluation)
-            if last:
+        except Stopped:  # the resumed run does it, all of it
+            evaluation, ranked, unevaluated, stop, last = {}, False, True, True, False
+        if evaluation:
+            writer.write(step, evaluation)
+            evaluations.append({'step': step} | evaluation)
+        by_clock = clock.is_due(step)
+        if ranked or stop or by_clock or due(job.config.checkpoint.every) or job.is_kept(step):
+            report()
+            lock.check(job.workdir)  # else a folder that was removed would be made anew, with this alone
+            more = {'rollbacks': rollbacks, 'trend': may_go_back and list(trend), 'unevaluated': unevaluated}
+            meta = {'evaluations': evaluations} | {name: value for name, value in more.items() if value}
+            with throughput.pause():
+                if again:
+                    checkpointer.describe(step, meta, evaluation)
+                else:
+                    writer.flush()
+                    checkpointer.save(step, state.items(), meta, evaluation)
+            clock.restart(step)
+        if stop and not last:
+            checkpointer.wait()
+            logging.info('Stopped at step %d. Run the same command again to resume.', step)
+            sys.exit(STOPPED_EXIT_STATUS)
+        return last
+
+    try:
+        ended = job.ranking.is_out_of_patience(evaluations)
+        if meta.get('unevaluated'):
+            ended = end_step(start, again=True)
+        end = start if ended else job.total_steps
+        for index, batch in zip(range(start, end), prefetch(batches, start, end)):
+            with waiting('compiling the step', show=is_writer()) if index == start else contextlib.nullcontext():
+                state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
+            report()
+            pending = index + 1, batches.count_tokens(batch), metrics
+            if end_step(index + 1):
                 break
-            if stop:
-                checkpointer.wait()
-                logging.info('Stopped at step %d. Run the same command again to resume.', step)
-                sys.exit(STOPPED_EXIT_STATUS)
     finally:
         progress.close()
         writer.close()
-    checkpointer.wait()
-    return Outcome(state, evaluations, job.ranking.best(evaluations))
+    with waiting('writing the last checkpoint', show=is_writer()):
+        checkpointer.wait()
+    return Outcome(state, evaluations, job.ranking.best(evaluations), rollbacks)
 
 
-def _initialise(job, checkpointer):
-    """(state, evaluations so far): resumed, or with another model's parameters, or from scratch."""
-    restored = checkpointer.restore_latest(job.program.abstract.items())
+def _initialise(job, checkpointer, diverged):
+    """(state, meta of the checkpoint): resumed, or with another model's parameters, or from scratch. diverged: then
+    from the newest scheduled checkpoint before the bad steps, if there is one; later ones are deleted."""
+    steps = None
+    if diverged:
+        checkpointer.wait()
+        there = [step for step in checkpointer.steps() if job.is_scheduled(step)]
+        steps = [step for step in there if step <= diverged.step - diverged.bad] or there[:1]
+    with waiting('reading the checkpoint', show=is_writer()):
+        restored = checkpointer.restore_latest(job.program.abstract.items(), steps)
+    if diverged:
+        checkpointer.delete_after(restored[0] if restored else 0)
     if restored is not None:
         step, items, meta = restored
         logging.info('resuming %s at step %d of %d', job.workdir, step, job.total_steps)
-        return TrainState.from_items(items), meta['evaluations']
+        return TrainState.from_items(items), meta
     state = job.program.create_state(job.config.seed)
     if job.load is not None:
         state = state.replace(params=job.load(state.params))
-    return state, []
+    return state, {'evaluations': []}

@@ -73,7 +73,7 @@ def _forward(hidden, embedding, targets, weights, blocks, interpret):
         functools.partial(_on_device, blocks=blocks, interpret=interpret), hidden, embedding, targets, weights
     )
     # Of the sum over the shards a device keeps the columns that it has of the table.
-    d_embedding = nn.with_logical_constraint(d_embedding.sum(axis=0).astype(embedding.dtype), (None, 'table_embed'))
+    d_embedding = nn.with_logical_constraint(d_embedding.sum(axis=0), (None, 'table_embed')).astype(embedding.dtype)
     return jnp.sum(nll * weights), (d_hidden, d_embedding, nll, targets)
 
 

@@ -1,6 +1,7 @@
 """Losses as pure functions of arrays (Radford et al., 2018, equations 1, 4 and 5; weights as in the release)."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import optax
 from gpt1_jax.model import mesh
 from gpt1_jax.model.products import outer_products, product
 
-_ROW_MULTIPLE = 128  # the softmax's rows are padded to this: whole matrix tiles, and divisible by any tensor axis
+_ROW_MULTIPLE = 128  # rows of a matrix tile
 
 
 def lm_loss(
@@ -67,7 +68,8 @@ def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
     )
     table_gradient, (nll, d_hidden) = jax.lax.scan(one_chunk, zeros, _split(chunk_tokens, hidden, targets, weights))
     nll = _join(nll, targets.shape)
-    table_gradient = table_gradient.sum(axis=0)[:rows].astype(embedding.dtype)
+    table_gradient = nn.with_logical_constraint(table_gradient.sum(axis=0), ('vocab', 'table_embed'))
+    table_gradient = table_gradient[:rows].astype(embedding.dtype)
     return jnp.sum(nll * weights), (_join(d_hidden, hidden.shape), table_gradient, nll)
 
 
@@ -82,9 +84,9 @@ _lm_loss.defvjp(_lm_loss_forward, _lm_loss_backward)
 
 
 def _pad_rows(embedding):
-    """(table, rows that are real): padded where shards of the vocabulary must be equal."""
-    rows = embedding.shape[0]
-    table = jnp.pad(embedding, ((0, -rows % _ROW_MULTIPLE if mesh.axes('vocab') else 0), (0, 0)))
+    """(table, rows that are real): padded with zeros to whole tiles, where devices must have equal parts of it."""
+    rows, parts = embedding.shape[0], mesh.shards('vocab')
+    table = jnp.pad(embedding, ((0, -rows % math.lcm(_ROW_MULTIPLE, parts) if parts > 1 else 0), (0, 0)))
     return nn.with_logical_constraint(table, ('vocab', None)), rows
 
 

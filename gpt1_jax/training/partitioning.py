@@ -7,6 +7,7 @@ over the mesh axes that the strategy's table gives for its role.
 import contextlib
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,15 +23,18 @@ from gpt1_jax.config import check_choice
 from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
-AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')  # all axes along which parameters are whole when they are used
+AXES = ('data', 'fsdp', 'tensor')  # of mesh.shape
+# Slices, which a slow network joins, are the first part of 'data'. No parameter is divided along their axis, so that
+# only sums of gradients cross that network.
+MESH_AXES = ('slice', *AXES)
+BATCH_AXES = ('slice', 'data', 'fsdp')  # all axes along which parameters are whole when they are used
 
 # 'table_rows' are never sharded: with the special rows their number is odd. 'vocab': the same, padded for the softmax.
 _REPLICATED = dict.fromkeys(('table_rows', 'table_embed', 'vocab', 'embed', 'heads', 'mlp', 'norm', 'layers'))
 _FSDP = {'embed': 'fsdp', 'table_embed': 'fsdp'}
 _SPREAD = ('embed', 'table_embed')  # roles of axes that all large parameters have one of
 _TENSOR = {'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}
-STRATEGIES = {  # name: (rules, default mesh shape)
+STRATEGIES = {  # name: (rules, default mesh shape; a first size of 1 stands for the number of slices)
     'dp': ({}, (-1, 1, 1)),
     'fsdp': (_FSDP, (1, -1, 1)),
     'tp': (_TENSOR, (1, 1, -1)),
@@ -42,7 +46,7 @@ class Partitioner:
     """A mesh with the rules of one strategy.
 
     Attributes:
-      mesh: of devices, with the axes AXES.
+      mesh: of devices, with the axes MESH_AXES.
       rules: (logical axis, mesh axes) pairs.
       placement: the shards of a batch, and which of them have a device in this process. These may be any of them, and
         other processes may hold them too: the mesh orders and groups devices regardless of processes.
@@ -58,9 +62,12 @@ class Partitioner:
         check_choice('mesh.strategy', strategy, STRATEGIES)
         table, default = STRATEGIES[strategy]
         devices = jax.devices() if devices is None else devices
-        self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), devices)
+        slices = _slices(devices)
+        if default[0] == 1:
+            default = (len(slices), *default[1:])
+        self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), slices)
         self.rules = _rules(_REPLICATED | table)
-        shards = self.mesh.devices.reshape(self.mesh.shape['data'] * self.mesh.shape['fsdp'], -1)
+        shards = self.mesh.devices.reshape(-1, self.mesh.shape['tensor'])
         self.placement = Placement(
             len(shards),
             [
@@ -93,9 +100,10 @@ class Partitioner:
             yield
 
     def spread(self, boxed: Any) -> 'Partitioner':
-        """The same, but each data-parallel group of devices keeps and updates only its part of what would be the same
-        in all of them: parameters and, with them, the state of the optimizer. A model gathers its kernels when it uses
-        them (`model.weights`).
+        """The same, but each data-parallel group of a slice's devices keeps and updates only its part of what would be
+        the same in all of them: parameters and, with them, the state of the optimizer. A model gathers its kernels when
+        it uses them (`model.weights`). Every slice has all parts, so that no gathering crosses the network between
+        them.
 
         boxed: parameters or their shapes, boxed with logical axes; a role that the groups do not divide stays whole.
         """
@@ -200,17 +208,20 @@ def _mesh_shape(shape, n_devices):
     return tuple(n_devices // known if n == -1 else n for n in shape)
 
 
-def _make_mesh(shape, devices):
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
-    if slices > 1:  # slices are joined by a slow network: only data parallelism crosses it
-        if shape[0] % slices:
-            raise UserError(
-                f'mesh.shape: {shape} does not fit {slices} slices. Make its first size (data) a multiple of {slices}.'
-            )
-        array = mesh_utils.create_hybrid_device_mesh(
-            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+def _slices(devices):
+    """The devices of each."""
+    slice_of = lambda device: getattr(device, 'slice_index', 0)
+    return [list(one) for _, one in itertools.groupby(sorted(devices, key=slice_of), key=slice_of)]
+
+
+def _make_mesh(shape, slices):
+    if shape[0] % len(slices):
+        raise UserError(
+            f'mesh.shape: {shape} does not fit {len(slices)} slices. Make its first size (data) a multiple of '
+            f'{len(slices)}.'
         )
-    else:
-        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    logging.info('mesh: %s on %d %s device(s)', dict(zip(AXES, shape)), len(devices), devices[0].platform)
-    return Mesh(array, AXES)
+    inside = (shape[0] // len(slices), *shape[1:])
+    array = np.stack([mesh_utils.create_device_mesh(inside, one, allow_split_physical_axes=True) for one in slices])
+    mesh = Mesh(array, MESH_AXES)
+    logging.info('mesh: %s on %d %s device(s)', dict(mesh.shape), array.size, array.flat[0].platform)
+    return mesh

@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import io
 import itertools
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +13,14 @@ from etils import epath
 
 from gpt1_jax.data import parquet
 from gpt1_jax.data.corpus.documents import DocumentError, Unreadable, named_errors
-from gpt1_jax.data.labelled.values import parse_json
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import is_local
+from gpt1_jax.files import parse_json, size_of
 
 TEXT_COLUMNS = ('text', 'book_text', 'content')  # that may hold the text of a table
 _PARQUET_ROWS = 16  # at once: a row may be a book
+_LONGEST_LINE = 2**26  # bytes
+_UNPACKED = 2**30  # bytes that the members of any archive may have together, and of a larger one
+_RATIO = 200  # times its size
 _ERRORS = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
@@ -46,41 +47,6 @@ class Part(NamedTuple):
         yield from (Unreadable(error) for _ in range(missing))
 
 
-def open_binary(path: epath.Path) -> BinaryIO:
-    """Opens a file, on this machine or in a remote store, as a buffered one."""
-    file = path.open('rb')
-    return file if is_local(path) else io.BufferedReader(_RemoteFile(file))
-
-
-class _RemoteFile(io.RawIOBase):
-    """What epath opens on `gs://` with the methods of a binary file."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def readinto(self, buffer):
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        self._file.seek(offset, whence)
-        return self._file.tell()
-
-    def tell(self):
-        return self._file.tell()
-
-    def close(self):
-        self._file.close()
-        super().close()
-
-
 def _unpacked(file, name):
     """The text in an open file: gzip is known by its first bytes, whatever the name."""
     beginning = file.peek(2)[:2]
@@ -104,26 +70,33 @@ def text_part(name: str, path: epath.Path) -> Part:
 
 
 def _open_text(path):
-    with open_binary(path) as file:
+    with path.open('rb') as file:
         yield _unpacked(file, path)
 
 
 def zip_part(name: str, path: epath.Path, wanted: Callable[[str], bool]) -> Part:
     """The members of a zip archive with names that are `wanted`. Raises DocumentError: it cannot be read."""
-    with named_errors(path), open_binary(path) as file, zipfile.ZipFile(file) as archive:
+    with named_errors(path), path.open('rb') as file, zipfile.ZipFile(file) as archive:
         members = [
             member for member in archive.infolist() if not member.filename.endswith('/') and wanted(member.filename)
         ]
+        packed = size_of(path)
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(_UNPACKED, _RATIO * packed):
+        raise DocumentError(
+            f'{path}: The {packed:,} bytes would unpack to {unpacked:,}, as no text does. Remove the file, or unpack '
+            'it yourself.'
+        )
     return Part(
         len(members),
-        sum(member.file_size for member in members),
+        unpacked,
         lambda: (f'{name}/{member.filename}' for member in members),
         lambda first: _open_members(path, members[first:]),
     )
 
 
 def _open_members(path, members):
-    with open_binary(path) as file, zipfile.ZipFile(file) as archive:
+    with path.open('rb') as file, zipfile.ZipFile(file) as archive:
         for member in members:
             try:
                 text = archive.open(member)
@@ -157,11 +130,19 @@ def table_part(name: str, path: epath.Path, column: str) -> Part | None:
     )
 
 
+def _lines(file):
+    """Those of a table. Raises OSError for one that is longer than any book: it could fill the memory."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE and not line.endswith(b'\n'):
+            raise OSError(f'a line has more than {_LONGEST_LINE:,} bytes')
+        yield line
+
+
 def _open_json(path):
     """Number of lines, and the columns of the first that is not empty."""
-    with open_binary(path) as file:
+    with path.open('rb') as file:
         text = _unpacked(file, path)
-        first = next((line for line in text if not line.isspace()), b'{}')
+        first = next((line for line in _lines(text) if not line.isspace()), b'{}')
         text.seek(0)
         lines, end = 0, b'\n'
         while data := text.read(2**20):
@@ -174,8 +155,8 @@ def _open_json(path):
 
 
 def _json_texts(path, column, first):
-    with open_binary(path) as file:
-        for number, line in enumerate(itertools.islice(_unpacked(file, path), first, None), first + 1):
+    with path.open('rb') as file:
+        for number, line in enumerate(itertools.islice(_lines(_unpacked(file, path)), first, None), first + 1):
             text, problem = '', f'{path}: Line {number:,} is no JSON object with text as {column!r}. Fix or remove it.'
             with contextlib.suppress(ValueError):
                 row = {} if line.isspace() else parse_json(line.decode('utf-8-sig'))

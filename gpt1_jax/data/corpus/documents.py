@@ -61,6 +61,16 @@ class Corpus:
     convert: Callable[[str, str], str] | None = None  # (name, encoding) -> the command that makes a document UTF-8
     strip_gutenberg: bool = False  # see cleaning.py
     unwrap: bool = False
+    parts: Callable[[], Iterator[Mapping]] | None = None  # of its files, what another process needs to open them
+
+    def part(self, first: int, documents: int) -> 'Corpus':
+        """Some documents in a row, as a corpus of their own."""
+        return dataclasses.replace(
+            self,
+            documents=documents,
+            names=lambda: itertools.islice(self.names(), first, first + documents),
+            files=lambda start: itertools.islice(self.files(first + start), documents - start),
+        )
 
     def blocks(
         self, held_out: Mapping[int, int] | None = None, start: tuple[int, int] = (0, 0), found: Findings | None = None

@@ -4,69 +4,32 @@ The vocabulary is learned from a sample of the training text, then all text is s
 depends on the source and the options, not on the number of workers or on interruptions.
 """
 
-import contextlib
 import dataclasses
-import functools
-import hashlib
-import heapq
-import re
 import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
-import numpy as np
 from absl import logging
 from etils import epath
 
+from gpt1_jax import lock
 from gpt1_jax.data.corpus import shards
-from gpt1_jax.data.corpus.documents import map_blocks
 from gpt1_jax.data.corpus.held_out import held_out_rule, hold_out
+from gpt1_jax.data.corpus.passes import HERE, Passes
 from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
-from gpt1_jax.data.corpus.survey import survey
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import read_json, write_json
-from gpt1_jax.processes import cores, process_pool
-from gpt1_jax.progress import Progress
+from gpt1_jax.files import exists, read_json, write_json
+from gpt1_jax.processes import process_pool
+from gpt1_jax.progress import Progress, waiting
 
-_EXCERPT = 2**14  # characters; short ones let the sample see many documents
-_TASK = 2**19  # characters, at least, that a worker is given at once
-_COMMIT_SECONDS = 60
 _HELD_OUT = 'journal/held_out.json'
-_LINE_END = re.compile('[\n\r\x85\u2028\u2029]')
 
 
-class Joint(NamedTuple):
-    """What a block of a document must know of the blocks before it: whether they have tokens (`begun`), and whether a
-    line has ended since the last of these (`newline`)."""
-
-    begun: bool = False
-    newline: bool = False
-
-
-def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.ndarray, Joint]:
-    """Adds a block to its document, such that the tokens of all blocks are those of the whole text.
-
-    Args:
-      joint: after the blocks before; Joint() at the beginning of a document.
-      text, ids: of the block: what was read, and its own tokens, int32 [n].
-    Returns:
-      The tokens to append to the document, int32 [n] or [n + 1], and the joint for the next block.
-    """
-    if len(ids):
-        before = text[: len(text) - len(text.lstrip())]  # a line may end where the last block has ended already
-        if joint.begun and (joint.newline or _LINE_END.search(before)):
-            ids = np.insert(ids, 0, newline_id)
-        joint = Joint(begun=True)
-    after = text[len(text.rstrip()) :]
-    return ids, joint._replace(newline=joint.newline or bool(_LINE_END.search(after)))
-
-
-def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
+def prepare(data: Mapping, output: epath.PathLike, passes: Passes | None = None) -> shards.Shards:
     """Turns a corpus into shards; resumes where an earlier call was interrupted; opens what is finished.
 
     Args:
@@ -74,10 +37,11 @@ def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
         of the text, see `hold_out`), `tokens_per_shard`, `workers` (0: all cores), `tokenizer` (a folder, see
         `load_tokenizer`; '': train one, with `vocab_size` pieces, on `tokenizer_sample_mb` of text).
       output: the folder to write.
+      passes: how the text is read; None: here. The result is the same.
     Raises:
       UserError: a source that cannot be read, an output that cannot be written or holds something else.
     """
-    output = epath.Path(output).expanduser()
+    output, passes = epath.Path(output).expanduser(), passes or HERE
     _check(data)
     options = {name: data[name] for name in ('source', 'held_out', 'tokens_per_shard')}
     options |= {name: data[name] for name in TEXT_OPTIONS if data[name]}
@@ -85,13 +49,18 @@ def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
         options['tokenizer'] = load_tokenizer(data['tokenizer']).fingerprint
     else:
         options |= {name: data[name] for name in ('vocab_size', 'tokenizer_sample_mb')}
-    if (output / 'index.json').exists():
+    if exists(output / 'index.json'):
         finished = shards.load_shards(output)
         # Not the text itself: shards are of use where their source is not, or has changed since.
         _require_same(finished.preparation, options, output)
         shards.remove_journal(output)
         logging.info('%s is already prepared in %s', data['source'], output)
         return finished
+    with lock.hold(output):
+        return _prepare(data, output, passes, options)
+
+
+def _prepare(data, output, passes, options):
     started = time.monotonic()
     corpus = open_corpus(data['source'], download=data['download'], **{name: data[name] for name in TEXT_OPTIONS})
     options |= {'documents': corpus.documents, 'fingerprint': corpus.fingerprint}
@@ -99,22 +68,25 @@ def prepare(data: Mapping, output: epath.PathLike) -> shards.Shards:
         options['held_out_by'] = 'bytes'
     journal = shards.read_journal(output)
     if journal is None:
-        if output.is_dir() and any(path.name != 'journal' for path in output.iterdir()):
+        if output.is_dir() and any(path.name not in ('journal', lock.NAME) for path in output.iterdir()):
             raise UserError(f'{output}: The folder is not empty and holds no preparation. Choose another data.output.')
     elif journal['position'] is None and journal['preparation'] != options:
-        # Nothing is encoded yet: an option was wrong, such as too large a vocabulary, and has been fixed.
+        # Nothing is encoded yet, or not all: an option was wrong, such as too large a vocabulary, and has been fixed.
         if (output / 'tokenizer').exists():
             (output / 'tokenizer').rmtree()
+        for path in output.glob('*.bin'):
+            path.unlink()
         journal = None
     else:
         _require_same(journal['preparation'], options, output)
         logging.info('resuming the preparation in %s', output)
-    held_out = _hold_out(corpus, data, output, options)
+    held_out = _hold_out(corpus, data, output, options, passes)
+    lock.check(output)  # else a folder that was removed meanwhile would be made anew
     if journal is None:
         shards.start_journal(output, options)
     write_json(output / _HELD_OUT, {'preparation': options, 'held_out': held_out})
-    tokenizer = _tokenizer(corpus, data, output, held_out)
-    characters = _encode_corpus(corpus, data, output, tokenizer, held_out)
+    tokenizer = _tokenizer(corpus, data, output, held_out, passes)
+    characters = passes.encode(corpus, data, output, held_out, tokenizer)
     prepared = dataclasses.replace(shards.load_shards(output), characters=characters)
     _log_summary(prepared, time.monotonic() - started)
     return prepared
@@ -157,10 +129,10 @@ def _require_same(earlier, options, output):
     )
 
 
-def _hold_out(corpus, data, output, options) -> dict[int, int]:
+def _hold_out(corpus, data, output, options, passes) -> dict[int, int]:
     """What is held out beside the source's own split, see `Corpus.blocks`; the same after an interruption."""
     path, fraction = output / _HELD_OUT, data['held_out']
-    kept = read_json(path) if path.exists() else {}
+    kept = read_json(path) if exists(path) else {}
     if kept.get('preparation') == options:
         return {int(document): byte for document, byte in kept['held_out'].items()}
     if corpus.own_held_out:
@@ -168,8 +140,7 @@ def _hold_out(corpus, data, output, options) -> dict[int, int]:
     if corpus.by_name and corpus.documents > 1:
         is_held_out = held_out_rule(corpus.names, fraction)
         return {i: 0 for i, name in enumerate(corpus.names()) if is_held_out(name)}
-    with process_pool(data['workers']) as pool:
-        found = survey(corpus, pool, _in_flight(data))
+    found = passes.survey(corpus, data, output)
     held_out = hold_out(corpus.names(), found.sizes, found.groups, fraction) if fraction else {}
     share = sum(int(found.sizes[document]) - byte for document, byte in held_out.items()) / found.sizes.sum()
     what = 'the end of each of ' if any(held_out.values()) else ''
@@ -177,119 +148,34 @@ def _hold_out(corpus, data, output, options) -> dict[int, int]:
     return held_out
 
 
-def _in_flight(data):
-    return 2 * (data['workers'] or cores()) + 2
-
-
-def _tokenizer(corpus, data, output, held_out):
+def _tokenizer(corpus, data, output, held_out, passes):
     """The tokenizer in output/tokenizer: there already, copied from the one named, or trained."""
     path = output / 'tokenizer'
-    if (path / 'tokenizer.json').exists():
+    if exists(path / 'tokenizer.json'):
         return load_tokenizer(path)
     if data['tokenizer']:
         load_tokenizer(data['tokenizer']).save(path)
     else:
+        sample = passes.sample(corpus, data, output, held_out)
         with process_pool(data['workers']) as pool:
-            sample = _sample(_read(corpus, held_out), data['tokenizer_sample_mb'] * 2**20)
-            texts = list(pool.map(standardise, sample, chunksize=64))
+            texts, progress = [], Progress(len(sample), 0, 'standardising', unit='excerpt', part=True)
+            for text in pool.map(standardise, sample, chunksize=64):
+                texts.append(text)
+                progress.update(len(texts))
+            progress.close()
             logging.info(
                 'learning a vocabulary of %s pieces from %.1f million characters',
                 f'{data["vocab_size"]:,}',
                 sum(map(len, texts)) / 1e6,
             )
             # In a worker, which gives its memory back when it ends.
-            pool.submit(_train, texts, data['vocab_size'], path).result()
+            with waiting('learning the vocabulary'):
+                pool.submit(_train, texts, data['vocab_size'], path).result()
     return load_tokenizer(path)
 
 
 def _train(texts, vocab_size, path):
     train_sentencepiece(texts, vocab_size).save(path)
-
-
-def _read(corpus, held_out):
-    """All blocks; shows how many of their bytes are read."""
-    done = 0
-    with contextlib.closing(Progress(corpus.size, 0, 'sampling', unit='B')) as progress:
-        for block in corpus.blocks(held_out):
-            yield block
-            done += block.size
-            progress.update(done)
-
-
-def _sample(blocks, characters):
-    """Excerpts of the training text: those with the lowest hashes, that many characters or all."""
-    heap, total = [], 0
-    for block in blocks:
-        begin = 0
-        while begin < len(block.text) and not block.held_out:
-            end = block.text.find('\n', begin + _EXCERPT) + 1 or len(block.text)
-            key = f'{block.name}\0{block.offset}\0{begin}'.encode(errors='surrogateescape')
-            rank = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), 'big')
-            heapq.heappush(heap, (-rank, block.text[begin:end]))
-            total += end - begin
-            while total - len(heap[0][1]) >= characters:
-                total -= len(heapq.heappop(heap)[1])
-            begin = end
-    return [text for _, text in sorted(heap, reverse=True)]
-
-
-def _encode_corpus(corpus, data, output, tokenizer, held_out):
-    """Encodes all text into shards, from the journal's position on; returns the number of its characters."""
-    writer = shards.ShardWriter(output, tokenizer.vocab_size, data['tokens_per_shard'])
-    position = writer.position or {'start': [0, 0], 'document': None, **Joint()._asdict(), 'characters': 0, 'bytes': 0}
-    end = np.array([tokenizer.end_id])
-    committed = time.monotonic()
-    with (
-        process_pool(data['workers']) as pool,
-        contextlib.closing(Progress(corpus.size, position['bytes'], 'encoding', unit='B')) as progress,
-    ):
-        blocks = corpus.blocks(held_out, tuple(position['start']))
-        encode = functools.partial(_encode, output / 'tokenizer')
-        for group in map_blocks(pool, encode, blocks, _in_flight(data), _TASK):
-            finished = False
-            for block, ids in group:
-                split = 'valid' if block.held_out else 'train'
-                if position['document'] != [block.document, split]:
-                    finished |= _end_document(writer, position, end)
-                    position |= {'document': [block.document, split], **Joint()._asdict()}
-                before = Joint(position['begun'], position['newline'])
-                ids, joint = join(before, block.text, ids, tokenizer.newline_id)
-                if joint.begun and not before.begun:
-                    writer.start_document(split)
-                finished |= writer.append(split, ids)
-                position |= joint._asdict()
-                position['start'] = [block.document, block.end]
-                position['characters'] += len(block.text)
-                position['bytes'] += block.size
-            if finished or time.monotonic() - committed > _COMMIT_SECONDS:
-                writer.commit(position)
-                committed = time.monotonic()
-            progress.update(position['bytes'])
-    _end_document(writer, position, end)
-    position |= {'start': [corpus.documents, 0], 'document': None}
-    if not writer.tokens['train']:
-        raise UserError(f'{corpus.uri}: There is no text to train on. Use another data.source.')
-    if data['held_out'] and not writer.tokens['valid']:
-        raise UserError(
-            f'{corpus.uri}: The text is too short to hold out {data["held_out"]} of it. Use more text, or '
-            'set data.held_out to 0.'
-        )
-    writer.commit(position)
-    writer.finish(tokenizer.fingerprint)
-    return position['characters']
-
-
-def _end_document(writer, position, end):
-    return position['document'] is not None and position['begun'] and writer.append(position['document'][1], end)
-
-
-def _encode(tokenizer, texts):
-    return _load_tokenizer(tokenizer).encode_batch(texts)
-
-
-@functools.cache
-def _load_tokenizer(path):
-    return load_tokenizer(path, threads=1)  # the processes already use all cores
 
 
 def _log_summary(prepared, seconds):

@@ -6,19 +6,31 @@ not finished. One that a version before 0.2 wrote also holds `train-starts.npy` 
 reads.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import os
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 
+from gpt1_jax.data.corpus.shard_index import (
+    COPY_AGAIN,
+    SPLITS,
+    dtype_of,
+    file_name,
+    read_index,
+    read_journal,
+    write_index,
+    write_journal,
+)
+from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import is_local, make_directory, write_atomically
-
-FORMAT_VERSION = 1
-SPLITS = ('train', 'valid')
-_COPY_AGAIN = 'Copy it again, or delete the folder and prepare it again.'
+from gpt1_jax.files import is_local, make_directory, patiently, size_of, write_atomically
+from gpt1_jax.progress import Progress
 
 
 class Split:
@@ -28,16 +40,16 @@ class Split:
       tokens: number of tokens. documents: number of documents.
     """
 
-    def __init__(self, directory: epath.Path, name: str, dtype: np.dtype, entry: dict):
+    def __init__(self, directory: epath.Path, name: str, vocab_size: int, entry: dict):
         self._directory = directory
         self._name = name
-        self._dtype = dtype
+        self._vocab_size, self._dtype = vocab_size, dtype_of(vocab_size)
         self._shards = entry['shards']
-        self._arrays = {}
+        self._arrays, self._open = {}, functools.lru_cache(256)(lambda path: open(path, 'rb', buffering=0))
         # Where each shard starts, and the end of the last one.
         self._bounds = np.cumsum([0] + [shard['tokens'] for shard in self._shards], dtype=np.int64)
-        self.tokens = int(entry['tokens'])
-        self.documents = int(entry['documents'])
+        self.tokens = entry['tokens']
+        self.documents = entry['documents']
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows [start, start + length) of tokens; windows may cross files.
@@ -56,30 +68,36 @@ class Split:
                 f'{starts.max()} are not within its {self.tokens} tokens.'
             )
         windows = np.empty((len(starts), length), self._dtype)
-        first = np.searchsorted(self._bounds, starts, 'right') - 1
-        last = np.searchsorted(self._bounds, starts + length - 1, 'right') - 1
-        for shard in np.unique(first):
-            rows = np.flatnonzero((first == shard) & (last == shard))
-            if len(rows):
-                views = np.lib.stride_tricks.sliding_window_view(self._array(shard), length)
-                windows[rows] = views[starts[rows] - self._bounds[shard]]
-        for row in np.flatnonzero(last > first):
-            pieces = []
-            for shard in range(first[row], last[row] + 1):
-                begin = starts[row] - self._bounds[shard]
-                pieces.append(self._array(shard)[max(0, begin) : begin + length])
-            windows[row] = np.concatenate(pieces)
+        shards = np.searchsorted(self._bounds, starts, 'right') - 1
+        for window, start, shard in zip(windows, starts.tolist(), shards.tolist()):
+            filled = 0
+            while filled < length:
+                first = start + filled - int(self._bounds[shard])
+                count = min(length - filled, self._shards[shard]['tokens'] - first)
+                window[filled : filled + count] = self._tokens(shard, first, count)
+                filled, shard = filled + count, shard + 1
         return windows
 
-    def _array(self, shard: int) -> np.ndarray:
-        """The tokens of one file: mapped where it is local, else read whole into memory, once."""
-        if shard not in self._arrays:
-            path = self._directory / self._shards[shard]['file']
-            if is_local(path):
-                self._arrays[shard] = np.memmap(path, self._dtype, 'r')
-            else:
+    def _tokens(self, shard: int, first: int, count: int) -> np.ndarray:
+        """Some tokens of one file. Not memory-mapped: an error of the disk would kill the process."""
+        path, size = self._directory / self._shards[shard]['file'], self._dtype.itemsize
+        if not is_local(path):  # read whole into memory, once
+            if shard not in self._arrays:
                 self._arrays[shard] = np.frombuffer(path.read_bytes(), self._dtype)
-        return self._arrays[shard]
+            return self._arrays[shard][first : first + count]
+
+        def read():
+            try:
+                return os.pread(self._open(os.fspath(path)).fileno(), count * size, first * size)
+            except OSError as error:
+                error.filename = os.fspath(path)
+                self._open.cache_clear()  # what a network file system has lost must be opened again
+                raise
+
+        tokens = np.frombuffer(patiently(read), self._dtype)
+        if len(tokens) != count:
+            raise UserError(f'{path}: The file has become shorter since the run began. {COPY_AGAIN}')
+        return tokens
 
     def check_sizes(self) -> None:
         """Raises UserError for a file that is missing or of another size than the index says."""
@@ -87,25 +105,31 @@ class Split:
             path = self._directory / shard['file']
             expected = shard['tokens'] * self._dtype.itemsize
             try:
-                size = path.stat().length
+                size = size_of(path)
             except FileNotFoundError as error:
-                raise UserError(f'{path}: The file is missing, though index.json lists it. {_COPY_AGAIN}') from error
+                raise UserError(f'{path}: The file is missing, though index.json lists it. {COPY_AGAIN}') from error
             if size != expected:
-                raise UserError(
-                    f'{path}: The file has {size:,} bytes where index.json says {expected:,}. {_COPY_AGAIN}'
-                )
+                raise UserError(f'{path}: The file has {size:,} bytes where index.json says {expected:,}. {COPY_AGAIN}')
 
-    def check_content(self) -> None:
-        """Raises UserError for a file that does not have the SHA-256 of the index."""
+    def check_content(self, tell: Callable[[int], None]) -> None:
+        """Raises UserError for a file that does not have the SHA-256 of the index, or a token beyond the vocabulary.
+
+        tell: is called with the number of tokens that were read, for each part of a file.
+        """
         for shard in self._shards:
             path = self._directory / shard['file']
-            digest = hashlib.sha256()
+            digest, highest = hashlib.sha256(), 0
             with path.open('rb') as file:
                 while chunk := file.read(2**22):
                     digest.update(chunk)
+                    highest = max(highest, int(np.frombuffer(chunk, self._dtype).max()))
+                    tell(len(chunk) // self._dtype.itemsize)
             if digest.hexdigest() != shard['sha256']:
+                raise UserError(f'{path}: The file is damaged (its SHA-256 is not the one in index.json). {COPY_AGAIN}')
+            if highest >= self._vocab_size:
                 raise UserError(
-                    f'{path}: The file is damaged (its SHA-256 is not the one in index.json). {_COPY_AGAIN}'
+                    f'{path}: The file has the token {highest:,}, but index.json says that there are only '
+                    f'{self._vocab_size:,} tokens. {COPY_AGAIN}'
                 )
 
 
@@ -128,64 +152,52 @@ class Shards:
 
     def verify(self) -> None:
         """Reads every file; raises UserError that names the first with other content than was written."""
-        for split in self.splits.values():
-            split.check_sizes()
-            split.check_content()
+        done = 0
+
+        def tell(tokens):
+            nonlocal done
+            done += tokens
+            progress.update(done)
+
+        total = sum(split.tokens for split in self.splits.values())
+        with contextlib.closing(Progress(total, 0, 'checking the shards', unit='token', part=True)) as progress:
+            for split in self.splits.values():
+                split.check_sizes()
+                split.check_content(tell)
 
 
 def load_shards(directory: epath.PathLike) -> Shards:
     """Opens a shard folder that `prepare` finished.
 
     Raises:
-      UserError: no index, an index of another format version, a missing or truncated file.
+      UserError: no index, an index of another format version, or one that contradicts itself, the sizes of the files or
+        the tokenizer beside them; a missing file.
     """
     directory = epath.Path(directory).expanduser()
-    try:
-        index = json.loads((directory / 'index.json').read_text())
-        version = index['format_version']
-        if version == FORMAT_VERSION:
-            dtype = np.dtype(index['dtype'])
-            splits = {name: Split(directory, name, dtype, entry) for name, entry in index['splits'].items()}
-            shards = Shards(
-                directory, index['tokenizer_fingerprint'], index['vocab_size'], index['preparation'], splits
-            )
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f'{directory}: The folder holds no prepared shards (no index.json). Run the task prepare with '
-            'this data.output, or, if a preparation was interrupted, run it again.'
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{directory}/index.json: The file is damaged. {_COPY_AGAIN}') from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f'{directory}/index.json: The file has format version {version}, and this program reads '
-            f'version {FORMAT_VERSION}. Prepare the corpus again.'
-        )
+    index = read_index(directory)
+    fingerprint, vocab_size = index['tokenizer_fingerprint'], index['vocab_size']
+    splits = {name: Split(directory, name, vocab_size, entry) for name, entry in index['splits'].items()}
     for split in splits.values():
         split.check_sizes()
-    return shards
+    if (directory / 'tokenizer').exists():
+        tokenizer = load_tokenizer(directory / 'tokenizer')
+        if (tokenizer.fingerprint, tokenizer.vocab_size) != (fingerprint, vocab_size):
+            raise UserError(
+                f'{directory}/tokenizer: This tokenizer has fingerprint {tokenizer.fingerprint} and '
+                f'{tokenizer.vocab_size:,} tokens, but index.json says {fingerprint} and {vocab_size:,}. {COPY_AGAIN}'
+            )
+    return Shards(directory, fingerprint, vocab_size, index['preparation'], splits)
 
 
 def shards_fingerprint(uri: str) -> str:
     """Tells the content of `shards:/path` from any other, wherever it lies; '' for another URI, or without an index."""
     scheme, _, path = uri.partition(':')
     try:
-        index = json.loads((epath.Path(path).expanduser() / 'index.json').read_text()) if scheme == 'shards' else {}
-        content = [index[name] for name in ('dtype', 'tokenizer_fingerprint', 'vocab_size', 'splits')]  # with checksums
-    except (OSError, ValueError, KeyError, TypeError):
-        return ''
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_journal(directory: epath.PathLike) -> dict | None:
-    """The journal of an unfinished folder, None where there is none. Raises UserError for a damaged one."""
-    path = epath.Path(directory) / 'journal' / 'journal.json'
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise UserError(f'{path}: The file is damaged. Delete {directory} and prepare it again.') from error
+        index = read_index(epath.Path(path).expanduser()) if scheme == 'shards' else {}
+    except (OSError, UserError):
+        index = {}
+    content = [index[name] for name in ('dtype', 'tokenizer_fingerprint', 'vocab_size', 'splits') if index]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16] if index else ''
 
 
 def remove_journal(directory: epath.PathLike) -> None:
@@ -208,7 +220,7 @@ def start_journal(directory: epath.PathLike, preparation: dict) -> None:
         'documents': zero,
         'shards': {split: [] for split in SPLITS},
     }
-    write_atomically(directory / 'journal' / 'journal.json', [json.dumps(journal).encode()])
+    write_journal(directory, journal)
 
 
 class ShardWriter:
@@ -224,20 +236,19 @@ class ShardWriter:
     """
 
     def __init__(self, directory: epath.PathLike, vocab_size: int, tokens_per_shard: int):
-        """Resumes from the journal of `directory`."""
+        """Resumes from the journal of `directory`. Raises UserError if that is damaged."""
         self._directory = epath.Path(directory)
         self._journal = self._directory / 'journal'
         self._state = read_journal(directory)
         self._vocab_size = vocab_size
-        self._dtype = np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
+        self._dtype = dtype_of(vocab_size)
         self._buffers = {split: np.empty(tokens_per_shard, self._dtype) for split in SPLITS}
         self.position = self._state['position']
         self.tokens = self._state['tokens']
         self.documents = self._state['documents']
         for split in SPLITS:
             if filled := self._filled(split):
-                pending = self._pending(split, self._state['generation']).read_bytes()
-                self._buffers[split][:filled] = np.frombuffer(pending, self._dtype)
+                self._buffers[split][:filled] = self._read_pending(split, filled)
 
     def start_document(self, split: str) -> None:
         """The next token of the split is the first of a document."""
@@ -260,35 +271,29 @@ class ShardWriter:
     def commit(self, position: object) -> None:
         """Makes all so far safe. position: JSON types, where in the input to resume from here."""
         self._state['generation'] += 1
+        self._state['pending'] = {}
         generation = self._state['generation']
         for split in SPLITS:
             if filled := self._filled(split):
-                write_atomically(self._pending(split, generation), [self._buffers[split][:filled]])
+                pending = self._buffers[split][:filled]
+                write_atomically(self._pending(split, generation), [pending])
+                self._state['pending'][split] = hashlib.sha256(pending).hexdigest()
         self.position = self._state['position'] = position
-        write_atomically(self._journal / 'journal.json', [json.dumps(self._state).encode()])
+        write_journal(self._directory, self._state)
         for split in SPLITS:
             self._pending(split, generation - 1).unlink(missing_ok=True)
 
-    def finish(self, tokenizer_fingerprint: str) -> None:
-        """Writes the last shards and index.json; `commit` everything before."""
+    def finish(self, tokenizer_fingerprint: str) -> dict:
+        """Writes the last shards and index.json; `commit` everything before. Returns the index's entries, by split."""
         for split in SPLITS:
             if filled := self._filled(split):
                 self._write_shard(split, self._buffers[split][:filled])
         splits = {
-            split: {name: self._state[name][split] for name in ('tokens', 'documents', 'shards')}
-            for split in SPLITS
-            if self.tokens[split]
+            split: {name: self._state[name][split] for name in ('tokens', 'documents', 'shards')} for split in SPLITS
         }
-        index = {
-            'format_version': FORMAT_VERSION,
-            'dtype': self._dtype.str,
-            'tokenizer_fingerprint': tokenizer_fingerprint,
-            'vocab_size': self._vocab_size,
-            'preparation': self._state['preparation'],
-            'splits': splits,
-        }
-        write_atomically(self._directory / 'index.json', [json.dumps(index, indent=1).encode() + b'\n'])
+        write_index(self._directory, self._state['preparation'], self._vocab_size, tokenizer_fingerprint, splits)
         remove_journal(self._directory)
+        return splits
 
     def _filled(self, split: str) -> int:
         return self.tokens[split] - sum(shard['tokens'] for shard in self._state['shards'][split])
@@ -296,8 +301,21 @@ class ShardWriter:
     def _pending(self, split: str, generation: int) -> epath.Path:
         return self._journal / f'{split}-pending-{generation}.bin'
 
+    def _read_pending(self, split, filled):
+        path = self._pending(split, self._state['generation'])
+        data = path.read_bytes() if path.exists() else b''
+        kept = self._state.get('pending', {}).get(split)  # an earlier version wrote none
+        if len(data) != filled * self._dtype.itemsize or kept not in (None, hashlib.sha256(data).hexdigest()):
+            raise UserError(f'{path}: The file is damaged. Delete {self._directory} and prepare it again.')
+        return np.frombuffer(data, self._dtype)
+
     def _write_shard(self, split: str, ids: np.ndarray) -> None:
         shards = self._state['shards'][split]
-        file = f'{split}-{len(shards):05d}.bin'
-        write_atomically(self._directory / file, [ids])
-        shards.append({'file': file, 'tokens': len(ids), 'sha256': hashlib.sha256(ids).hexdigest()})
+        shards.append(write_shard(self._directory, split, len(shards), ids))
+
+
+def write_shard(directory: epath.Path, split: str, number: int, ids: np.ndarray) -> dict:
+    """Writes a file of a split, the one of this number; returns its entry in the index."""
+    file = file_name(split, number)
+    write_atomically(directory / file, [ids])
+    return {'file': file, 'tokens': len(ids), 'sha256': hashlib.sha256(ids).hexdigest()}

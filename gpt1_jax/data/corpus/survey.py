@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from gpt1_jax.data.corpus import duplicates
-from gpt1_jax.data.corpus.documents import Corpus, Findings, map_blocks
+from gpt1_jax.data.corpus.documents import Block, Corpus, Findings, map_blocks
 from gpt1_jax.errors import UserError
 from gpt1_jax.progress import Progress
 
@@ -35,6 +36,28 @@ class Survey(NamedTuple):
     groups: np.ndarray
 
 
+class Facts(NamedTuple):
+    """What is kept of documents in a row: of a corpus, or of a part of one.
+
+    Attributes:
+      sizes, has_text, contents: bytes of the text, whether there is any, and a hash of it; int64, bool and uint64
+        [documents].
+      owners, paragraphs: a document and the hash of one of its paragraphs, int64 and uint64 [n].
+      problems: sentences on documents that cannot be read.
+      unmarked: documents that `strip_gutenberg` left as they are.
+      nuls: names of documents with NUL characters.
+    """
+
+    sizes: np.ndarray
+    has_text: np.ndarray
+    contents: np.ndarray
+    owners: np.ndarray
+    paragraphs: np.ndarray
+    problems: list[str]
+    unmarked: int
+    nuls: list[str]
+
+
 def survey(corpus: Corpus, pool: Executor, in_flight: int) -> Survey:
     """Reads all text in a pool of processes, and logs what it finds.
 
@@ -43,14 +66,35 @@ def survey(corpus: Corpus, pool: Executor, in_flight: int) -> Survey:
     Raises:
       UserError: there is no text, or files that cannot be read: it names all of them.
     """
-    found, nuls, done = Findings(dict.fromkeys(corpus.problems)), [], 0
+    work = functools.partial(_fingerprints, paragraph_limit(corpus))
+    return conclude(corpus, gather(corpus, lambda blocks: map_blocks(pool, work, blocks, in_flight, _TASK)))
+
+
+def gather_here(corpus: Corpus, limit: int) -> Facts:
+    """The facts of a part of a corpus, in this process alone. limit: the `paragraph_limit` of the whole."""
+    read = lambda blocks: ([(block, duplicates.fingerprint(block.text, limit))] for block in blocks)
+    return gather(corpus, read, show=False)
+
+
+def paragraph_limit(corpus: Corpus) -> int:
+    """Hashes of paragraphs that are not below it are left out: memory then does not grow with the corpus."""
+    return min(2**64, 2**64 * _PARAGRAPHS_OF // max(1, corpus.size))
+
+
+def _fingerprints(limit, texts):
+    return [duplicates.fingerprint(text, limit) for text in texts]
+
+
+def gather(
+    corpus: Corpus, read: Callable[[Iterable[Block]], Iterator[list[tuple[Block, duplicates.Print]]]], show: bool = True
+) -> Facts:
+    """Reads all text. read: makes of the blocks groups of them with their fingerprints, in their order."""
+    found, nuls, done = Findings(), [], 0
     sizes, contents = np.zeros(corpus.documents, np.int64), np.zeros(corpus.documents, np.uint64)
     has_text = np.zeros(corpus.documents, bool)
     owners, paragraphs = array.array('q'), array.array('Q')
-    limit = min(2**64, 2**64 * _PARAGRAPHS_OF // max(1, corpus.size))
-    with contextlib.closing(Progress(corpus.size, 0, 'checking', unit='B')) as progress:
-        work = functools.partial(_fingerprints, limit)
-        for group in map_blocks(pool, work, corpus.blocks(found=found), in_flight, _TASK):
+    with contextlib.closing(Progress(corpus.size, 0, 'checking', unit='B', show=show)) as progress:
+        for group in read(corpus.blocks(found=found)):
             for block, (content, of_block) in group:
                 index = block.document
                 sizes[index] += block.end - block.offset
@@ -63,14 +107,26 @@ def survey(corpus: Corpus, pool: Executor, in_flight: int) -> Survey:
                     nuls.append(block.name)
                 done += block.size
             progress.update(done)
-    _check(corpus.uri, found.problems, has_text)
-    groups = duplicates.group(contents, np.asarray(owners), np.asarray(paragraphs))
-    _log(corpus, has_text, groups, nuls, found.unmarked)
-    return Survey(np.where(has_text, sizes, 0), groups)
+    owners, paragraphs = np.asarray(owners), np.asarray(paragraphs)
+    return Facts(sizes, has_text, contents, owners, paragraphs, list(found.problems), found.unmarked, nuls)
 
 
-def _fingerprints(limit, texts):
-    return [duplicates.fingerprint(text, limit) for text in texts]
+def together(parts: Iterable[Facts]) -> Facts:
+    """The facts of a corpus from those of its parts, in their order."""
+    parts = list(parts)
+    firsts = itertools.accumulate((len(part.sizes) for part in parts), initial=0)
+    parts = [part._replace(owners=part.owners + first) for part, first in zip(parts, firsts)]
+    columns = list(zip(*parts))
+    lists = [list(itertools.chain(*columns[i])) for i in (5, 7)]
+    return Facts(*map(np.concatenate, columns[:5]), lists[0], sum(columns[6]), lists[1])
+
+
+def conclude(corpus: Corpus, facts: Facts) -> Survey:
+    """What the facts of all its documents say of a corpus, which is logged. Raises UserError as `survey`."""
+    _check(corpus.uri, dict.fromkeys([*corpus.problems, *facts.problems]), facts.has_text)
+    groups = duplicates.group(facts.contents, facts.owners, facts.paragraphs)
+    _log(corpus, facts, groups)
+    return Survey(np.where(facts.has_text, facts.sizes, 0), groups)
 
 
 def _check(uri, problems, has_text):
@@ -84,7 +140,8 @@ def _check(uri, problems, has_text):
         raise UserError(f'{uri}: Its {len(has_text):,} documents hold nothing but white space. Name another source.')
 
 
-def _log(corpus, has_text, groups, nuls, unmarked):
+def _log(corpus, facts, groups):
+    has_text, nuls, unmarked = facts.has_text, facts.nuls, facts.unmarked
     of_all = f'of {corpus.documents:,} documents'
     if empty := int(np.sum(~has_text)):
         logging.info('%s: without text: %s %s', corpus.uri, f'{empty:,}', of_all)

@@ -1,12 +1,13 @@
 """Running text in files: which files of a folder are read, and which are left out."""
 
 import collections
+import dataclasses
 import functools
 import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from etils import epath
@@ -40,10 +41,10 @@ def open_text(location: str, text_column: str = '') -> Corpus:
     root, paths = _find(location, left_out, problems)
     names = {path.relative_to(root).as_posix(): path for path in paths}
     paths = dict(sorted(names.items()))
-    parts = {}
+    parts, unpacked = {}, collections.defaultdict(list)  # of an archive: what lies beside it
     for name, path in paths.items():
         try:
-            if (part := _part(name, path, paths, text_column, left_out)) and part.documents:
+            if (part := _part(name, path, paths, text_column, left_out, unpacked[name])) and part.documents:
                 parts[name] = part
         except DocumentError as error:
             problems.append(str(error))
@@ -52,7 +53,40 @@ def open_text(location: str, text_column: str = '') -> Corpus:
             f'text:{location}: There is no text. Name a folder with files .txt, .txt.gz, .zip, .jsonl or .parquet, a '
             f'glob or a file{_in_words(left_out, " (left out: {})")}.'
         )
+    return dataclasses.replace(
+        _corpus(location, paths, parts),
+        left_out=_in_words(left_out, '{}'),
+        problems=tuple(problems),
+        parts=lambda: (
+            dict(
+                name=name,
+                path=os.path.abspath(paths[name]) if is_local(paths[name]) else os.fspath(paths[name]),
+                documents=part.documents,
+                size=part.size,
+                text_column=text_column,
+                unpacked=unpacked.get(name, []),
+            )
+            for name, part in parts.items()
+        ),
+    )
 
+
+def reopen_text(location: str, files: Sequence[Mapping]) -> Corpus:
+    """Opens files that another process has found in text:LOCATION: some of `Corpus.parts`.
+
+    Raises UserError: one cannot be read, or has changed.
+    """
+    paths, parts = {file['name']: epath.Path(file['path']) for file in files}, {}
+    for file in files:
+        name, path = file['name'], paths[file['name']]
+        part = _part(name, path, file['unpacked'], file['text_column'], collections.Counter(), [])
+        if part is None or (part.documents, part.size) != (file['documents'], file['size']):
+            raise DocumentError(f'{path}: The file has changed since the run began. Run the same command again.')
+        parts[name] = part
+    return _corpus(location, paths, parts)
+
+
+def _corpus(location, paths, parts):
     def files(first: int) -> Iterator[BinaryIO]:
         for part in parts.values():
             if first < part.documents:
@@ -76,8 +110,6 @@ def open_text(location: str, text_column: str = '') -> Corpus:
         fingerprint(list(parts), [part.size for part in parts.values()]),
         lambda: (name for part in parts.values() for name in part.names()),
         files,
-        left_out=_in_words(left_out, '{}'),
-        problems=tuple(problems),
         convert=convert,
     )
 
@@ -125,8 +157,8 @@ def _walk(root, left_out, problems):
                     yield epath.Path(folder) / name
 
 
-def _part(name, path, paths, text_column, left_out) -> Part | None:
-    """The documents of a file; None if none is left."""
+def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
+    """The documents of a file; None if none is left. To `unpacked` go those of `paths` that are members of it."""
     suffixes = name.lower()
     if is_local(path) and not stat.S_ISREG(os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG):
         raise DocumentError(f'{path}: This is no ordinary file. Move it away.')
@@ -142,9 +174,10 @@ def _part(name, path, paths, text_column, left_out) -> Part | None:
 
     def wanted(member: str) -> bool:
         kind = next(filter(None, map(_unwanted, member.split('/'))), '') or _other_kind(member, _TEXTS)
-        beside = os.path.join(os.path.dirname(name), member), os.path.join(name[: -len('.zip')], member)
-        if not kind and any(place in paths for place in beside):
+        places = os.path.join(os.path.dirname(name), member), os.path.join(name[: -len('.zip')], member)
+        if not kind and (there := [place for place in places if place in paths]):
             kind = 'member of a .zip that is there unpacked'
+            unpacked.extend(there)
         return not _counted(left_out, kind)
 
     return zip_part(name, path, wanted)

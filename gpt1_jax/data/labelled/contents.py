@@ -11,6 +11,8 @@ from absl import logging
 from gpt1_jax.encodings import conversion
 from gpt1_jax.errors import UserError
 
+_UNPACKED = 2**28  # bytes that any gzip file may hold, and a larger one
+_RATIO = 100  # times its size
 _MARKS = {  # the longer first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: 'UTF-32',
     codecs.BOM_UTF32_BE: 'UTF-32',
@@ -28,7 +30,7 @@ def read(path) -> bytes:
     try:
         data = path.read_bytes()
         if path.name.lower().endswith('.gz') or data.startswith(b'\x1f\x8b'):
-            data = gzip.decompress(data)
+            data = _unpacked(path, data)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f'{path}: This is not a complete gzip file ({error}). Make or copy it again.') from error
     except OSError as error:
@@ -53,6 +55,18 @@ def read(path) -> bytes:
         command = conversion(path, encoding)
         raise UserError(f'{path}: The file looks like {encoding}. Convert it with  {command}  and start again.')
     return data
+
+
+def _unpacked(path, data: bytes) -> bytes:
+    """What a gzip file holds. Raises UserError if that is far more than of any text: it could fill the memory."""
+    most = max(_UNPACKED, _RATIO * len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        unpacked = file.read(most + 1)
+    if len(unpacked) > most:
+        raise UserError(
+            f'{path}: The {len(data):,} bytes unpack to more than {most:,}, as no text does. Unpack the file yourself.'
+        )
+    return unpacked
 
 
 def lines(path, data: bytes) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Examples -> token sequences, "traversal-style" (Radford et al. 2018, section 3.3 and Figure 1)."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -15,9 +17,10 @@ from gpt1_jax.data.labelled.token_folder import read_tokens
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import package_version
+from gpt1_jax.progress import Progress, waiting
 
 ENCODING_VERSION = 1  # raise it with every change of what a text becomes, here or in a tokenizer: a cache key
-_TEXTS_AT_ONCE, _EXAMPLES_AT_ONCE = 10_000, 1000  # so that temporary arrays stay small
+_TEXTS_AT_ONCE, _EXAMPLES_AT_ONCE = 2000, 1000  # so that temporary arrays stay small
 
 
 def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Tokenizer, n_positions: int) -> Encoded:
@@ -35,7 +38,8 @@ def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Toke
         )
         encoded = encoded if limit is None else encoded.take(np.arange(min(limit, len(encoded.ids))))
     else:
-        examples = load_examples(dataset, data.source, split, limit, data.download)
+        with waiting(f'reading {dataset.name}, {split}'):
+            examples = load_examples(dataset, data.source, split, limit, data.download)
         encoded = encode(dataset, examples, tokenizer, max_length, data.rule or None, cache=data.cache)
     if encoded.cut_sequences:
         logging.warning(
@@ -96,6 +100,14 @@ def encode(
     )
 
 
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:
+    """The tokens of the texts, int32 [length] each, some thousand texts at a time; shows how far it is."""
+    with contextlib.closing(Progress(len(texts), 0, 'encoding', unit='text', part=True)) as progress:
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            progress.update(first)
+            yield tokenizer.encode_batch(texts[first : first + _TEXTS_AT_ONCE])
+
+
 def _distinct(dataset, examples) -> tuple[list[str], list[np.ndarray]]:
     """The distinct texts, and for each field which of them it holds: [n, 1], of choices [n, S].
 
@@ -132,8 +144,7 @@ def _sequences(kind, rule, texts, columns, tokenizer, max_length) -> tuple[Seque
     special = tokenizer.start_id, tokenizer.delimiter_id, tokenizer.extract_id  # the highest ids
     dtype = np.uint16 if max(special) < 2**16 else np.int32
     pool, text_lengths = [np.array(special, dtype)], []
-    for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        ids = tokenizer.encode_batch(texts[first : first + _TEXTS_AT_ONCE])
+    for ids in encode_texts(texts, tokenizer):
         text_lengths += map(len, ids)
         pool.append(np.concatenate(ids).astype(dtype))
     pool = np.concatenate(pool)

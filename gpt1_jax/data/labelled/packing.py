@@ -66,6 +66,11 @@ class FinetuningBatches:
     ):
         if encoded.labels is None:
             raise UserError('data.source: The train split has no labels. Name a source that has them.')
+        if accumulation > batch_size:
+            raise UserError(
+                f'optimizer.accumulation: {accumulation} micro-batches are more than the {batch_size} examples of a '
+                'batch. Lower it, or raise data.batch_size.'
+            )
         if len(encoded.sequences) < batch_size:
             raise UserError(
                 f'data.batch_size: {batch_size} is more than the {len(encoded.sequences)} training examples. Lower it, '

@@ -8,8 +8,8 @@ from etils import epath
 from gpt1_jax.data import hub_layout
 from gpt1_jax.data.labelled import contents, hub_sets, originals, saved_sets, split_files, table_files
 from gpt1_jax.data.labelled.registry import Dataset
-from gpt1_jax.data.labelled.values import parse_json
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import parse_json
 
 
 def file_entries(directory: str, split: str, dataset: Dataset) -> Iterator[tuple[str, dict]]:

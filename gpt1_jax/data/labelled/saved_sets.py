@@ -1,6 +1,5 @@
 """Folders that `datasets` of Hugging Face wrote with save_to_disk -> entries."""
 
-import json
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -9,14 +8,14 @@ from gpt1_jax.data import parquet
 from gpt1_jax.data.labelled import hub_sets
 from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package
+from gpt1_jax.files import import_package, parse_json
 
 
 def files(folder: epath.Path) -> list[epath.Path]:
     """The .arrow files of a split's folder, in order; none if there are none. Raises UserError if some are missing."""
     there = {path.name: path for path in sorted(folder.glob('*.arrow')) if not path.name.startswith('cache-')}
     try:
-        state = json.loads((folder / 'state.json').read_bytes())
+        state = parse_json((folder / 'state.json').read_bytes())
         names = [file['filename'] for file in state['_data_files']]
         chosen = state.get('_indices_data_files')
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

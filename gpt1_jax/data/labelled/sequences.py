@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from gpt1_jax.array_files import load_npy
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Encoded:
 # lengths.npy, lost.npy (int32 [n, S]; what max_length cost each sequence) and checksums.json. A rename makes it appear
 # whole.
 
+_ARRAYS = ('tokens', 'lengths', 'lost')
+
 
 def cache_folder(path: str) -> pathlib.Path | None:
     """The folder that `data.cache` names: '' is gpt1_jax in the user's cache, 'off' none.
@@ -115,13 +119,13 @@ def load_copy(folder: pathlib.Path, fingerprint: str) -> tuple[Sequences, np.nda
     if not copy.is_dir():
         return None
     try:
-        checksums = json.loads((copy / 'checksums.json').read_text())
+        checksums = read_json(copy / 'checksums.json', dict.fromkeys(_ARRAYS, int))
         arrays = {}
-        for name in ('tokens', 'lengths', 'lost'):
-            arrays[name] = np.load(copy / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+        for name in _ARRAYS:
+            arrays[name] = load_npy(copy / f'{name}.npy')
             if zlib.crc32(np.ascontiguousarray(arrays[name])) != checksums[name]:
                 raise ValueError(f'{name}.npy has another checksum')
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, UserError) as error:
         logging.warning('%s: This copy is damaged (%s). It is made again.', copy, error)
         return None
     return Sequences.end_to_end(arrays['tokens'], np.array(arrays['lengths'])), np.array(arrays['lost'])

@@ -7,17 +7,21 @@ written last, names the data set and the tokenizer.
 
 import hashlib
 import io
-import json
 import os
+import re
 
 import numpy as np
 from etils import epath
 
+from gpt1_jax.array_files import load_npz
 from gpt1_jax.data.labelled.sequences import Encoded, Sequences
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import make_directory, write_atomically, write_json
+from gpt1_jax.files import check_form, make_directory, read_json, write_atomically, write_json
 
 FORMAT_VERSION = 1
+_AGAIN = 'Copy the folder again.'
+_SPLIT = {'sha256': str, 'examples': int, 'cut_sequences': int, 'cut_tokens': int}
+_FORM = {'dataset': str, 'tokenizer_fingerprint': str, 'rule': str, 'splits': {str: _SPLIT}}
 
 
 def write_tokens(
@@ -108,11 +112,12 @@ def read_tokens(
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry['sha256']:
             raise ValueError('its SHA-256 is not the one in index.json')
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = load_npz(data)
+        if fault := _misfit(arrays, entry['examples']):
+            raise ValueError(fault)
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: The file cannot be read ({error}). Copy it again.') from error
-    longest = int(arrays['lengths'].max())
+    longest = int(arrays['lengths'].max(initial=0))
     if longest > max_length:
         raise UserError(
             f'{path}: The longest sequence has {longest} tokens, but this run takes {max_length}. Make the '
@@ -132,17 +137,36 @@ def read_tokens(
 def _read_index(directory: epath.Path) -> dict:
     path = directory / 'index.json'
     try:
-        index = json.loads(path.read_text())
-        if index['format_version'] != FORMAT_VERSION:
-            raise UserError(
-                f'{path}: The format version is {index["format_version"]!r}, but this program reads '
-                f'{FORMAT_VERSION}. Make the folder again from the text.'
-            )
-        return index
+        index = read_json(path, {'format_version': object}, _AGAIN)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f'{directory}: There is no index.json, so this folder holds no tokens. Name the folder of one '
             'data set that python -m benchmarks.accelerator --unpack made.'
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: The file is damaged ({error}). Copy the folder again.') from error
+    if index['format_version'] != FORMAT_VERSION:
+        raise UserError(
+            f'{path}: The format version is {index["format_version"]!r}, but this program reads '
+            f'{FORMAT_VERSION}. Make the folder again from the text.'
+        )
+    check_form(path, index, _FORM, _AGAIN)
+    for split in index['splits']:
+        if not re.fullmatch(r'\w+', split):  # it becomes a part of paths
+            raise UserError(f'{path}: The file is damaged ({split!r} is no name of a split). {_AGAIN}')
+    return index
+
+
+def _misfit(arrays, examples) -> str:
+    """Which of the arrays is not one that `write_tokens` writes, in words; '' if all are."""
+    if missing := {'tokens', 'lengths', 'ids'} - arrays.keys():
+        return f'it has no {min(missing)}'
+    tokens, lengths = arrays['tokens'], arrays['lengths']
+    if tokens.dtype.kind not in 'iu' or lengths.dtype.kind not in 'iu' or (tokens.ndim, lengths.ndim) != (1, 2):
+        return 'its tokens are no sequences'
+    if lengths.min(initial=0) < 0 or tokens.min(initial=0) < 0 or lengths.sum() != len(tokens):
+        return 'its lengths are not those of its tokens'
+    if not all(isinstance(one, str) and one.isprintable() for one in arrays['ids'].tolist()):
+        return 'its ids are not those of examples'
+    of_examples = {name: array for name, array in arrays.items() if name != 'tokens'}
+    if wrong := [name for name, array in of_examples.items() if len(np.atleast_1d(array)) != examples]:
+        return f'its {wrong[0]} are not those of {examples} examples'
+    return ''

@@ -1,13 +1,12 @@
-"""What an entry must have, and its values: texts, lists, JSON."""
+"""What an entry must have, and its values: texts, lists."""
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import parse_json
 
 _LONGEST, _MOST = 40, 20  # characters of a name, and names, in a message
-_DEEPEST = 100  # lists in lists; what reads them further calls itself for each
 
 
 def require(where: str, entry: dict, names: Sequence[str]) -> None:
@@ -50,35 +49,3 @@ def to_list(value, where: str) -> list:
     if not isinstance(value, list):
         raise UserError(f'{where}: The value is not a list. Write ["first", "second"].')
     return value
-
-
-def parse_json(text: str):
-    """The value of a JSON text. Raises ValueError if it is none, if one key has two values, or if it nests deeper than
-    any entry does."""
-    try:
-        value = _DECODER.decode(text)
-    except RecursionError:
-        raise ValueError('it is nested too deeply') from None
-    if text.count('[') + text.count('{') < _DEEPEST:
-        return value
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, list | dict)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return value
-    raise ValueError('it is nested too deeply')
-
-
-def _with_keys_once(pairs: list[tuple]) -> dict:
-    value = dict(pairs)
-    if len(value) < len(pairs) and any(value[key] != one for key, one in pairs):  # two entries ran into one another
-        raise ValueError('an object has two values of one key')
-    return value
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_with_keys_once)

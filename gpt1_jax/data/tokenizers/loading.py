@@ -1,14 +1,14 @@
 """A tokenizer from the folder that holds it."""
 
-import json
-
 from etils import epath
 
 from gpt1_jax.data.tokenizers.openai_bpe import OpenAITokenizer, load_openai
 from gpt1_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer, load_sentencepiece
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import check_form, read_json
 
 Tokenizer = SentencePieceTokenizer | OpenAITokenizer
+_AGAIN = 'Prepare the tokenizer again.'
 
 
 def load_tokenizer(directory: epath.PathLike, threads: int = -1) -> Tokenizer:
@@ -33,11 +33,10 @@ def load_tokenizer(directory: epath.PathLike, threads: int = -1) -> Tokenizer:
 def _read_description(path: epath.Path) -> tuple[str, str | None]:
     """Kind and fingerprint of a tokenizer; a folder that `save` did not write can only be the release's kind."""
     try:
-        description = json.loads(path.read_bytes())
-        if 'model' in description:  # Hugging Face's file of the same name
-            return 'openai', None
-        return description['kind'], description['fingerprint']
+        description = read_json(path, dict, _AGAIN)
     except (FileNotFoundError, NotADirectoryError):
         return 'openai', None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: The file is damaged. Prepare the tokenizer again.') from error
+    if 'model' in description:  # Hugging Face's file of the same name
+        return 'openai', None
+    check_form(path, description, {'kind': str, 'fingerprint': str}, _AGAIN)
+    return description['kind'], description['fingerprint']

@@ -14,7 +14,7 @@ from etils import epath
 
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package, make_directory, write_atomically
+from gpt1_jax.files import check_file, import_package, make_directory, read_json, write_atomically
 
 RELEASE_NAMES = ('encoder_bpe_40000.json', 'vocab_40000.bpe')
 HUGGING_FACE_NAMES = ('vocab.json', 'merges.txt')
@@ -179,19 +179,12 @@ def _find_files(directory: epath.Path) -> tuple[epath.Path, epath.Path]:
 
 
 def _read_vocabulary(path: epath.Path) -> dict[str, int]:
-    return _checked_vocabulary(path, _read_json(path))
-
-
-def _read_json(path: epath.Path) -> object:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f'{path}: The file is damaged, it is not JSON ({error}). Copy it again.') from error
+    return _checked_vocabulary(path, read_json(path, object, 'Copy it again.'))
 
 
 def _read_both(path: epath.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of the library tokenizers' one file. Merges are pairs, or strings in older files."""
-    description = _read_json(path)
+    description = read_json(path, object, 'Copy it again.')
     model = description.get('model') if isinstance(description, dict) else None
     if not isinstance(model, dict) or any(model.get(name) != value for name, value in _MODEL.items()):
         raise UserError(
@@ -224,6 +217,7 @@ def _checked_vocabulary(path: epath.Path, vocabulary) -> dict[str, int]:
 
 def _read_merges(path: epath.Path) -> list[tuple[str, str]]:
     try:
+        check_file(path)
         header, *lines = path.read_bytes().decode().removesuffix('\n').split('\n')
     except UnicodeDecodeError as error:
         raise UserError(f'{path}: The file is damaged, it is not UTF-8 ({error}). Copy it again.') from error

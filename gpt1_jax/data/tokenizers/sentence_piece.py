@@ -13,7 +13,7 @@ from etils import epath
 
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import make_directory, write_atomically
+from gpt1_jax.files import check_file, make_directory, write_atomically
 
 
 class SentencePieceTokenizer:
@@ -122,6 +122,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
 def load_sentencepiece(directory: epath.Path, fingerprint: str, threads: int) -> SentencePieceTokenizer:
     """Loads tokenizer.model. Raises UserError if it is missing, or has another fingerprint."""
     try:
+        check_file(directory / 'tokenizer.model')
         model = (directory / 'tokenizer.model').read_bytes()
     except FileNotFoundError as error:
         raise UserError(

@@ -1,0 +1,45 @@
+"""Files of NumPy, read without pickles and in bounded memory; whatever a damaged one makes NumPy raise is one type."""
+
+import io
+import os
+import warnings
+import zipfile
+
+import numpy as np
+
+from gpt1_jax.files import check_file
+
+_MOST = 2**26  # bytes that any .npz may unpack to
+_RATIO = 100  # times its size that a larger one may: arrays of floats and of tokens shrink less than tenfold
+
+
+def load_npy(path: os.PathLike) -> np.ndarray:
+    """The array of a .npy file, memory-mapped. Raises ValueError where it is damaged, OSError where there is none,
+    UserError for a pipe or a device."""
+    check_file(path)
+    return _loaded(lambda: np.load(path, mmap_mode='r', allow_pickle=False))
+
+
+def load_npz(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file with this content. Raises ValueError where it is damaged, or unpacks to too much."""
+
+    def load():
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > max(_MOST, _RATIO * len(data)):
+            raise ValueError(f'it would unpack from {len(data):,} to {unpacked:,} bytes')
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return dict(file)
+
+    return _loaded(load)
+
+
+def _loaded(load):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # of a header that it corrects, instead of reading it
+            return load()
+    except OSError:
+        raise
+    except Exception as error:  # of many types: NumPy reads headers as Python's literals, with Python's tokenizer
+        raise ValueError(' '.join(f'{type(error).__name__}: {error}'.split())[:200]) from error

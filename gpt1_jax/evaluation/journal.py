@@ -1,0 +1,215 @@
+"""Long evaluations, batch by batch: with progress, an end at the next batch when told to stop, and a journal.
+
+What a batch gives depends on the model, the computation and the batch. So the journal keeps it under a checksum of all
+three, and an evaluation that was stopped or killed goes on with the same bits, whatever has changed since.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+import gpt1_jax
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped
+from gpt1_jax.files import exists, patiently, write_atomically
+from gpt1_jax.model.classifier import Classifier
+from gpt1_jax.progress import Progress, waiting
+from gpt1_jax.training import checksums
+from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.training.preemption import PreemptionGuard
+
+_SECONDS = 10  # between two writings of a journal, or
+_TIMES = 20  # times what the last one took, if that is more
+
+
+class Journal:
+    """What the finished batches of an evaluation gave, float32 arrays by the key of a series of batches, in one file.
+
+    The file begins with the SHA-256 of its content; a damaged one counts for nothing. Process 0 reads it for all, and
+    writes it.
+    """
+
+    def __init__(self, path: epath.Path):
+        self._path, self._written, self._took = path, time.monotonic(), 0.0
+        self._series = self._parse(_from_writer(self._read))
+
+    def finished(self, key: str) -> list[np.ndarray]:
+        """What the first batches of a series gave, in order."""
+        return [np.array(result, np.float32) for result in self._series.get(key, ())]
+
+    def add(self, key: str, result: np.ndarray) -> None:
+        """Adds what the next batch of a series gave; writes now and then."""
+        self._series.setdefault(key, []).append(result.tolist())
+        if time.monotonic() - self._written > max(_SECONDS, _TIMES * self._took):
+            self.write()
+
+    def write(self) -> None:
+        """Raises UserError where that is impossible."""
+        began = time.monotonic()
+        if is_writer():
+            content = json.dumps(self._series).encode()
+            write_atomically(self._path, [f'{hashlib.sha256(content).hexdigest()}\n'.encode(), content])
+        self._written = time.monotonic()
+        self._took = self._written - began
+
+    def remove(self) -> None:
+        """Forgets all, and deletes the file, if there is one."""
+        self._series = {}
+        if is_writer():
+            self._path.unlink(missing_ok=True)
+
+    def _read(self):
+        return patiently(self._path.read_bytes) if exists(self._path) else b''
+
+    def _parse(self, data):
+        checksum, _, content = data.partition(b'\n')
+        if not data:
+            return {}
+        if hashlib.sha256(content).hexdigest().encode() != checksum:
+            logging.warning('%s: The file is damaged. The evaluation begins again.', self._path)
+            return {}
+        return json.loads(content)
+
+
+def _from_writer(read: Callable[[], bytes]) -> bytes:
+    """What process 0 reads, in every process."""
+    data = read() if is_writer() else b''
+    if jax.process_count() == 1:
+        return data
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(data), np.int32)))
+    own = np.frombuffer(data, np.uint8) if is_writer() else np.zeros(size, np.uint8)
+    return multihost_utils.broadcast_one_to_all(own).tobytes()
+
+
+class Watch:
+    """What a long evaluation tells and asks at each batch.
+
+    Args:
+      description, total, unit: of its progress, see Progress; without a total none is shown.
+      should_stop: whether to end before the next batch, asked from the second one on. In a run of many processes all
+        ask at the same batches, and all must get the same answer.
+      journal: keeps what is finished; None: nothing does.
+      model: `fingerprint` of the model and its computation, for the journal.
+    """
+
+    def __init__(
+        self,
+        description: str = '',
+        total: int = 0,
+        unit: str = 'example',
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        journal: Journal | None = None,
+        model: str = '',
+    ):
+        self.journal, self.model = journal, model
+        self._should_stop, self._done, self._begun = should_stop, 0, False
+        self._progress = Progress(total, 0, description, unit=unit, part=True, show=is_writer() and total > 0)
+        self._total = total
+
+    def each(
+        self,
+        step: Callable,
+        batches: Callable[[int], Iterable],
+        keep: Callable[[int, object], np.ndarray],
+        size: Callable[[int], int] = lambda number: 1,
+        content: Callable[[], Iterable[bytes]] = tuple,
+    ) -> Iterator[np.ndarray]:
+        """What each batch gives, in order: float32 arrays. One batch is computed while that before it is fetched.
+
+        Args:
+          step: batch -> output on the devices.
+          batches: start -> the batches from that one on.
+          keep: number of a batch and its output on the host -> what it gives.
+          size: number of a batch -> what it counts of the total.
+          content: all that the batches are made from, asked for only if there is a journal.
+
+        Raises Stopped, before the next batch, if `should_stop` says so; what is finished is then in the journal.
+        """
+        key, finished = '', []
+        if self.journal:
+            key = digest([self.model.encode(), *content()])
+            finished = self.journal.finished(key)
+        for number, result in enumerate(finished):
+            self._done += size(number)
+            yield result
+        if finished:
+            self._progress.resume(self._done)
+        computing = collections.deque()
+
+        def fetch():
+            number, output = computing.popleft()
+            result = keep(number, jax.device_get(output))
+            if self.journal:
+                self.journal.add(key, result)
+            self._done += size(number)
+            self._progress.update(self._done)
+            if self._done >= self._total:
+                self._progress.close()
+            return result
+
+        for number, batch in enumerate(batches(len(finished)), len(finished)):
+            if self._begun and self._should_stop():  # before, a signal ends the program at once: nothing is lost
+                self._stop(computing, fetch)
+            with contextlib.nullcontext() if self._begun else waiting('compiling the evaluation', show=is_writer()):
+                computing.append((number, step(batch)))
+            self._begun = True
+            if len(computing) > 1:
+                yield fetch()
+        while computing:
+            yield fetch()
+
+    def _stop(self, computing, fetch):
+        while computing:
+            fetch()
+        if self.journal:
+            self.journal.write()
+        self._progress.close()
+        raise Stopped
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """64 hex characters of byte strings, which cannot run into one another."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, 'little'))
+        found.update(part)
+    return found.hexdigest()
+
+
+def fingerprint(classifier: Classifier, params: dict, partitioner: Partitioner) -> str:
+    """64 hex characters that tell a model, and how it computes, from any other."""
+    devices = partitioner.mesh.devices
+    computation = (
+        *(gpt1_jax.__version__, jax.__version__, devices.flat[0].device_kind, devices.shape, partitioner.rules),
+        str(classifier),
+    )
+    return digest([repr(computation).encode(), repr(checksums.compute(params)).encode()])
+
+
+@contextlib.contextmanager
+def resumable(workdir: epath.Path) -> Iterator[Callable[..., Watch]]:
+    """`Watch` with `should_stop` and a journal, for a task that ends with its evaluation.
+
+    The journal is WORKDIR/evaluation.journal, and is deleted at the end. Where the task is told to stop, the program
+    ends with STOPPED_EXIT_STATUS, and the same command goes on.
+    """
+    guard, journal = PreemptionGuard(), Journal(workdir / 'evaluation.journal')
+    try:
+        yield functools.partial(Watch, should_stop=lambda: guard.should_stop(0), journal=journal)
+        journal.remove()
+    except Stopped:
+        logging.info('Stopped. Run the same command again to resume.')
+        sys.exit(STOPPED_EXIT_STATUS)
+    finally:
+        guard.close()

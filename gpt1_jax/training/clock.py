@@ -1,0 +1,43 @@
+"""When a checkpoint is due by the clock."""
+
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_MOST_STEPS = 10_000  # between two questions
+
+
+class Clock:
+    """Tells when so many minutes have passed since the last save: by the clock of process 0, in all at the same step.
+
+    The others ask it after half the steps that are left at the present pace, so that few steps have to wait for an
+    answer.
+
+    Args:
+      minutes: 0: a save is never due.
+      step: after which the run begins.
+    """
+
+    def __init__(self, minutes: float, step: int):
+        self._seconds = 60 * minutes
+        self.restart(step)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step`. Every process must ask at every step."""
+        if not self._seconds or step < self._next:
+            return False
+        passed = time.monotonic() - self._since
+        due = passed >= self._seconds
+        if jax.process_count() == 1:
+            return due
+        steps = (step - self._step) * (self._seconds / max(passed, 1e-3) - 1) / 2
+        answer = np.array([due, np.clip(steps, 1, _MOST_STEPS)], np.int32)
+        due, steps = map(int, multihost_utils.broadcast_one_to_all(answer))
+        self._next = step + steps
+        return bool(due)
+
+    def restart(self, step: int) -> None:
+        """Counts from now on; the run has just saved after `step`."""
+        self._since, self._step, self._next = time.monotonic(), step, step + 1

@@ -1,0 +1,98 @@
+"""When a loss has diverged, and which batches a run leaves out after it went back to a checkpoint.
+
+A step is bad if its loss or gradient is not finite (it then changes nothing, see `steps.train_step`), or if its loss
+is a spike: 7 standard deviations above the mean of the last 1,000 or so, what OLMo 2 counts in its spike score (OLMo
+team 2025, arXiv 2501.00656). So many bad steps in a row as `optimizer.max_skipped` says are divergence. With
+`optimizer.on_divergence` 'stop', where only what is not finite counts, they end the run. With 'rollback' it goes back
+to the newest checkpoint before them and leaves out the batches from there to the last of them, as was done for PaLM
+(Chowdhery et al. 2022, section 5.1): the later batches move up, the number of updates stays.
+
+All of it is a function of the losses, which every process sees alike and a resumed run sees again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gpt1_jax.errors import DivergedError
+
+MOST = 3  # times that a run goes back to one checkpoint
+_DEVIATIONS = 7.0
+_RECENT, _FEWEST = 1000, 100  # losses that the mean is over, and that it takes to know a spike
+
+
+class Trend(NamedTuple):
+    """Of the losses: running mean, variance and number, without bad steps; and the bad steps in a row up to now."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    number: int = 0
+    bad: int = 0
+
+    def observe(self, loss: float, finite: bool) -> 'Trend':
+        """After one more step. finite: whether its loss and gradient are."""
+        change = loss - self.mean
+        spike = self.number >= _FEWEST and change >= _DEVIATIONS * math.sqrt(self.variance)
+        if spike or not finite:
+            return self._replace(bad=self.bad + 1)
+        weight = 1 / min(self.number + 1, _RECENT)
+        variance = (1 - weight) * (self.variance + weight * change**2)
+        return Trend(self.mean + weight * change, variance, self.number + 1)
+
+
+class Diverged(Exception):
+    """The loss has diverged, and the run may go back.
+
+    Attributes:
+      step: the last of the bad steps. bad: their number.
+      rollbacks: those that the run had made before.
+    """
+
+    def __init__(self, message: str, step: int, bad: int, rollbacks: Sequence[dict]):
+        super().__init__(message)
+        self.step, self.bad, self.rollbacks = step, bad, rollbacks
+
+
+def position(step: int, rollbacks: Sequence[dict]) -> int:
+    """Which batch an update reads, given the number of updates before it."""
+    for first, end in sorted(one['batches'] for one in rollbacks):
+        if step >= first:
+            step += end - first
+    return step
+
+
+def go_back(diverged: Diverged, step: int, rollbacks: Sequence[dict]) -> list[dict]:
+    """The rollbacks of a run that is back at the checkpoint of a step.
+
+    Args:
+      rollbacks: as that checkpoint has them: {'step': of the checkpoint, 'times': that the run went back to it,
+        'batches': [first, end] of those that are left out, before `end`}.
+
+    Raises DivergedError if it was there MOST times before.
+    """
+    times = 1 + sum(one['times'] for one in diverged.rollbacks if one['step'] == step)
+    if times > MOST:
+        raise DivergedError(
+            f'{diverged} It also diverged after going back to step {step} {MOST} times. Lower optimizer.learning_rate '
+            'or check the data; the earlier checkpoints are kept.'
+        )
+    batches = [position(step, rollbacks), position(diverged.step - 1, diverged.rollbacks) + 1]
+    return [*rollbacks, {'step': step, 'times': times, 'batches': batches}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remaining:
+    """The batches of a run (see `loop.Job`) without those that its rollbacks leave out."""
+
+    batches: object
+    rollbacks: Sequence[dict]
+
+    def batch_at(self, step: int) -> dict:
+        return self.batches.batch_at(position(step, self.rollbacks))
+
+    def count_tokens(self, batch: dict) -> int:
+        return self.batches.count_tokens(batch)
+
+    def describe(self, step: int) -> str:
+        return self.batches.describe(position(step, self.rollbacks))

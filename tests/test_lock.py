@@ -1,0 +1,198 @@
+"""One holder of a folder: on a local disk by the kernel, elsewhere by a heartbeat; what a crash leaves behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from gpt1_jax import lock
+from gpt1_jax.errors import UserError
+
+HOLDER = """
+import sys, time
+from gpt1_jax import lock
+lock.BEAT_SECONDS, lock._SETTLE_SECONDS = 0.05, 0.0
+if sys.argv[2] == 'elsewhere':
+    lock._is_of_this_machine = lambda path: False
+with lock.hold(sys.argv[1]):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start():
+    """Starts a process that holds a folder, and waits until it does."""
+    started = []
+
+    def start(folder, where):
+        process = subprocess.Popen([sys.executable, '-c', HOLDER, folder, where], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == 'held\n'
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(params=['here', 'elsewhere'])
+def where(request, monkeypatch):
+    """A local disk, or one whose locks cannot be relied on."""
+    monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.05)
+    monkeypatch.setattr(lock, 'STALE_SECONDS', 1.0)
+    monkeypatch.setattr(lock, '_SETTLE_SECONDS', 0.0)
+    if request.param == 'elsewhere':
+        monkeypatch.setattr(lock, '_is_of_this_machine', lambda path: False)
+    return request.param
+
+
+def refused(folder, *words):
+    with pytest.raises(UserError) as caught, lock.hold(folder):
+        pass
+    assert str(caught.value).startswith(f'{folder}: Another run writes to it ('), caught.value
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_second_process_is_told_of_the_first_until_that_is_killed(tmp_path, where, start):
+    folder = str(tmp_path / 'run')
+    first = start(folder, where)
+    refused(folder, f'process {first.pid} on {os.uname().nodename}, since 20')
+    first.kill()
+    first.wait()
+    assert (tmp_path / 'run' / lock.NAME).exists()
+    with lock.hold(folder):  # at once: nobody has to delete anything
+        lock.check(folder)
+        assert json.loads((tmp_path / 'run' / lock.NAME).read_text())['pid'] == os.getpid()
+    assert not (tmp_path / 'run').exists() or os.listdir(tmp_path / 'run') == []
+
+
+def test_what_is_held_is_held_once_and_left_as_it_was(tmp_path, where):
+    folder = tmp_path / 'a' / 'b'
+    with lock.hold(folder):
+        with lock.hold(f'{tmp_path}/a/../a/b'), lock.hold(folder / 'c'):  # by this process, in any words
+            assert (folder / lock.NAME).exists() and (folder / 'c' / lock.NAME).exists()
+        assert os.listdir(folder) == [lock.NAME]
+        (tmp_path / 'a' / 'kept').write_text('')
+    assert os.listdir(tmp_path / 'a') == ['kept']  # empty folders that it made go again
+    with pytest.raises(ZeroDivisionError), lock.hold(folder):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path / 'a') == ['kept']
+
+
+def test_a_folder_that_is_removed_or_taken_over_is_noticed(tmp_path, where):
+    for change in (shutil.rmtree, lambda folder: (shutil.move(folder, f'{folder}2'), folder.mkdir())):
+        folder = tmp_path / 'run'
+        folder.mkdir()
+        with lock.hold(folder):
+            (folder / 'file').write_text('')
+            lock.check(folder)
+            change(folder)
+            with pytest.raises(UserError, match='run: The folder was removed, replaced or taken over'):
+                for _ in range(100):
+                    lock.check(folder)
+                    lock.time.sleep(0.02)
+        assert not (folder / lock.NAME).exists()
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.check(tmp_path)  # nobody holds it
+
+
+def other(**changes):
+    return {'host': 'far', 'pid': 7, 'since': 'then', 'machine': 'another', 'token': 'x'} | changes
+
+
+def test_a_heartbeat_that_stops_is_stale_and_one_that_goes_on_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, '_is_of_this_machine', lambda path: False)
+    monkeypatch.setattr(lock, '_SETTLE_SECONDS', 0.0)
+    monkeypatch.setattr(lock, 'STALE_SECONDS', 0.2)
+    path, beats = tmp_path / lock.NAME, []
+
+    def sleep(seconds):
+        beats.append(seconds)
+        if seconds and then is None:
+            path.unlink(missing_ok=True)
+        elif seconds and then:
+            path.write_text(then)
+
+    for written in (json.dumps(other()), '{"host": 7}', '[' * 100_000, ''):  # of another machine, which may live
+        for then, lives in (('', False), (None, False), (json.dumps(other(beats=2, pid=8)), True)):  # noqa: B007
+            path.write_text(written)
+            beats.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(lock.time, 'sleep', sleep)
+                if lives:
+                    refused(tmp_path, 'process 8 on far, since then')
+                else:
+                    with lock.hold(tmp_path):
+                        assert len(beats) > 1
+            path.unlink(missing_ok=True)
+    for dead in (other(machine=lock._machine(), pid=os.getpid()), other(machine=lock._machine(), pid=2**22 + 1)):
+        path.write_text(json.dumps(dead))
+        beats.clear()
+        monkeypatch.setattr(lock.time, 'sleep', beats.append)
+        with lock.hold(tmp_path):  # no wait for what cannot live
+            assert beats == [0.0]
+
+
+def test_of_two_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, '_is_of_this_machine', lambda path: False)
+    late = lambda seconds: (tmp_path / lock.NAME).write_text(json.dumps(other()))
+    monkeypatch.setattr(lock.time, 'sleep', late)
+    refused(tmp_path, 'process 7 on far')
+    assert json.loads((tmp_path / lock.NAME).read_text()) == other()  # it is not ours to remove
+
+
+def test_where_the_kernel_keeps_locks(tmp_path, monkeypatch):
+    assert not lock._is_of_this_machine(epath.Path('gs://bucket/run/lock.json'))
+    mounts = tmp_path / 'mounts'
+    mounts.write_text(
+        '/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n'
+        '/dev/sdb /home/me/with\\040space xfs rw 0 0\nbooks /bucket fuse.gcsfuse rw 0 0\n'
+    )
+    monkeypatch.setattr(lock, 'open', lambda path: mounts.open(), raising=False)
+    found = {
+        folder: lock._is_of_this_machine(epath.Path(folder) / lock.NAME)
+        for folder in ('/', '/homely', '/home', '/home/me', '/home/me/with space/run', '/bucket/a')
+    }
+    assert list(found.values()) == [True, True, False, False, True, False]
+
+
+def test_a_file_system_without_locks_has_heartbeats(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(lock.fcntl.LOCK_EX, 'No locks available')
+
+    waits = []
+    monkeypatch.setattr(lock.fcntl, 'flock', flock)
+    monkeypatch.setattr(lock.time, 'sleep', waits.append)
+    with lock.hold(tmp_path):
+        assert isinstance(lock._held[str(tmp_path)], lock._HeartbeatLock)
+        assert waits == [lock._SETTLE_SECONDS]  # not for a file of its own
+
+
+def test_a_lock_whose_file_has_gone_is_none(tmp_path, monkeypatch):
+    """The holder before removes it after this process has opened it; a third could then make another."""
+    flock, files = lock.fcntl.flock, []
+
+    def late(file, operation):
+        files.append(file)
+        if len(files) == 1:
+            (tmp_path / lock.NAME).unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(lock.fcntl, 'flock', late)
+    with lock.hold(tmp_path):
+        lock.check(tmp_path)
+        assert len(files) == 2 and (tmp_path / lock.NAME).exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / lock.NAME).mkdir()
+    for folder in (tmp_path / 'file' / 'run', tmp_path):
+        with pytest.raises(UserError, match=f'^{folder}: The folder cannot be .*another'), lock.hold(folder):
+            pass

@@ -1,0 +1,42 @@
+"""The passes over a corpus: what does not depend on how its text is cut and put together."""
+
+import random
+
+import numpy as np
+
+from gpt1_jax.data.corpus import documents, passes
+
+
+def encode_words(text):
+    """A toy tokenizer: a number a word, 0 between lines that have words."""
+    lines = [[len(word) for word in line.split()] for line in text.split('\n')]
+    return np.array(sum(([0, *line] for line in lines if line), [])[1:], np.int32)
+
+
+def test_joined_blocks_have_the_tokens_of_the_whole_text():
+    rng = random.Random(0)
+    for _ in range(300):
+        blocks = [
+            rng.choice(('a bb', ' ', '', '\n', 'ccc\n', ' \n\n', 'dddd\ne ', '\nff ')) for _ in range(rng.randint(1, 6))
+        ]
+        # A block ends at the end of a line, or at a space of a long one.
+        blocks = [block if block.endswith('\n') else block + ' ' for block in blocks]
+        joint, parts = passes.Joint(), []
+        for block in blocks:
+            ids, joint = passes.join(joint, block, encode_words(block), newline_id=0)
+            parts.append(ids)
+        assert np.concatenate(parts).tolist() == encode_words(''.join(blocks)).tolist(), blocks
+
+
+def test_sample_is_bounded_and_spread():
+    blocks = [documents.Block(d, f'book{d}', d == 7, f'{d} ' + 'line\n' * 200000, 0, 1, 1) for d in range(20)]
+    ranked = list(passes.excerpts(blocks))
+    assert ''.join(text for _, text in ranked) == ''.join(block.text for block in blocks if not block.held_out)
+    sample = passes.lowest(ranked, 600_000)
+    assert 600_000 <= sum(len(text) for _, text in sample) < 650_000
+    # What is taken does not depend on the order, nor on what is looked at together.
+    assert sample == passes.lowest(reversed(ranked), 600_000)
+    parts = [passes.lowest(ranked[i::7], 600_000) for i in range(7)]
+    assert sample == passes.lowest(sum(parts, []), 600_000)
+    assert sample == sorted(ranked)[: len(sample)]
+    assert passes.lowest(ranked, 10**9) == sorted(ranked)

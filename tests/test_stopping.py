@@ -1,0 +1,137 @@
+"""Signals end the program: at once, in order, or where nothing of Python runs. Small programs, and the real one."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from helpers import ENVIRONMENT, ROOT, command
+
+SENTENCE = {75: 'Stopped. Run the same command again to resume.\n'}
+SENTENCE[130] = SENTENCE[75].replace('Stopped', 'Interrupted')
+PROGRAM = """
+import hashlib, sys, time
+from gpt1_jax import stopping
+
+stopping.GRACE = 0.2
+stopping.watch()
+
+class Discards:
+    def __del__(self):
+        print('ready', flush=True)
+        time.sleep(60)
+
+def compute():
+    print('ready', flush=True)
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)  # like a compilation: minutes without a step of Python's
+
+def wait(text='ready'):
+    print(text, flush=True)
+    time.sleep(60)
+
+"""
+
+
+def start(program, **options):
+    body = textwrap.indent(textwrap.dedent(program), '    ')
+    return subprocess.Popen(
+        [sys.executable, '-c', f'{PROGRAM}try:\n{body}\nexcept BaseException:\n    stopping.end_if_asked()\n'],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def end(process):
+    output, errors = process.communicate(timeout=30)
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize(
+    ('program', 'number', 'expected', 'output'),
+    [
+        ('compute()', signal.SIGTERM, 75, ''),  # while the program is imported
+        ('wait()', signal.SIGINT, 130, ''),
+        ('stopping.unwind()\ncompute()', signal.SIGHUP, 75, ''),
+        ('stopping.unwind()\ncompute()', signal.SIGINT, 130, ''),
+        ('stopping.unwind()\nDiscards()\nwait("goes on")', signal.SIGTERM, 75, 'goes on\n'),
+        (
+            """
+            stopping.unwind()
+            try:
+                wait()
+            finally:
+                print('closed')
+            """,
+            signal.SIGUSR1,
+            75,
+            'closed\n',
+        ),
+    ],
+)
+def test_a_signal_ends_the_program(program, number, expected, output):
+    process = start(program)
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(number)
+    assert end(process) == (expected, output, SENTENCE[expected])
+
+
+def test_a_second_signal_does_not_wait():
+    process = start("""
+        stopping.GRACE = 60
+        stopping.unwind()
+        try:
+            wait()
+        finally:
+            wait('closing')
+    """)
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == 'closing\n'
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (130, '', SENTENCE[130])
+
+
+def test_what_nohup_ignores_stays_ignored():
+    process = start('wait()', preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 75
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/status').exists(), reason='/proc tells what is blocked')
+def test_the_program_itself_from_its_first_lines_on():
+    """It starts itself again and imports for seconds."""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != 'GLIBC_TUNABLES'}
+    process = subprocess.Popen(command('prepare.py'), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while True:
+        status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
+        blocked, caught = (int(status.partition(f'{name}:')[2].split()[0], 16) for name in ('SigBlk', 'SigCgt'))
+        if (blocked | caught) >> (signal.SIGTERM - 1) & 1:
+            break
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == SENTENCE[75] and process.returncode == 75
+
+
+def test_a_thread_of_a_library_does_not_keep_the_process():
+    """One that writes to a disk that hangs, for example."""
+    code = """
+    import sys, threading, time
+    from gpt1_jax import stopping
+    stopping.LINGER = 0.2
+    threading.Thread(target=time.sleep, args=(100,)).start()
+    stopping.end_soon(2)
+    sys.exit(2)
+    """
+    ended = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, timeout=60)
+    assert ended.returncode == 2
