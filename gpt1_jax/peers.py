@@ -18,7 +18,7 @@ from etils import epath
 from gpt1_jax import stopping
 from gpt1_jax.errors import STOPPED_EXIT_STATUS
 
-SILENCE = 60.0  # seconds
+SILENCE = 30.0  # seconds
 _PULSE = 1.0  # seconds between signs of life
 
 current: 'Peers | None' = None  # of this process
@@ -88,6 +88,8 @@ class Peers:
         """Returns once it is certain that the others live. If they do not, the process ends meanwhile."""
         end = time.monotonic() + 3 * _PULSE
         while time.monotonic() < end or max(self._others_silent, *self._silent.values()) > 3 * _PULSE:
+            if self._ended:
+                return
             time.sleep(_PULSE / 5)
 
     def leave(self) -> None:

@@ -6,4 +6,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 "$PYTHON" -m ruff check
 "$PYTHON" -m ruff format --check
-exec "$PYTHON" -m pytest -q -n 2 --dist loadfile "$@" # two processes, one file in each
+exec "$PYTHON" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@" # two processes, one file in each

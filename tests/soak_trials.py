@@ -350,7 +350,7 @@ class Network:
     def close(self) -> None:
         for one in (self._hub, *self._hosts):
             one.kill()
-            one.wait()
+            one.communicate()
 
 
 def start_all(lane: Lane, case: Case, processes: int, network: Network | None, log: str = 'log') -> list[Started]:

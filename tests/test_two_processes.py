@@ -205,8 +205,8 @@ KILLED = 'It was killed, or its host is gone.'
         (2, 1, signal.SIGKILL, KILLED, 30),
         (4, 0, signal.SIGKILL, KILLED, 30),
         (4, 2, signal.SIGKILL, KILLED, 30),
-        (2, 0, signal.SIGSTOP, 'It has not answered for 60 s.', 100),
-        (4, 3, signal.SIGSTOP, 'It has not answered for 60 s.', 100),
+        (2, 0, signal.SIGSTOP, 'It has not answered for 30 s.', 100),
+        (4, 3, signal.SIGSTOP, 'It has not answered for 30 s.', 100),
     ],
 )
 def test_where_one_is_lost_the_others_end_with_a_sentence(folder, tmp_path, processes, lost, number, words, seconds):
