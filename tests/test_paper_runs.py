@@ -101,7 +101,7 @@ def found(workdir):
     result, folder = {}, pathlib.Path(workdir)
     for path in folder.glob('**/results.json'):
         stored = json.loads(path.read_text())
-        del stored['seconds']
+        del stored['seconds'], stored['sha256']
         for name in ('characters_per_token', 'parts'):  # known to one process, or with seconds
             stored['facts'].pop(name, None)
         result[str(path.relative_to(folder))] = stored

@@ -127,6 +127,7 @@ def test_the_result_has_the_one_form(ran, task):
         'config_fingerprint',
         'versions',
         'device',
+        'sha256',
     }
     assert stored['format_version'] == 1 and stored['task'] == task and stored['seconds'] > 0
     result = results.read(workdir)

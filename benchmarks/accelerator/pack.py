@@ -94,7 +94,9 @@ class _Folder:
 
     def finish(self, index):
         """Writes the manifest, and the index of the shards in this folder and earlier ones."""
-        content = json.dumps(index, indent=1).encode()
+        from gpt1_jax.files import sealed
+
+        content = json.dumps(sealed(index), indent=1).encode()
         self.add('shards/index.json', content, lzma.compress(content))
         manifest = json.dumps({'folder': self.number, 'files': self._entries}, indent=1)
         (self._path / 'manifest.json').write_text(manifest + '\n')
