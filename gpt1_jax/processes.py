@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 from gpt1_jax.errors import UserError
 
+_QUIET = 'ignore::UserWarning:multiprocessing.resource_tracker'
+
 
 @contextlib.contextmanager
 def process_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
@@ -21,6 +23,9 @@ def process_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecuto
 
     Raises UserError if a worker is killed.
     """
+    # Python's resource tracker, which starts with these filters, would warn of what a stopped program leaves to it.
+    if _QUIET not in sys.warnoptions:
+        sys.warnoptions.append(_QUIET)
     pool = concurrent.futures.ProcessPoolExecutor(
         workers or cores(), mp_context=_LightContext(), initializer=_start_worker
     )

@@ -6,6 +6,7 @@ A checkpoint is the folder `<directory>/<step>`, see checkpoint_folder.py.
 import contextlib
 import copy
 import json
+import logging as standard_logging
 import math
 import os
 import sys
@@ -64,6 +65,7 @@ class Checkpointer:
         self._scores = {}
         self._waited = False
         logging.get_absl_logger().addFilter(_without_orbax)
+        standard_logging.getLogger('asyncio').addFilter(_without_tasks)
         sys.unraisablehook = _unraisablehook
 
     def save(self, step: int, items: Mapping, meta: Mapping, metrics: Mapping[str, float] | None = None) -> None:
@@ -321,6 +323,11 @@ def _unraisablehook(unraisable, *, former=sys.unraisablehook):
     others to, and would print a traceback for each."""
     if str(unraisable.exc_value) != 'Event loop is closed':
         former(unraisable)
+
+
+def _without_tasks(record):
+    """Log filter. Of the arrays that cannot be read, Orbax waits for the first; the others would be tracebacks."""
+    return 'Task exception was never retrieved' not in record.getMessage()
 
 
 def _without_orbax(record):
