@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class Checkpointer:
         self._waited = False
         logging.get_absl_logger().addFilter(_without_orbax)
         standard_logging.getLogger('asyncio').addFilter(_without_tasks)
+        warnings.filterwarnings('ignore', "coroutine 'async_.*' was never awaited", RuntimeWarning)  # after a full disk
         sys.unraisablehook = _unraisablehook
 
     def save(self, step: int, items: Mapping, meta: Mapping, metrics: Mapping[str, float] | None = None) -> None:
