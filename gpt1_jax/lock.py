@@ -69,6 +69,10 @@ def check(folder: epath.PathLike) -> None:
         )
 
 
+class _NoLocks(Exception):
+    """The file system has none."""
+
+
 class _KernelLock:
     def __init__(self, path):
         self._path = path
@@ -84,7 +88,7 @@ class _KernelLock:
                 if not os.fstat(self._file).st_size:
                     os.unlink(path)
                 os.close(self._file)
-                raise NotImplementedError from error
+                raise _NoLocks from error
             if self.is_held():
                 break
             os.close(self._file)  # its holder has removed it since it was opened
@@ -151,7 +155,7 @@ class _HeartbeatLock:
 def _acquire(path):
     try:
         if _is_of_this_machine(path):
-            with contextlib.suppress(NotImplementedError):
+            with contextlib.suppress(_NoLocks):
                 return _KernelLock(path)
         return _HeartbeatLock(path)
     except OSError as error:
