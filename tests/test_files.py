@@ -218,3 +218,12 @@ def test_folders_that_cannot_be_renamed_are_noticed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='run: A folder with a file cannot be made and renamed there .Too many open fi'):
         files.check_renaming(workdir)
     assert not list(workdir.iterdir())
+
+
+def test_a_seal_shows_any_change(tmp_path):
+    whole = json.loads(json.dumps(files.sealed({'a': 1.5, 'b': {3: ['x', None]}})))
+    files.check_seal(tmp_path, whole, 'Fix it.')
+    files.check_seal(tmp_path, {'a': 2.5}, 'Fix it.')  # an earlier version wrote none
+    for changes in ({'a': 1.25}, {'b': {'3': ['x']}}, {'c': 0}, {'sha256': ''}):
+        with pytest.raises(UserError, match='another checksum'):
+            files.check_seal(tmp_path, whole | changes, 'Fix it.')

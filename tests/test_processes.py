@@ -140,3 +140,20 @@ def test_compiled_steps_are_kept_in_the_users_cache(first, tmp_path):
     )
     assert run({}) == f'{tmp_path}/gpt1_jax/compiled 0.5\n'
     assert run({'JAX_COMPILATION_CACHE_DIR': '/mine'}).startswith('/mine ')
+
+
+def test_what_a_stopped_program_leaves_to_pythons_tracker_is_not_told(tmp_path):
+    program = """
+import multiprocessing, os
+from gpt1_jax.processes import process_pool
+if __name__ == '__main__':
+    with process_pool(2) as pool:
+        print(pool.submit(abs, -3).result(), flush=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os._exit(75)
+"""
+    (tmp_path / 'stopped.py').write_text(program)
+    words = [sys.executable, str(tmp_path / 'stopped.py')]
+    done = subprocess.run(words, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (75, '3\n', '')

@@ -124,3 +124,12 @@ def test_changed_tokens_of_a_journal_are_refused(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match='train-pending-1.bin: The file is damaged'):
         shards.ShardWriter(tmp_path, 40, 100)
+
+
+def test_what_only_the_checksum_of_an_index_tells(folder):
+    path = folder / 'index.json'
+    index = json.loads(path.read_text())
+    index['splits']['train']['documents'] += 1
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match='another checksum'):
+        shards.load_shards(folder)

@@ -238,3 +238,11 @@ def test_a_cut_description_is_one_sentence(tmp_path, sentencepiece, keep):
     path = tmp_path / 'run' / 'model.json'
     path.write_text(path.read_text()[:keep])
     refuses(str(tmp_path / 'run'), str(path), 'damaged')
+
+
+def test_what_only_the_checksum_of_a_description_tells(tmp_path, sentencepiece):
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    store.describe_run(make(tmp_path / 'run'), classifier_of(saved), sentencepiece, best_metric='one', best_mode='min')
+    path = tmp_path / 'run' / 'model.json'
+    path.write_text(path.read_text().replace('"min"', '"max"'))
+    refuses(str(tmp_path / 'run'), 'another checksum')
