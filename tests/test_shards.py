@@ -90,6 +90,18 @@ def test_an_error_of_the_disk_is_waited_for_then_named(tmp_path, ids, monkeypatc
         split.read([5], 10)
 
 
+def test_a_file_that_another_thread_closes_is_read_to_the_end(tmp_path, ids, monkeypatch):
+    write(tmp_path, ids)
+    split, pread = shards.load_shards(tmp_path).splits['train'], os.pread
+
+    def after_the_other_thread(*arguments):
+        split._open.cache_clear()
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, 'pread', after_the_other_thread)
+    np.testing.assert_array_equal(split.read(np.arange(0, 250, 50), 50).reshape(-1), ids[:250])
+
+
 def test_the_fingerprint_tells_the_content_and_not_the_place(tmp_path, ids):
     for name, of, per_shard in (('a', ids, 100), ('b', ids, 100), ('c', ids[::-1], 100), ('d', ids, 200)):
         write(tmp_path / name, of, per_shard=per_shard)

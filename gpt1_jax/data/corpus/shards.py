@@ -88,7 +88,8 @@ class Split:
 
         def read():
             try:
-                return os.pread(self._open(os.fspath(path)).fileno(), count * size, first * size)
+                file = self._open(os.fspath(path))  # held: another thread may push it out of the cache, which closes it
+                return os.pread(file.fileno(), count * size, first * size)
             except OSError as error:
                 error.filename = os.fspath(path)
                 self._open.cache_clear()  # what a network file system has lost must be opened again
