@@ -29,7 +29,7 @@ def model_defaults() -> ml_collections.ConfigDict:
 def model_of_any_size() -> ml_collections.ConfigDict:
     """`model_defaults` with the sizes of models of all kinds; None: that of the config's key `size`."""
     model = model_defaults()
-    for name in ('layers', 'width', 'heads', 'mlp_width', 'units', 'n_positions'):
+    for name in dict.fromkeys(name for named in SIZES.values() for name in named.sizes):
         model[name] = optional_int()
     return model
 
@@ -48,7 +48,7 @@ def model_size(size: str) -> ml_collections.ConfigDict:
     return model
 
 
-def optimizer_defaults(**values) -> ml_collections.ConfigDict:
+def optimizer_defaults(**values: object) -> ml_collections.ConfigDict:
     """Adam of the release. values: `schedule`, `learning_rate` and any keys with other values."""
     return ml_collections.ConfigDict(
         dict(
@@ -78,7 +78,7 @@ def text_defaults() -> dict:
     )
 
 
-def data_defaults(**values) -> ml_collections.ConfigDict:
+def data_defaults(**values: object) -> ml_collections.ConfigDict:
     """How a corpus becomes shards. values: any keys with other values."""
     return ml_collections.ConfigDict(
         dict(
@@ -95,7 +95,7 @@ def data_defaults(**values) -> ml_collections.ConfigDict:
     )
 
 
-def run_defaults(**log) -> dict:
+def run_defaults(**log: object) -> dict:
     """The sub-dicts `mesh`, `checkpoint` and `log` of a training run. log: more keys of `log`."""
     return dict(
         mesh=mesh_defaults(),

@@ -32,13 +32,13 @@ def get_config(arg: str = 'v5e-8') -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             task='compile',
-            slice=arg or 'v5e-8',
+            slice=arg or 'v5e-8',  # kind and number of chips, see above
             size='gpt1',  # see gpt1_jax/model/sizes.py
             works=('pretrain', 'sst2', 'race'),  # pre-training, and fine-tuning on sets whose lengths are known
             as_run=True,  # compile also as a run does: its memory and the time to compile; else only the estimate
             entries=0,  # kinds of instructions to show for each program, of those that move most
-            sweep=False,
-            lm_coefficient=0.5,
+            sweep=False,  # try settings, and recommend one
+            lm_coefficient=0.5,  # of fine-tuning
             model=model,
             optimizer=common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000),
             data=ml_collections.ConfigDict(dict(batch_size=64, finetune_batch_size=32)),

@@ -8,7 +8,7 @@ dev, test; for MNLI also dev_mismatched and test_mismatched. `init_from` is the 
 checkpoint is used. The argument `text` scores running text instead: see configs/evaluate_text.py.
 
 The metrics, also per class, are in WORKDIR/results.json and the predictions in WORKDIR/predictions, those of GLUE's
-test splits in the form of a submission. A command that was stopped or killed goes on where it was.
+test splits in the form of a submission. Run a command that was stopped or killed again to resume it.
 
 Hardware: any; not measured yet.
 """

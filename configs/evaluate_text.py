@@ -20,7 +20,7 @@ lowers the perplexities, also per word. `unknown_tokens` (`unknown` of a sentenc
 tokens. `comparable` is true if there are none; otherwise do not compare the figures with those of another vocabulary.
 A vocabulary made by `prepare` spells such text in bytes and has none.
 
-A command that was stopped or killed goes on where it was, with the same figures in the end.
+Run a command that was stopped or killed again to resume it; the figures are the same in the end.
 
 Hardware: any; not measured yet.
 """
@@ -36,8 +36,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             task='evaluate_text',
-            init_from='',
-            sentences=False,
+            init_from='',  # the model
+            sentences=False,  # every line is a text of its own
             stride=common.optional_int(),  # None: half of the positions
             data=ml_collections.ConfigDict(dict(**common.text_defaults(), batch_size=8)),
             model=common.model_defaults(),  # only what concerns computation; the architecture is that of `init_from`

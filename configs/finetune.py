@@ -45,38 +45,38 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         dict(
             task='finetune',
-            seed=0,
-            init_from='',
+            seed=0,  # of the new parameters, dropout, the order and the share of the examples
+            init_from='',  # the model to fine-tune
             n_transfer=common.optional_int(),  # layers to transfer; 0: only the table; -1: nothing; None: all
             rest='fresh',  # what stands in for the other layers: fresh ones (the release), or none: absent
-            lm_coefficient=0.5,
+            lm_coefficient=0.5,  # weight of the auxiliary LM loss (section 3.2)
             model=model,
             optimizer=common.optimizer_defaults(schedule='linear', learning_rate=6.25e-5, warmup_fraction=0.002),
             data=ml_collections.ConfigDict(
                 dict(
-                    dataset=name,
-                    source='',
+                    dataset=name,  # of the registry, or custom
+                    source='',  # URI, see above
                     download=True,  # fetch what is not here, of tfds: and hf:
-                    batch_size=32,
+                    batch_size=32,  # examples
                     epochs=3.0,  # at most, if there is a patience
                     patience=0,  # epochs in a row without a better dev score that end the run; 0: none do
-                    eval_batch_size=64,
+                    eval_batch_size=64,  # examples
                     max_length=common.optional_int(),  # None: the model's positions
                     limit=common.optional_int(),  # None: all training examples
                     share=1.0,  # share of these that is used, drawn with the seed
-                    score_train=0,  # training examples that the best checkpoint is scored on, besides the dev set
+                    score_train=0,  # training examples that the best checkpoint is also scored on
                     rule='',  # how long sequences are cut: longest or release; empty: the data set's own
                     share_context=True,  # of multiple choice: read the choices' context once (the release: per choice)
                     score_loss='ordinal',  # of a set with scores: ordinal (six soft classes, the release) or mse
                     cache='',  # folder of the token sequences; empty: gpt1_jax in the user's cache; off: none
-                    # Only for custom; names are separated by commas. max_score: scores from 0 to it, no labels.
-                    kind='',
-                    fields='',
+                    # Only for custom; names are separated by commas.
+                    kind='',  # classification, entailment, similarity or multiple_choice
+                    fields='',  # columns of the texts
                     choices='',  # of multiple choice: the columns of the choices, if these are not one list
-                    labels='',
-                    label_field='label',
-                    metrics='',
-                    max_score=0,
+                    labels='',  # names of the labels, in the order of their ids
+                    label_field='label',  # column of the label
+                    metrics='',  # the first picks the best epoch; empty: accuracy, or pearson
+                    max_score=0,  # highest score, for scores from 0 in place of labels
                 )
             ),
             **common.run_defaults(),  # evaluated after every epoch

@@ -10,7 +10,8 @@ The last command fetches the released model from the Hugging Face hub. A single 
 it is generated. `prompts` names a file with one prompt per line (an empty line is an empty prompt). The results of both
 go to WORKDIR/generations.jsonl, one object per sample: prompt, sample, text, tokens and ended_by, 'stop', 'max_tokens'
 or 'context' (the model's positions). `interactive` reads prompts from standard input until it ends. A prompt longer
-than the model's positions is refused; max_tokens beyond them is cut, with a warning.
+than the model's positions is refused; max_tokens beyond them is cut, with a warning. A command that was
+stopped or killed goes on behind the texts that are there.
 
 Each token depends only on the text before it, the seed and the sample's number, not on the batch. The unknown piece
 is never generated: it stands for text that the vocabulary cannot write.
@@ -30,19 +31,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             task='generate',
-            seed=0,
-            init_from='',
-            prompt='',
-            prompts='',
-            interactive=False,
-            samples=1,
-            max_tokens=128,
+            seed=0,  # of the samples
+            init_from='',  # the model
+            prompt='',  # the text to continue; empty: a new text
+            prompts='',  # file of prompts
+            interactive=False,  # prompts come from standard input
+            samples=1,  # of each prompt
+            max_tokens=128,  # of each sample
             temperature=1.0,  # 0: always the most probable token
             top_k=0,  # sample from the k most probable tokens; 0: from all
             top_p=0.9,  # of these, from the fewest that together have this probability
             stop='end',  # 'end': at the token that ends a text, if the vocabulary has one; 'newline'; 'never'
-            stream=True,
-            batch_size=8,
+            stream=True,  # show a single sample while it is generated
+            batch_size=8,  # samples
             model=common.model_defaults(),  # only what concerns computation; the architecture is that of `init_from`
             mesh=common.mesh_defaults(),
         )

@@ -29,7 +29,7 @@ def get_config(arg: str = 'mnli') -> ml_collections.ConfigDict:
     del config.n_transfer  # it is what varies
     config.update(
         task='layer_transfer',
-        rest='absent',
+        rest='absent',  # what stands in for the other layers: none, or fresh ones
         layers=(),  # numbers of layers to transfer, such as (0,2,4); empty: from 0 to all
         seeds=1,  # fine-tuning runs of each number
     )

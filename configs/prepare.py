@@ -31,7 +31,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             task='prepare',
-            seed=0,
             data=common.data_defaults(),
             runner='local',  # what reads the text: local (this machine), or direct, dataflow, spark or flink of Beam
             runner_options='',  # of Beam, as on a command line: '--project=... --region=... --temp_location=gs://...'

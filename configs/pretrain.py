@@ -15,7 +15,8 @@ the paper's, and nobody has trained with them yet. With k = 8 times the batch th
 of Adam (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", arXiv:2205.10287): the
 rate grows by sqrt(k), 1 - b1 and 1 - b2 by k, and eps shrinks by sqrt(k). What the rule does not speak of is kept per
 token: the length of the run and of the warm-up, and the weight decay, whose sum over the run (rate x decay x steps) is
-kept if the decay grows by sqrt(k). 8 is the largest power of two that leaves b1 above 0.
+kept if the decay grows by sqrt(k). The norm at which gradients are clipped stays. 8 is the largest power of two that
+leaves b1 above 0.
 
 Hardware: gpt1 needs an accelerator (the paper: 8 GPUs, one month); not measured yet.
 Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduced yet (BooksCorpus is not public).
@@ -37,7 +38,7 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         dict(
             task='pretrain',
-            seed=0,
+            seed=0,  # of initial values, dropout and the order of the windows
             init_from='',  # '': from scratch
             model=common.model_size(size),
             optimizer=common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000),

@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             task='quickstart',
-            seed=0,
+            seed=0,  # of all parts
             seeds=1,  # of fine-tuning
             datasets=('docs_number', 'docs_next', 'docs_same', 'docs_cloze'),
             pretrain=language_model,

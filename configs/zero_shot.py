@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             task='zero_shot',
-            init_from='',
+            init_from='',  # a run, RUN@STEP or RUN@all, see above
             datasets=tuple(ZERO_SHOT),
             # What the paper does not say, or says; the other value shows what it does.
             start_token=False,  # whether the token that ends a text stands before each sequence
@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             condition='given',  # answers of race, story_cloze, copa: given what precedes them (the paper), or alone
             data=ml_collections.ConfigDict(
                 dict(
-                    source='',
+                    source='',  # URI of the data sets, see above
                     download=True,  # fetch what is not here, of tfds: and hf:
                     limit=common.optional_int(),  # the first examples of each split; None: all
                     batch_size=8,  # sequences of the model's positions

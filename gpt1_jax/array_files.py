@@ -1,4 +1,4 @@
-"""Files of NumPy, read without pickles and in bounded memory; whatever a damaged one makes NumPy raise is one type."""
+"""NumPy files, read without pickles and in bounded memory; a damaged one raises ValueError."""
 
 import io
 import os
@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from gpt1_jax.files import check_file
+from gpt1_jax.files import check_file, local_copy
 
 _MOST = 2**26  # bytes that any .npz may unpack to
 _RATIO = 100  # times its size that a larger one may: arrays of floats and of tokens shrink less than tenfold
@@ -17,7 +17,8 @@ def load_npy(path: os.PathLike) -> np.ndarray:
     """The array of a .npy file, memory-mapped. Raises ValueError where it is damaged, OSError where there is none,
     UserError for a pipe or a device."""
     check_file(path)
-    return _loaded(lambda: np.load(path, mmap_mode='r', allow_pickle=False))
+    with local_copy(path) as copy:
+        return _loaded(lambda: np.load(copy, mmap_mode='r', allow_pickle=False))
 
 
 def load_npz(data: bytes) -> dict[str, np.ndarray]:

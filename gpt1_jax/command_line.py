@@ -198,15 +198,10 @@ def _read_config(path):
 
 def _nearest_file(path):
     file, colon, argument = path.partition(':')
-    there = {
-        found.stem: str(found) for folder in ('configs', pathlib.Path(file).parent) for found in _python_files(folder)
-    }
+    folders = pathlib.Path('configs'), pathlib.Path(file).parent
+    there = {found.stem: str(found) for folder in folders for found in sorted(folder.glob('*.py'))}
     nearest = difflib.get_close_matches(pathlib.Path(file).stem, there, 1)
     return f'Did you mean {there[nearest[0]]}{colon}{argument}?' if nearest else 'Use one of configs/.'
-
-
-def _python_files(folder):
-    return sorted(pathlib.Path(folder).glob('*.py'))
 
 
 def _entries(config: ConfigDict, prefix: str = ''):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable
 
 import ml_collections
@@ -47,21 +48,23 @@ _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
 
+MOST_LAYERS = 2**12  # each of which is traced, and compiled unless model.scan is set
 MOST_SIZE = 2**17  # of a model: far beyond what fits anywhere, far below what overflows
 
 # Ranges of numbers: (ends of their keys, test, words).
 _RANGES = (
     (
         'model.layers model.width model.heads model.mlp_width model.units model.n_positions '
-        'batch_size data.eval_batch_size optimizer.accumulation optimizer.max_skipped checkpoint.keep_latest '
-        'checkpoint.keep_best log.every log.eval_windows log.zero_shot.limit samples max_tokens batches',
+        'batch_size data.eval_batch_size data.finetune_batch_size optimizer.accumulation optimizer.max_skipped '
+        'checkpoint.keep_latest checkpoint.keep_best log.every log.eval_windows log.zero_shot.limit samples max_tokens '
+        'batches',
         lambda x: x >= 1,
         'at least 1',
     ),
     (
         'data.tokens data.max_score data.score_train data.patience optimizer.warmup_steps optimizer.weight_decay '
         'optimizer.max_grad_norm checkpoint.every checkpoint.every_minutes checkpoint.keep_every checkpoint.keep_log '
-        'log.eval_every log.zero_shot.every lm_coefficient temperature top_k layers coefficients',
+        'log.eval_every log.zero_shot.every lm_coefficient temperature top_k layers coefficients entries',
         lambda x: 0 <= x < math.inf,
         '0 or more',
     ),
@@ -77,20 +80,22 @@ _RANGES = (
         'from 0 to below 1',
     ),
     (
-        'model.layers model.width model.heads model.mlp_width model.units model.n_positions',
+        'model.width model.heads model.mlp_width model.units model.n_positions data.max_score',
         lambda x: x <= MOST_SIZE,
         f'at most {MOST_SIZE:,}',
     ),
     (
-        'batch_size data.eval_batch_size optimizer.accumulation batches data.vocab_size',
+        'batch_size data.eval_batch_size data.finetune_batch_size optimizer.accumulation batches data.vocab_size',
         lambda x: x <= 2**20,
         f'at most {2**20:,}',
     ),
     (
-        'data.tokens_per_shard data.tokenizer_sample_mb optimizer.warmup_steps top_k max_tokens',
+        'data.tokens_per_shard data.tokenizer_sample_mb optimizer.warmup_steps top_k max_tokens minutes',
         lambda x: x < 2**31,
         f'less than {2**31:,}',
     ),
+    ('model.layers', lambda x: x <= MOST_LAYERS, f'at most {MOST_LAYERS:,}'),
+    ('seeds', lambda x: x <= 10_000, 'at most 10,000'),
     ('data.workers', lambda x: 0 <= x <= 4096, 'from 0 to 4,096'),
     ('temperature', lambda x: x == 0 or x >= 1e-30, '0, or at least 1e-30'),
     ('data.limit', lambda x: x >= 1, 'at least 1'),
@@ -182,8 +187,6 @@ def open_workdir(
 ) -> None:
     """Logs the config and writes workdir/config.json; if the workdir holds a run to resume, compares the two instead.
 
-    Two ways to write one path are no difference.
-
     Args:
       write: whether this process writes.
       fingerprint: `data.source` -> what tells its content from any other; '' where that is unknown. A run goes on with
@@ -200,12 +203,7 @@ def open_workdir(
         if not exists(path):
             raise UserError(f'{workdir}: It holds {kept[0]} but no config.json of their run. Name another --workdir.')
         stored = read_json(path)
-        differences = {
-            key: (old, new)
-            for key, (old, new) in sorted(_differences(stored, given).items())
-            if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)
-            and not (_is_place(key) and _place(old) == _place(new))
-        }
+        differences = compare(stored, given)
         there = of_run or fingerprint(_source(stored))
         if there and now:
             differences.pop('data.source', None)
@@ -227,6 +225,17 @@ def open_workdir(
         write_atomically(kept_fingerprint, [now.encode()])
 
 
+def compare(old: dict, new: dict) -> dict[str, tuple]:
+    """Dotted key -> (old value, new value) where two configs, as JSON types, are not of the same run: in keys other
+    than MAY_CHANGE. A key that came later has its old value; two ways to write one path are no difference."""
+    return {
+        key: (a, b)
+        for key, (a, b) in sorted(_differences(old, new).items())
+        if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)
+        and not (_is_place(key) and _place(a) == _place(b))
+    }
+
+
 def _source(config):
     data = config.get('data')
     source = data.get('source') if isinstance(data, dict) else ''
@@ -240,9 +249,12 @@ def _is_place(key):
 def _place(value):
     """The same for every way to write a path of this machine, alone or after a scheme."""
     scheme, colon, path = value.rpartition(':') if isinstance(value, str) else ('', '', '')
-    if not path or '://' in value or '\0' in value:
+    if not path or '://' in value:
         return value
-    return f'{scheme}{colon}{os.path.realpath(os.path.expanduser(path))}'
+    try:
+        return f'{scheme}{colon}{os.path.realpath(os.path.expanduser(path))}'
+    except ValueError:  # NUL, or half a character: no path
+        return value
 
 
 def _advice(workdir, given, differences):
@@ -250,7 +262,7 @@ def _advice(workdir, given, differences):
     if all(map(_is_place, differences)):
         moved = [tuple(str(value).rpartition(':') for value in pair) for pair in differences.values()]
         if all(old[0] == new[0] and old[2] and os.path.exists(new[2]) for old, new in moved):
-            links = '; '.join(f'ln -s {os.path.abspath(new[2])} {old[2]}' for old, new in moved)
+            links = '; '.join(f'ln -s {shlex.join([os.path.abspath(new[2]), old[2]])}' for old, new in moved)
             return f' If it is the same in another place, make a link at the old one ({links}) and give the old value.'
     if given.get('task') == 'pretrain' and differences.keys() <= {'data.tokens', 'data.epochs'}:
         data = given['data']

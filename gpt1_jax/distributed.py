@@ -62,7 +62,7 @@ def explicit(coordinator: str | None, process_id: int | None, processes: int | N
 
 def detected(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """The cluster that the environment describes: the tasks of an `srun`, or the hosts of a TPU slice on GKE; None
-    where it describes none or a single process. Several slices, and TPU VMs outside of GKE, are found by JAX alone.
+    where it describes none or a single process. For all else see `found_by_jax`.
     """
     if {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'} <= environment.keys():
         processes = int(environment['SLURM_NTASKS'])
@@ -76,36 +76,47 @@ def detected(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     return None
 
 
-def start(cluster: Cluster | None, seconds: float = SECONDS, *, alone: bool = False) -> None:
-    """Makes this process one of the cluster, or of the one that JAX finds: they compute together, and end together
-    (`peers.current`). Call `finish` at the end.
+def found_by_jax(seconds: float = SECONDS) -> Cluster:
+    """The cluster that JAX finds: TPU VMs, several slices, Kubernetes, Open MPI.
+
+    Only asks: `start` calls the roll before JAX waits, and hides from JAX the death of process 0.
+
+    Raises:
+      UserError: JAX finds none, or does not learn all about it within `seconds`.
+    """
+    clusters = importlib.import_module('jax._src.clusters')
+    given = os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*given, int(seconds))[:3]
+    except Exception as error:  # of many types: no answer from the metadata, a host that is not known yet
+        raise UserError(
+            f'--distributed: JAX does not find the other processes ({type(error).__name__}: {error}). Start it again, '
+            'or give --coordinator, --process_id and --processes.'
+        ) from error
+    if None in found:
+        raise UserError(
+            '--distributed: The environment describes no other processes. Leave it out, or give --coordinator, '
+            '--process_id and --processes.'
+        )
+    return Cluster(*found)
+
+
+def start(cluster: Cluster, seconds: float = SECONDS, *, alone: bool = False) -> None:
+    """Makes this process one of the cluster: they compute together, and end together (`peers.current`). Call `finish`
+    at the end. Does nothing where it is the only one.
 
     Args:
       alone: only process 0 works, without the others' devices.
     Raises:
       UserError: others do not come.
     """
-    if cluster:
-        _join(cluster, seconds)
-        if alone:
-            return
+    if cluster.processes == 1:
+        return
+    _join(cluster, seconds)
+    if alone:
+        return
     jax = importlib.import_module('jax')  # not at the top, because it reads what main sets before
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM, which gpt1_jax/stopping.py has
-    timeouts = dict(initialization_timeout=int(seconds), heartbeat_timeout_seconds=_JAX_SECONDS)
-    if cluster is None:
-        try:
-            jax.distributed.initialize(**timeouts)
-        except ValueError as error:  # JAX found no cluster
-            raise UserError(
-                '--distributed: The environment describes no other processes. Leave it out, or give --coordinator, '
-                '--process_id and --processes.'
-            ) from error
-        found = importlib.import_module('jax._src.distributed').global_state
-        if found.num_processes > 1:
-            if alone:
-                raise UserError('--distributed: This task is for one process. Leave it out, and start it on one host.')
-            _join(Cluster(found.coordinator_address, found.num_processes, found.process_id), seconds)
-        return
     logging.info('distributed: process %d of %d', cluster.process_id, cluster.processes)
     local = os.environ.get('SLURM_LOCALID')  # a task for each GPU of a node
     jax.distributed.initialize(
@@ -113,7 +124,8 @@ def start(cluster: Cluster | None, seconds: float = SECONDS, *, alone: bool = Fa
         cluster.processes,
         cluster.process_id,
         local_device_ids=None if local is None else [int(local)],
-        **timeouts,
+        initialization_timeout=int(seconds),
+        heartbeat_timeout_seconds=_JAX_SECONDS,
     )
 
 

@@ -21,6 +21,11 @@ def file_format(beginning: bytes) -> str:
     return next((name for magic, name in _FORMATS.items() if beginning.startswith(magic)), '')
 
 
+def marked_encoding(data: bytes) -> str:
+    """The encoding that a byte order mark names, but for that of UTF-8; '' if there is none."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), '')
+
+
 def wide_encoding(data: bytes, share: float = 0.25) -> str:
     """UTF-16LE or UTF-16BE if at least the share of every second byte of `data` is NUL, and hardly any other; else ''.
 
@@ -39,17 +44,14 @@ def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
       data: of the text, from its beginning on where that may hold a byte order mark.
       rest: what comes after `data`, in parts: iconv must know all its bytes.
     """
-    for mark, name in _MARKS:
-        if data.startswith(mark):
-            return name
-    if name := wide_encoding(data, 0.01):
+    if name := marked_encoding(data) or wide_encoding(data, 0.01):
         return name
     if data.count(0) > len(data) / 100:
         return ''
     return 'ISO-8859-1' if any(map(_NOT_IN_1252.search, [data, *rest])) else 'WINDOWS-1252'
 
 
-def conversion(path: os.PathLike, encoding: str, *, drop: bool = False) -> str:
+def conversion(path: os.PathLike | str, encoding: str, *, drop: bool = False) -> str:
     """The shell command that converts a file, or the text in a .gz file, to UTF-8, in its place. drop: bytes that are
     not in the encoding."""
     file, converted = shlex.quote(os.fspath(path)), shlex.quote(f'{os.fspath(path)}.utf8')

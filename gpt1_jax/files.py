@@ -7,12 +7,13 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from absl import logging
 from etils import epath
@@ -64,10 +65,15 @@ def size_of(path: epath.Path) -> int:
     return patiently(lambda: os.stat(path).st_size) if is_local(path) else path.stat().length
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or XLA, which has several words for it, lacks memory."""
+    return isinstance(error, MemoryError) or bool(re.search('RESOURCE_EXHAUSTED|INTERNAL: .*Out of memory', str(error)))
+
+
 def explain(error: BaseException) -> str:
     """The sentence for an error of the file system, of gs:// or for lack of memory that nothing handled; '' for other
     errors."""
-    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+    if is_out_of_memory(error):
         reason = ' '.join(str(error).split())[:200].rstrip('.') or 'MemoryError'
         return f'memory: There is too little of it ({reason}). Make batches or model smaller, or use more devices.'
     if not isinstance(error, OSError) or not error.errno:
@@ -121,13 +127,28 @@ def import_tensorflow() -> types.ModuleType:
     return tf
 
 
-def write_atomically(path: epath.Path, parts: Iterable) -> None:
+@contextlib.contextmanager
+def local_copy(path: epath.Path) -> Iterator[os.PathLike | str]:
+    """For libraries that read only files of this machine: the path itself, or a copy of what it is in a remote store,
+    which is there for the length of the block. What is opened or mapped in it can be read on."""
+    if is_local(path):
+        yield path
+        return
+    with path.open('rb') as file, tempfile.NamedTemporaryFile() as copy:
+        shutil.copyfileobj(file, copy, 2**20)
+        copy.flush()
+        yield copy.name
+
+
+def write_atomically(path: epath.Path, parts: Iterable, suffix: str = '.tmp') -> None:
     """Writes the parts (bytes or arrays) such that `path` never holds only some of them.
 
+    Args:
+      suffix: of the file's name meanwhile; no other process may use it at that time.
     Raises:
       UserError: the disk is full, or the path cannot be written to.
     """
-    temporary = path.with_name(path.name + '.tmp')
+    temporary = path.with_name(path.name + suffix)
     try:
         with temporary.open('wb') as file:
             for part in parts:
@@ -172,7 +193,7 @@ def check_renaming(directory: epath.Path) -> None:
         ) from error
 
 
-def write_json(path: epath.Path, value) -> None:
+def write_json(path: epath.Path, value: object) -> None:
     """Writes JSON whole or not at all. Raises UserError where that is impossible."""
     write_atomically(path, [json.dumps(value, indent=2).encode() + b'\n'])
 
@@ -191,7 +212,7 @@ def check_seal(path: epath.Path, value: dict, fix: str) -> None:
         raise UserError(f'{path}: The file is damaged (it has another checksum). {fix}')
 
 
-def parse_json(text: str | bytes):
+def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError if it is none, if one key has two values, or if it nests deeper than
     anything here does."""
     try:
@@ -224,7 +245,7 @@ def _with_keys_once(pairs: list[tuple]) -> dict:
 _DECODER = json.JSONDecoder(object_pairs_hook=_with_keys_once)
 
 
-def read_json(path: epath.Path, form=dict, fix: str = 'Put a copy back, or name another --workdir.'):
+def read_json(path: epath.Path, form: Any = dict, fix: str = 'Put a copy back, or name another --workdir.') -> Any:
     """The value of a JSON file.
 
     Args:
@@ -249,7 +270,7 @@ def check_file(path: os.PathLike) -> None:
         raise UserError(f'{path}: This is no ordinary file. Put the file there, or name another.')
 
 
-def check_form(path: epath.Path, value, form, fix: str) -> None:
+def check_form(path: epath.Path, value: object, form: Any, fix: str) -> None:
     """Raises UserError, which names a file, if the value in it has not the form; see `read_json`."""
     if fault := _misfit(value, form, ''):
         raise UserError(f'{path}: The file is damaged ({fault}). {fix}')

@@ -6,8 +6,10 @@ Its locks see to it that of several processes one downloads a file.
 
 import functools
 import hashlib
+import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from etils import epath
 
 from gpt1_jax import network
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package, read_json, write_atomically, write_json
+from gpt1_jax.files import import_package, read_json, size_of, write_atomically
 
 _NAME = re.compile(r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@:]+))?(?::([^@:]+))?')
 
@@ -133,8 +135,9 @@ class _Remote:
         try:  # for when the hub cannot be asked: which commit this is, and all files that belong to it
             self._reference.parent.mkdir(parents=True, exist_ok=True)
             self._record(info.sha).parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._record(info.sha), sizes)
-            write_atomically(self._reference, [info.sha.encode()])
+            own = f'.{uuid.uuid4().hex}'  # the processes of a run do this at the same time
+            write_atomically(self._record(info.sha), [json.dumps(sizes).encode()], own)
+            write_atomically(self._reference, [info.sha.encode()], own)
         except (OSError, UserError) as error:
             logging.warning("%s: The hub's cache cannot be written (%s).", self._where, error)
         logging.info('%s: commit %s of %s', self._where, info.sha, self._page)
@@ -195,7 +198,7 @@ class _Remote:
         if file.lfs:
             expected, found = file.lfs.sha256, hashlib.sha256()
         else:
-            expected, found = file.blob_id, hashlib.sha1(b'blob %d\0' % path.stat().length)
+            expected, found = file.blob_id, hashlib.sha1(b'blob %d\0' % size_of(path))
         with path.open('rb') as content:
             while block := content.read(2**20):
                 found.update(block)
@@ -225,7 +228,7 @@ class _Remote:
 def _sizes_below(folder):
     """Of all files, without those of git and of huggingface_hub."""
     return {
-        (root / file).relative_to(folder).as_posix(): (root / file).stat().length
+        (root / file).relative_to(folder).as_posix(): size_of(root / file)
         for root, _, files in folder.walk()
         for file in files
         if not {'.git', '.cache'} & {*root.relative_to(folder).parts} and (root / file).exists()
@@ -235,7 +238,7 @@ def _sizes_below(folder):
 def _checked(folder, files, sizes):
     """The folder, if none of the files was cut."""
     for file in files:
-        size = (folder / file).stat().length
+        size = size_of(folder / file)
         if sizes.get(file) not in (None, size):
             raise UserError(
                 f'{folder / file}: The file has {size:,} of {sizes[file]:,} bytes. Delete it, and run the command '

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from absl import logging
 from etils import epath
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import exists, is_local, make_directory, write_json
+from gpt1_jax.files import exists, is_local, make_directory, write_atomically
 
 NAME = 'lock.json'
 BEAT_SECONDS = 20.0
@@ -131,7 +132,7 @@ class _HeartbeatLock:
 
     def release(self):
         self._end.set()
-        self._thread.join(BEAT_SECONDS)
+        self._thread.join(20)  # seconds, for a beat that is under way
         with contextlib.suppress(Exception):  # at worst it is taken over when it is stale
             if self._is_mine():
                 self._path.unlink()
@@ -146,7 +147,8 @@ class _HeartbeatLock:
 
     def _beat(self):
         self._beats += 1
-        write_json(self._path, self._mine | {'beats': self._beats})
+        content = json.dumps(self._mine | {'beats': self._beats}).encode()
+        write_atomically(self._path, [content], suffix=f'.{self._mine["token"]}')
 
     def _is_mine(self):
         return (_read(self._path) or {}).get('token') == self._mine['token']
@@ -213,7 +215,7 @@ def _is_dead(other):
         os.kill(other['pid'], 0)
     except ProcessLookupError:
         return True
-    except OSError:
+    except (OSError, OverflowError):  # of another user; no number of a process
         pass
     return False
 
@@ -221,7 +223,7 @@ def _is_dead(other):
 def _read(path):
     """What a file says, {} if it is damaged, None if it is not there."""
     try:
-        return _parsed(path.read_text()) if exists(path) else None
+        return _parsed(path.read_bytes()) if exists(path) else None
     except FileNotFoundError:
         return None
 
@@ -251,13 +253,13 @@ def _is_of_this_machine(path):
     if not is_local(path) or platform.system() != 'Linux':
         return is_local(path)
     try:
-        with open('/proc/self/mounts') as file:
+        with open('/proc/self/mounts', errors='surrogateescape') as file:
             mounts = [line.split()[1:3] for line in file]
     except OSError:
         return False
     real, best = os.path.realpath(path.parent), ('', '')
     for point, kind in mounts:
-        point = point.encode().decode('unicode_escape')  # spaces are written as \040
+        point = re.sub(r'\\(\d{3})', lambda digits: chr(int(digits[1], 8)), point)  # spaces are written as \040
         if len(point) >= len(best[0]) and (real == point or real.startswith(point.rstrip('/') + '/')):
             best = point, kind
     return best[1] in _OF_THIS_MACHINE

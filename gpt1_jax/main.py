@@ -18,6 +18,7 @@ if __name__ == '__main__':  # before the imports below, which take long
     use_huge_pages()
     stopping.watch()
 
+import contextlib
 import importlib
 import logging as standard_logging
 import os
@@ -33,7 +34,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt1_jax import command_line, distributed, lock, peers, tasks
 from gpt1_jax.config import check, check_place
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.files import explain
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,8 +63,10 @@ def main(argv: list[str]) -> None:
     cluster = distributed.explicit(_COORDINATOR.value, _PROCESS_ID.value, _PROCESSES.value)
     if cluster is None and _DISTRIBUTED.value is not False:
         cluster = distributed.detected()
+    if cluster is None and _DISTRIBUTED.value:
+        cluster = distributed.found_by_jax()
     alone = _CONFIG.value.task in _ALONE
-    if cluster or _DISTRIBUTED.value:
+    if cluster:
         distributed.start(cluster, alone=alone)
     if alone and peers.current and peers.current.process:
         logging.info('%s: Process 0 does it, and this one waits.', _CONFIG.value.task)
@@ -80,8 +83,26 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     keep_compiled_steps()
     task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
     folder = epath.Path(workdir).expanduser()
-    with lock.hold(folder, write=not (peers.current and peers.current.process)):
+    with lock.hold(folder, write=not (peers.current and peers.current.process)), _each_warning_once():
         return task.run(config, folder)
+
+
+@contextlib.contextmanager
+def _each_warning_once():
+    """The same data are read several times in a run, to count them, encode them and show them."""
+    said = set()
+
+    def is_new(record):
+        if record.levelno != standard_logging.WARNING:
+            return True
+        message = record.getMessage()
+        return message not in said and not said.add(message)
+
+    logging.get_absl_logger().addFilter(is_new)
+    try:
+        yield
+    finally:
+        logging.get_absl_logger().removeFilter(is_new)
 
 
 def _set_up():
@@ -124,6 +145,8 @@ def _fail(error):
     message, status = str(error), 2
     if sentence := explain(error):
         message = sentence
+    elif sentence := peers.explain(error):
+        message, status = sentence, STOPPED_EXIT_STATUS
     elif not isinstance(error, UserError):
         if not peers.current:
             raise error

@@ -7,6 +7,7 @@ and end with a page of C++ stack.
 
 import contextlib
 import json
+import re
 import selectors
 import socket
 import threading
@@ -20,6 +21,7 @@ from gpt1_jax.errors import STOPPED_EXIT_STATUS
 
 SILENCE = 30.0  # seconds
 _PULSE = 1.0  # seconds between signs of life
+_APART = re.compile('Gloo|NCCL|DEADLINE_EXCEEDED|UNAVAILABLE')
 
 current: 'Peers | None' = None  # of this process
 checkpoints: epath.Path | None = None  # the folder of those that a run resumes from
@@ -29,6 +31,15 @@ def meet() -> None:
     """Returns once all processes of the run have come here, however long one works before; alone, at once."""
     if current:
         current.agree()
+
+
+def explain(error: BaseException) -> str:
+    """The sentence for an error of JAX that tells that the processes, which all live, do not reach each other; '' for
+    other errors."""
+    if not current or type(error).__name__ != 'JaxRuntimeError' or not _APART.search(str(error)):
+        return ''
+    reason = ' '.join(str(error).split())[:200].rstrip('.')
+    return f'processes: They have lost touch with each other ({reason}).{_how_to_resume()}'
 
 
 class Peers:
@@ -111,7 +122,7 @@ class Peers:
                         selector.unregister(key.fileobj)
                 now = time.monotonic()
                 if now - before >= _PULSE:
-                    self._beat(min(now - before, 2 * _PULSE))  # when this process itself was stopped, not all of it
+                    self._beat(min(now - before, 2 * _PULSE))  # while this one was stopped, it heard nobody
                     before = now
 
     def _beat(self, seconds):
@@ -199,8 +210,7 @@ class Peers:
     # ----------------------------------------------------------------- the end
 
     def _lose(self, peer, what):
-        where = f' The last checkpoint is {step}.' if (step := _last_checkpoint()) else ''
-        self._end(peer, STOPPED_EXIT_STATUS, f'{what}.{where} Run the same command again on all hosts to resume.')
+        self._end(peer, STOPPED_EXIT_STATUS, f'{what}.{_how_to_resume()}')
 
     def _end(self, ended, status, message):
         self._ended = True
@@ -218,6 +228,11 @@ class Peers:
     def _send(self, peer, **message):
         with self._sending, contextlib.suppress(OSError):  # one that is lost is noticed by the thread
             self._sockets[peer].sendall(json.dumps(message).encode() + b'\n')
+
+
+def _how_to_resume() -> str:
+    where = f' The last checkpoint is {step}.' if (step := _last_checkpoint()) else ''
+    return f'{where} Run the same command again on all hosts to resume.'
 
 
 def _last_checkpoint() -> str:

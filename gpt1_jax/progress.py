@@ -63,6 +63,7 @@ class Progress:
         self._first = (done, time.monotonic())
         if self._bar is not None:
             self._bar.initial = self._bar.n = self._bar.last_print_n = done
+        self.update(done)
 
     def close(self) -> None:
         """Leaves the bar as it is; that of a part vanishes."""

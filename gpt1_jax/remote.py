@@ -82,16 +82,47 @@ class _Backend(type(backend.tf_backend)):
         """Not TensorFlow's own: after an error in the midst of it, that may leave files without a word."""
         if not self.exists(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-        for folder, _, names in self.gfile.walk(os.fspath(path), topdown=False):
+        # From the top: what a kill leaves of a checkpoint then lacks the file that makes it one.
+        for folder, _, names in self.walk(os.fspath(path)):
             for name in (*names, ''):  # '': the folder itself, which need not be an object
                 with contextlib.suppress(self.tf.errors.NotFoundError):
                     self.gfile.remove(f'{folder.rstrip("/")}/{name}')
         if self.exists(path):
             raise OSError(_OTHER, 'it is not deleted whole', os.fspath(path))
 
-    def walk(self, top, **options):
-        with _named_errors(top):
-            yield from super().walk(top, **options)
+    def isdir(self, path):
+        """Not TensorFlow's own: that says no where it cannot know, and a run would begin again."""
+        try:
+            return self.gfile.stat(path).is_directory
+        except self.tf.errors.NotFoundError:
+            return False
+
+    def listdir(self, path):
+        try:
+            return self.gfile.listdir(path)
+        except self.tf.errors.NotFoundError:  # TensorFlow asks its own `isdir`
+            if not self.isdir(path):
+                raise
+            return self.gfile.listdir(path)
+
+    def walk(self, top, *, top_down=True, on_error=None):
+        """Not TensorFlow's own: that takes for a file what it cannot know to be a folder."""
+        try:
+            names = self.listdir(top)
+        except OSError as error:
+            if on_error:
+                on_error(error)
+            elif error.errno != errno.ENOENT:
+                raise
+            return
+        folders = [name.rstrip('/') for name in names if name.endswith('/')]
+        here = top, folders, [name for name in names if not name.endswith('/')]
+        if top_down:
+            yield here
+        for folder in filter(None, folders):
+            yield from self.walk(f'{top}/{folder}', top_down=top_down, on_error=on_error)
+        if not top_down:
+            yield here
 
 
 def _with_named_errors(method):
@@ -140,10 +171,10 @@ class _File(io.RawIOBase):
     def tell(self):
         return self._file.tell()
 
-    def flush(self):
-        if not self.closed and not self._reads:
-            with _named_errors(self._path):
-                self._file.flush()
+    def upload(self):
+        """Not `flush`, which `close` calls again: another attempt, where one has just failed, takes minutes."""
+        with _named_errors(self._path):
+            self._file.flush()
 
     def close(self):
         if not self.closed:
@@ -162,7 +193,7 @@ class _Writer(io.BufferedWriter):
     def flush(self):
         """Uploads all that was written."""
         super().flush()
-        self.raw.flush()
+        self.raw.upload()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ process where it is still there after that time, for example in a compilation. T
 handlers of its own (training/preemption.py).
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -21,6 +22,7 @@ GRACE = 5.0  # seconds
 LINGER = 60.0  # seconds
 
 last_words: list[Callable[[int, str], None]] = []  # called with the status and the message before the process ends
+taken: list[int] = []  # the signals that other handlers than the one here have had
 _asked: list[int] = []  # the signals that came
 _in_order = threading.Event()
 _ending = threading.Lock()
@@ -32,7 +34,8 @@ def watch() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     replace_handlers(_receive)
-    sys.unraisablehook = _unraisablehook
+    atexit.register(replace_handlers, signal.SIG_IGN)  # the last: then all is done, and Python would have none
+    sys.unraisablehook = unraisablehook
     threading.Thread(target=_enforce, args=(reader,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked where the program has started itself again
 
@@ -88,10 +91,12 @@ def _receive(signum, frame):
 
 def _enforce(reader):
     """A thread: what the handler cannot do in time."""
+    left = []  # to other handlers, one of which may have set this one again by now
     while True:
         (signum,) = os.read(reader, 1)
-        if signal.getsignal(signum) == _receive:
+        if signal.getsignal(signum) == _receive and left.count(signum) >= taken.count(signum):
             break
+        left.append(signum)
     if _in_order.is_set():
         time.sleep(GRACE)
     _asked.append(signum)
@@ -104,7 +109,7 @@ def _end_as_asked():
     end(STOPPED_EXIT_STATUS, 'Stopped. Run the same command again to resume.')
 
 
-def _unraisablehook(unraisable, *, former=sys.unraisablehook):
+def unraisablehook(unraisable: 'sys.UnraisableHookArgs', *, former: Callable = sys.unraisablehook) -> None:
     """Hides the traceback of what the handler has raised where Python discards it."""
     if not (_asked and issubclass(unraisable.exc_type, SystemExit | KeyboardInterrupt)):
         former(unraisable)

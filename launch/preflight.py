@@ -32,7 +32,7 @@ from etils import epath
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from gpt1_jax import remote  # noqa: E402, F401  gs:// paths that behave like local ones
+from gpt1_jax import remote  # noqa: E402  gs:// paths that behave like local ones
 
 READY, WRONG, LATE = 0, 2, 75  # exit status; as that of gpt1_jax.main, 75 says: start again
 DISK_GB = 5  # for logs, compiled steps and encoded data sets; a checkpoint of 117M parameters is 1.4 GB
@@ -102,7 +102,8 @@ def workdir_problems(workdir: epath.Path) -> list[str]:
         before = time.time()
         probe.write_text('written by launch/preflight.py, which deletes it')
         after = time.time()
-        modified = probe.stat().mtime  # in whole seconds, by the clock of the file system or bucket
+        # By the clock of the file system or bucket. Not `probe.stat()`: it fails where the owner has no name.
+        modified = os.stat(probe).st_mtime if remote.is_local(probe) else probe.stat().mtime
     except Exception as error:  # of gs://: TensorFlow's own errors, not OSError
         return [
             f'{workdir}: It cannot be written to ({_reason(error)}). Check the path, and what the account of this host '

@@ -44,10 +44,15 @@ def pytest_addoption(parser):
     parser.addoption('--damages', metavar='N', type=int, default=200, help='how many damaged files are read')
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks select
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: of two processes, the one that ends first then has little to wait for."""
+    """Files with slow tests first: of two processes, the one that ends first then has little to wait for. A rehearsal
+    is slow too: -m "not slow" replaces the default, which leaves it out."""
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.get_closest_marker('rehearsal'):
+            item.add_marker('slow')
 
 
 @pytest.fixture(scope='session')

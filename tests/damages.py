@@ -1,15 +1,19 @@
-"""Small labelled files and corpora in every form, and random damages of them, as disks, editors and mail make them.
+"""Small labelled files and corpora in every form, random damages of them, as disks, editors and mail make them, and
+bounds of what reading one may take.
 
 Each entry or line of text has marks, words that are nowhere else: what is left of them in a damaged file must be read,
 or a warning must count it, or the file must be refused.
 """
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import random
 import re
+import resource
+import signal
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +21,8 @@ from typing import NamedTuple
 import pyarrow
 from pyarrow import parquet
 
+SECONDS = 5  # of the processor for one input; ten times as many on the clock of a busy machine
+MEMORY = 2**30  # bytes that all of them may add to the most that the process has held
 ENTRIES = 8
 MARK = re.compile('mark[0-9]{2}x')
 _BREAKS = ('a "quoted" word', 'a comma, and a; semicolon', "it's", 'caf\u00e9 \u2014 na\u00efve', '', 'two  spaces')
@@ -135,6 +141,41 @@ CORPORA = [
     Form('books.zip', _zip),
     Form('books.jsonl', _text_jsonl),
 ]
+
+
+# ----------------------------------------------------------------- bounds
+
+
+class Hang(BaseException):
+    """No Exception, which the program may handle."""
+
+
+@contextlib.contextmanager
+def in_time():
+    """Raises Hang after SECONDS."""
+
+    def stop(signum, frame):
+        raise Hang(f'it took {SECONDS} seconds')
+
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 10 * SECONDS)}
+    former = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, former[number])
+
+
+@contextlib.contextmanager
+def in_memory():
+    """Fails if the most that this process has held grows by more than MEMORY."""
+    most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = most()
+    yield
+    assert most() - before < MEMORY
 
 
 # ----------------------------------------------------------------- damages

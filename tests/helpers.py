@@ -1,19 +1,23 @@
 """What several test files share and needs no model: the program in a process of its own, texts, labelled
 files, statistics."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import os
 import pathlib
+import random
 import re
+import socket
 import subprocess
 import sys
 
 import ftfy
 import numpy as np
 import pytest
+from etils import epath
 from scipy import stats
 
 import reference
@@ -63,6 +67,14 @@ def some_words(rng, n):
 
 def command(config, *flags):
     return [sys.executable, '-m', 'gpt1_jax.main', f'--config=configs/{config}', *flags]
+
+
+def free_port():
+    """The first of two in a row that nothing listens on, below those that Linux gives to connections meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(('', port)), socket.create_server(('', port + 1)):
+            return port
 
 
 def run(config, *flags, status=0):
@@ -133,6 +145,24 @@ def write_lines(path, content):
             text = file.getvalue()
     data = text.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
+
+
+def write_parquet(path, columns, features=None, rows_per_group=None):
+    """Writes columns into a file as `datasets` does, with its features where they are given: column -> names of ids."""
+    arrow = pytest.importorskip('pyarrow')
+    pytest.importorskip('pyarrow.parquet')
+    table = arrow.table(columns)
+    if features is not None:
+        described = {
+            name: {'names': list(features[name]), '_type': 'ClassLabel'}
+            if name in features
+            else {'dtype': 'string', '_type': 'Value'}
+            for name in columns
+        }
+        table = table.replace_schema_metadata({'huggingface': json.dumps({'info': {'features': described}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrow.parquet.write_table(table, path, row_group_size=rows_per_group)
+    return epath.Path(path)
 
 
 def load_files(dataset, folder, split='train', **kwargs):

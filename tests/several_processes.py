@@ -77,7 +77,7 @@ def run_all(folder, workdir, mesh):
     results.append(zero_shot_task.run(of(config, init_from=f'{lm}@6'), workdir / 'zero_shot'))
 
     config = generate.get_config()
-    config.update(prompt='the ship', samples=3, max_tokens=8, temperature=0.7, top_p=1.0)
+    config.update(prompt='the ship', samples=3, batch_size=2, max_tokens=8, temperature=0.7, top_p=1.0)
     made = generate_task.run(of(config, init_from=lm), workdir / 'generate')
     scores = [
         {f'{one.dataset} {one.split} {one.metric} {one.checkpoint}': one.value for one in result.scores}

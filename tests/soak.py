@@ -1,8 +1,8 @@
 """What becomes of a run when a machine or a user does its worst: kills, signals, damaged files, full disks, two runs in
 one workdir, processes that are lost.
 
-    python tests/soak.py --kills=100 --signals=40 --removals=10 --damages=1 --disk=24 --pairs=20 --processes=15 \
-        --lanes=3 --out=/dev/shm/soak
+    python tests/soak.py --kills=100 --signals=40 --tasks=2 --removals=10 --damages=1 --disk=24 --pairs=20 \
+        --processes=15 --lanes=3 --out=/dev/shm/soak
 
 Prints each run that does not survive, and at the end a table. All is drawn from --seed. What is finished is kept in
 OUT/trials.jsonl and not tried again; OUT/failed has the workdirs and logs of what did not survive. About half an hour
@@ -40,6 +40,7 @@ from soak_trials import Lane, Problem
 LOST = {  # row of the table: what is lost by those that survive
     'kill': 'the work since the last save, which is done again',
     'stop': 'nothing',
+    'task': 'nothing that takes long',
     'remove': 'what was deleted: the run says so, and begins again',
     'fill': 'nothing: the run says so, and goes on when there is room',
     'pair': 'nothing: the second run names the first',
@@ -58,7 +59,8 @@ class Trial:
 
 def trials(arguments: argparse.Namespace, lane: Lane) -> list[Trial]:
     """All that is asked for."""
-    found, root, cases = [], os.geteuid() == 0, list(lane.cases.values())
+    found, root = [], os.geteuid() == 0
+    cases = [case for case in lane.cases.values() if ' ' in case.name]
 
     def add(name, row, function, values):
         found.append(Trial(name, row.format(*values), lambda lane, rng: function(lane, rng, *values)))
@@ -73,6 +75,10 @@ def trials(arguments: argparse.Namespace, lane: Lane) -> list[Trial]:
     rng, phases = random.Random(arguments.seed), ['as it works'] * 3 + ['as it starts']
     stops = [(cases[i % len(cases)], rng.choice(signals), rng.choice(phases)) for i in range(arguments.signals)]
     add_in_turn('stop', len(stops), 'SIGTERM, SIGINT, SIGHUP or SIGUSR1, {2}', soak_trials.stop, stops)
+    for case in lane.cases.values():
+        for i in range(arguments.tasks):
+            words = case, rng.choice(signals), 'as it works'
+            add(f'task {case.name} {i}', 'SIGTERM, SIGINT, SIGHUP or SIGUSR1, in each task', soak_trials.stop, words)
     add_in_turn('remove', arguments.removals, 'workdir deleted or renamed', soak_trials.remove, each)
     add_in_turn('fill', arguments.disk * root, 'disk full, {0.task}', soak_trials.fill, each)
     pairs = [(case, f'{case.task} twice in one workdir') for case in cases]
@@ -80,8 +86,8 @@ def trials(arguments: argparse.Namespace, lane: Lane) -> list[Trial]:
     add_in_turn('pair', arguments.pairs, '{1}', soak_trials.pair, pairs)
     losses = [
         (case, processes, fault, victim)
-        for fault in ('killed', 'stopped', 'cut off', 'SIGTERM', 'SIGINT')
         for processes, victim in ((2, 1), (2, 0), (4, 2))
+        for fault in ('killed', 'stopped', 'cut off', 'SIGTERM', 'SIGINT')
         for case in cases
         if case.task == 'pretrain' and (root or fault != 'cut off')
     ]
@@ -115,7 +121,8 @@ def set_up(arguments: argparse.Namespace, rounds: int = 2) -> Lane:
         shutil.rmtree(data, ignore_errors=True)
         soak_cases.write_data(data)
         known = {'seconds': {}, 'operations': {}}
-    cases = {name: case for name, case in soak_cases.cases(data).items() if arguments.cases in name}
+    cases = soak_cases.cases(data) | (soak_cases.others(data) if arguments.tasks else {})
+    cases = {name: case for name, case in cases.items() if arguments.cases in name}
     lane = Lane(Server(environment), environment, reference, cases, {}, **known, bound=arguments.bound)
     for name, case in cases.items():
         lane.folder = reference / name
@@ -128,8 +135,8 @@ def set_up(arguments: argparse.Namespace, rounds: int = 2) -> Lane:
                 soak_trials.require(status == 0, f'{name}: {started.printed()[1][-500:]}')
                 known['seconds'][name] = round(time.monotonic() - begun, 2)
             known['operations'][name] = int((lane.folder / 'log.count').read_text())
-            if case.task == 'pretrain':
-                shutil.copytree(lane.folder / 'run', data / f'lm-{name.split()[1]}', dirs_exist_ok=True)
+            if model := {'pretrain': 'lm', 'finetune': 'tuned'}.get(case.task):
+                shutil.copytree(lane.folder / 'run', data / f'{model}-{name.split()[1]}', dirs_exist_ok=True)
             print(f'{name}: {known["seconds"][name]} s, {known["operations"][name]} file operations', flush=True)
         lane.expected[name] = soak_cases.contents(lane.folder / 'run')
     for name, case in cases.items():
@@ -244,6 +251,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, words in (
         ('kills', 'kill -9 at a random moment'),
         ('signals', 'SIGTERM, SIGINT, SIGHUP or SIGUSR1 at a random moment, from the start of the program on'),
+        ('tasks', 'the same, in a run of every task'),
         ('removals', 'the workdir is deleted or renamed'),
         ('damages', 'of each file: how many random bits and lengths where a file is read in this process'),
         ('disk', 'the disk is full at a random moment, or too small'),

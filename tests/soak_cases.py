@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -34,10 +35,16 @@ _OF_RUN = ('seconds', 'config_fingerprint', 'sha256')  # of results.json: its ti
 
 
 class Case(NamedTuple):
-    """A run. flags: what the program is given, with words such as WORKDIR for places."""
+    """A run.
+
+    Attributes:
+      flags: what the program is given, with words such as WORKDIR for places.
+      exact: whether it leaves the same whenever it is run, but for times; else the same files.
+    """
 
     name: str
     flags: tuple[str, ...]
+    exact: bool = True
 
     @property
     def task(self) -> str:
@@ -130,6 +137,73 @@ def cases(folder: pathlib.Path) -> dict[str, Case]:
     return {case.name: case for case in found}
 
 
+def others(folder: pathlib.Path) -> dict[str, Case]:
+    """Runs of the other tasks by name, on what is in the folder after those of `cases`; they are stopped only. Not
+    quickstart, which reads for long and is made of other tasks."""
+    model = f'--config.init_from={folder}/lm-transformer'
+    labelled = (
+        f'--config.data.source=files:{folder}/labelled',
+        '--config.data.kind=classification',
+        '--config.data.fields=text',
+        '--config.data.labels=sea,farm',
+        '--config.data.eval_batch_size=2',
+        '--config.data.cache=off',
+    )
+    suite = (f'--config.data.source=files:{folder}/suite', '--config.data.cache=off')
+    tuning = ('--config.data.batch_size=8', '--config.data.epochs=1', '--config.log.every=1')
+    tiny = tuple(f'--config.model.{name}={value}' for name, value in TINY['transformer'][1].items())
+    flags = {
+        'evaluate': ('evaluate.py:custom', f'--config.init_from={folder}/tuned-transformer', *labelled),
+        'evaluate_text': (
+            'evaluate.py:text',
+            model,
+            f'--config.data.source=text:{folder}/books',
+            '--config.data.batch_size=1',
+            '--config.stride=4',
+        ),
+        'zero_shot': (
+            'zero_shot.py',
+            f'{model}@all',
+            f'--config.data.source=files:{folder}/suite',
+            '--config.datasets=sst2',
+            '--config.data.batch_size=1',
+        ),
+        'generate': ('generate.py', model, '--config.samples=40', '--config.max_tokens=20', '--config.batch_size=2'),
+        'convert': ('convert.py', f'--config.source={folder}/lm-transformer', '--config.target=hf:WORKDIR/model'),
+        'report': ('report.py', f'--config.runs={folder}/tuned-transformer'),
+        'ablation': (
+            'ablation.py:lambda',
+            model,
+            *suite,
+            *tuning,
+            '--config.datasets=sst2',
+            '--config.coefficients=(0.0,1.0)',
+        ),
+        'layer_transfer': ('layer_transfer.py:rte', model, *suite, *tuning),
+        'benchmark': ('benchmark.py:generate', *tiny, '--config.batches=(1,)', '--config.minutes=0.02'),
+        'paper': (
+            'paper.py:tiny',
+            f'--config.text=text:{folder}/books',
+            f'--config.source=files:{folder}/suite',
+            '--config.parts=prepare,pretrain,zero_shot,samples,report',
+            '--config.prepare.data.vocab_size=320',
+            '--config.prepare.data.held_out=0.25',
+            *(flag.replace('config.', 'config.pretrain.', 1) for flag in tiny),
+            '--config.pretrain.data.batch_size=8',
+            f'--config.pretrain.data.tokens={10 * 8 * 32}',
+            '--config.pretrain.optimizer.warmup_steps=2',
+            '--config.pretrain.log.eval_every=4',
+        ),
+    }
+    if importlib.util.find_spec('libtpu'):
+        flags['compile'] = ('compile.py:v5e-4', *tiny, '--config.works=("pretrain",)', '--config.as_run=False')
+    with_times = ('benchmark', 'compile', 'paper')
+    return {
+        name: Case(name, (f'--config=configs/{file}', *more), exact=name not in with_times)
+        for name, (file, *more) in flags.items()
+    }
+
+
 def contents(workdir: pathlib.Path) -> dict[str, object]:
     """What a run left, by file, without times, speeds and the folder around it; of a checkpoint its record."""
     found = {}
@@ -149,7 +223,6 @@ def contents(workdir: pathlib.Path) -> dict[str, object]:
             found[name] = [_without_times(line) for line in data.decode(errors='replace').splitlines()]
         elif path.name == 'results.json':
             found[name] = json.loads(data) | dict.fromkeys(_OF_RUN)
-            found[name]['facts'].pop('characters_per_token', None)  # which only the process that encodes knows
         else:
             found[name] = hashlib.sha256(data).hexdigest()
     return found

@@ -206,7 +206,8 @@ def cached(key: str, folder: pathlib.Path) -> object:
 def targets(lane: Lane) -> list[Target]:
     """All that the lane's runs leave; makes the folders that are damaged, where they are not there yet."""
     make = {'pretrain': _of_pretraining, 'finetune': _of_finetuning, 'sweep': _of_sweep, 'prepare': _of_prepare}
-    found = [target for name, case in lane.cases.items() for target in make[case.task](lane, name, case)]
+    cases = [(name, case) for name, case in lane.cases.items() if case.task in make]
+    found = [target for name, case in cases for target in make[case.task](lane, name, case)]
     data = lane.reference.parent / 'data' / 'shards'
     found.append(Target('shards', 'shard folder', data, lambda name: True, shard_folder, (shard_folder(data),)))
     return found
@@ -244,7 +245,7 @@ def _best(lane, name):
     checkpointer = Checkpointer(
         epath.Path(run) / 'checkpoints', best_metric=saved['best_metric'], best_mode=saved['best_mode']
     )
-    best = checkpointer.best_step()
+    best = checkpointer.steps_by_rank()[0]
     files = f'checkpoints/{best}/', 'model.json', 'tokenizer/'
     read = functools.partial(model, soak_cases.parameters(run, best), _form(store.open_model(str(run))))
     known = (read(run), *(read(run, f'@{step}') for step in checkpointer.steps()))

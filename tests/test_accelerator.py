@@ -179,7 +179,6 @@ def test_relative_errors():
     assert (error['worst_leaf'], error['worst_leaf_name']) == (0.5, 'a')
 
 
-@pytest.mark.slow
 @pytest.mark.rehearsal
 def test_the_whole_visit_at_a_tiny_size(data, tmp_path):
     (tmp_path / 'hide').mkdir()

@@ -4,6 +4,7 @@ Where Apache Beam is not installed (see launch/beam.txt), its runner's place is 
 job in any order, some of them twice.
 """
 
+import concurrent.futures
 import contextlib
 import gzip
 import importlib.util
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import threading
 import zipfile
 
 import pyarrow
@@ -147,6 +149,17 @@ def test_units_are_the_documents_in_their_order(books, many_units):
     assert list(itertools.chain(*(found[i] for i in sorted(found)))) == whole
 
 
+def test_two_workers_at_one_task(books, tmp_path, monkeypatch):
+    both = threading.Barrier(2)
+    monkeypatch.setattr(os, 'fsync', lambda file: both.wait(60))  # until each has written its result
+    task = {'work': 'check', 'limit': 2**64, **next(units.units(open_corpus(f'text:{books}'), {}))}
+    path, line = tmp_path / 'check.jsonl', json.dumps(task).encode()
+    path.write_bytes(line)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: units.work(str(path), (0, 0, len(line))), range(2)))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ['check-0.json', 'check.jsonl']
+
+
 def test_cut():
     rng = random.Random(0)
     for _ in range(200):
@@ -194,7 +207,7 @@ def test_interrupted_anywhere(books, prepared, many_units, tmp_path):
             preparation.prepare(small(books), output, beam.passes(again))
             assert len(again.jobs) == 5 - die_in and (again.jobs[0] < dying.jobs[-1] or die_in == 4)
         assert content(output) == content(prepared)
-    assert preparation.prepare(small(books), output, beam.passes(None)).characters is None  # done already
+    assert preparation.prepare(small(books), output, beam.passes(None)).characters  # done already
 
 
 def test_a_wrong_option_can_be_put_right(books, prepared, tmp_path):
@@ -221,8 +234,13 @@ def test_what_is_wrong_with_the_text_is_said_as_here(tmp_path):
             preparation.prepare(data, output, passes)
         sentences.append(str(caught.value))
     assert sentences[0] == sentences[1]
-    (folder / 'x.txt').unlink()
-    (folder / 'y.txt').unlink()
+    for name in ('x', 'y'):
+        (folder / f'{name}.txt').write_bytes(b'cafe')  # of the same size
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / 'a.zip').write_text('no archive')
+    for passes in (None, beam.passes(Shuffled())):
+        with pytest.raises(UserError, match='a.zip: The compressed file is damaged'):
+            preparation.prepare(small(tmp_path / 'broken'), tmp_path / 'none', passes)
 
     def changing(function, elements):
         if len(jobs := [*output.glob('journal/encode-*.jsonl')]) == 1 and len(changed) == 1:
@@ -251,6 +269,18 @@ def test_jobs_that_end_without_results(books, tmp_path):
     with pytest.raises(UserError, match='check-.*-0.json: The job has ended without this result'):
         preparation.prepare(small(books), tmp_path / 'out', beam.passes(lose))
     preparation.prepare(small(books), tmp_path / 'out', beam.passes(Shuffled()))
+
+
+def test_a_damaged_piece_is_noticed(books, prepared, tmp_path):
+    def damaging(function, elements):
+        for piece in [*tmp_path.glob('out/journal/*/train-00000.bin')][:1]:  # once all is encoded
+            piece.write_bytes(piece.read_bytes()[:-1] + b'\xff')
+        for element in elements:
+            function(element)
+
+    data = small(books, tokenizer=str(prepared / 'tokenizer'))
+    with pytest.raises(UserError, match='journal/.*/train-00000.bin: The file is damaged. Delete'):
+        preparation.prepare(data, tmp_path / 'out', beam.passes(damaging))
 
 
 def test_what_no_runner_can_do(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """gs:// against a stand-in for the service: paths like local ones, checkpoints, metrics; with the service's faults."""
 
+import concurrent.futures
+import io
 import subprocess
 
 import jax
@@ -8,10 +10,13 @@ import numpy as np
 import pytest
 from etils import epath
 
+import models
 from bucket import BUCKET, bucket
-from gpt1_jax import files
+from gpt1_jax import files, lock, remote
+from gpt1_jax.data import parquet
 from gpt1_jax.data.corpus.shards import ShardWriter, load_shards, start_journal
 from gpt1_jax.errors import UserError
+from gpt1_jax.saved_models import huggingface, openai
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.metric_writer import MetricWriter, read_metrics
 from helpers import ENVIRONMENT, ROOT, command
@@ -126,6 +131,28 @@ def test_a_folder_is_removed_whatever_faults_pass(store):
     assert store.names() == []
 
 
+class Refused:
+    """A file of TensorFlow that cannot be uploaded."""
+
+    uploads = 0
+
+    def write(self, data):
+        pass
+
+    def flush(self):
+        self.uploads += 1
+        raise OSError('refused')
+
+    close = flush
+
+
+def test_the_end_of_a_file_is_no_further_attempt():
+    file = Refused()
+    with pytest.raises(OSError, match='refused'), remote._Writer(remote._File(file, 'gs://a/b', 'wb'), 9) as writer:
+        writer.write(b'a')
+    assert file.uploads == 2  # when it is flushed, and closed
+
+
 def items():
     return {'params': {'w': jnp.arange(12.0).reshape(3, 4), 'b': jnp.ones(5)}}
 
@@ -139,7 +166,7 @@ def test_checkpoints(store):
         checkpointer.save(step, jax.tree.map(lambda leaf: leaf + step, saved), {'at': step}, {'loss': loss})
     checkpointer.close()
     reader = Checkpointer(directory, best_metric='loss')
-    assert reader.steps() == [1, 3] and reader.best_step() == 1
+    assert reader.steps() == reader.steps_by_rank() == [1, 3]
     with store.lock:
         del store.objects[BUCKET, 'a/b/checkpoints/3/commit_success.txt']
     assert reader.steps() == [1]
@@ -148,7 +175,7 @@ def test_checkpoints(store):
     jax.tree.map(np.testing.assert_array_equal, restored, jax.tree.map(lambda leaf: leaf + 1, saved))
 
 
-def test_metrics(store):
+def test_metrics(store, caplog):
     workdir = folder()
     for first in (1, 3):  # the second run goes on after step 2
         writer = MetricWriter(workdir)
@@ -160,7 +187,7 @@ def test_metrics(store):
         writer.close()
     uploads = [path for method, path, _ in store.asked if method == 'POST' and path.endswith('metrics.jsonl')]
     assert 2 <= len(uploads) <= 5  # not one for each line
-    assert len(store.names('a/b/tensorboard/events')) == 2
+    assert len(store.names('a/b/tensorboard/events')) == 2 and 'Not all metrics' not in caplog.text
 
 
 def test_shards(store, sentencepiece):
@@ -176,6 +203,92 @@ def test_shards(store, sentencepiece):
     shards.verify()
     np.testing.assert_array_equal(shards.splits['train'].read(np.array([8, 0, 17]), 8)[:, 0], [8, 0, 17])
     assert not store.names('a/b/journal')
+
+    def read(threads):
+        split = load_shards(output).splits['train']
+        store.asked.clear()
+        store.fault, store.seconds = (lambda method, path, number: 'slow'), 0.1
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            assert [list(window) for [window] in pool.map(split.read, [np.array([1])] * threads, [5] * threads)] == [
+                [1, 2, 3, 4, 5]
+            ] * threads
+        store.fault = lambda method, path, number: ''
+        return len(store.asked)
+
+    assert read(1) == read(4)  # the threads that want a file read it once
+    split = load_shards(output).splits['train']
+    store.put((BUCKET, 'a/b/train-00000.bin'), b'abc')
+    with pytest.raises(UserError, match='train-00000.bin: The file has become shorter since the run began'):
+        split.read(np.array([0]), 8)
+
+
+def test_what_cannot_be_known_is_not_taken_for_absent(store):
+    """A run that found no checkpoints would begin again."""
+    files.write_json(folder() / 'checkpoints' / '3' / 'commit_success.txt', 1)
+    checkpointer = Checkpointer(folder() / 'checkpoints')
+    store.fault = lambda method, path, number: 403 if method == 'GET' and 'prefix=' in path else ''
+    for ask in (
+        lambda: folder().is_dir(),
+        lambda: list(folder().iterdir()),
+        lambda: list(folder().walk()),
+        lambda: list(folder().glob('*')),
+        lambda: folder().rmtree(),
+        checkpointer.steps,
+    ):
+        with pytest.raises(OSError, match='HTTP status 403'):
+            ask()
+    store.fault = lambda method, path, number: ''
+    assert checkpointer.steps() == [3]
+
+
+def test_half_a_checkpoint_that_was_being_deleted_is_none(store):
+    for step in ('1', '2'):
+        for name in ('commit_success.txt', 'params/d/0'):
+            (folder() / step / name).write_text('')
+    store.fault = lambda method, path, number: 403 if method == 'DELETE' and 'params' in path else ''
+    with pytest.raises(OSError, match='HTTP status 403'):
+        (folder() / '2').rmtree()
+    assert store.names('a/b/2') == ['a/b/2/params/d/0'] and Checkpointer(folder()).steps() == [1]
+
+
+@pytest.mark.parametrize('scheme', ['openai', 'hf'])
+def test_models_of_other_programs(store, sentencepiece, scheme):
+    saved, params = models.make_model(np.random.default_rng(0), sentencepiece)
+    {'openai': openai, 'hf': huggingface}[scheme].write_folder(folder(), saved, params)
+    _, there = models.read(f'{scheme}:{folder()}')
+    models.assert_same_bits(there, params)
+
+
+def test_parquet(store):
+    arrow = pytest.importorskip('pyarrow')
+    pytest.importorskip('pyarrow.parquet')
+    path, rows = folder() / 'a.parquet', [{'text': f'{i} ship' * 100, 'label': i} for i in range(1000)]
+    table = io.BytesIO()
+    arrow.parquet.write_table(arrow.Table.from_pylist(rows), table, row_group_size=300)
+    path.write_bytes(table.getvalue())
+    store.fault = once_each('cut')
+    assert list(parquet.rows(path)) == rows
+    store.fault = lambda method, path, number: 403
+    with pytest.raises(OSError, match='HTTP status 403'):  # which does not mean that the file is damaged
+        list(parquet.rows(path))
+
+
+def test_a_lock(store, monkeypatch):
+    monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.05)
+    monkeypatch.setattr(lock, 'STALE_SECONDS', 3.0)
+    monkeypatch.setattr(lock, '_SETTLE_SECONDS', 0.0)
+    monkeypatch.setattr(lock, '_machine', iter('abcdefghijk').__next__)  # each is of another machine
+    with lock.hold(folder()):
+        with monkeypatch.context() as another, pytest.raises(UserError, match='b: Another run writes to it'):
+            another.setattr(lock, '_held', {})
+            with lock.hold(folder()):
+                pass
+    assert store.names() == ['a/b/']
+    files.write_json(folder() / lock.NAME, lock._holder())  # one that is dead
+    monkeypatch.setattr(lock, 'STALE_SECONDS', 0.2)
+    with lock.hold(folder()):
+        lock.check(folder())
+    assert store.names() == ['a/b/']
 
 
 @pytest.mark.rehearsal

@@ -1,6 +1,8 @@
 """Round trips, retention, damage, kills and full disks, on eight host devices."""
 
+import asyncio
 import gc
+import logging as standard_logging
 import os
 import resource
 import shutil
@@ -17,6 +19,7 @@ import pytest
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
+from gpt1_jax import stopping
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.training import checkpoint, checkpoint_folder
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -152,7 +155,7 @@ def test_parameters_alone_do_not_read_or_verify_the_rest(make, tmp_path):
 def test_an_empty_directory_is_not_created_by_reading(make, tmp_path):
     reader = make()
     assert reader.restore_latest({}) is None and reader.steps() == []
-    assert reader.steps() == [] and reader.best_step() is None
+    assert reader.steps() == reader.steps_by_rank() == []
     assert not (tmp_path / 'checkpoints').exists()
     with pytest.raises(UserError, match='no checkpoint of step 3. The steps here are none'):
         reader.restore(3, {})
@@ -166,7 +169,7 @@ def test_the_newest_and_the_best_are_both_kept(make, mode, losses):
         writer.save(step, state(step), {}, {'loss': loss, 'other': -loss})
     writer.wait()
     assert writer.steps() == [best, 4, 5]
-    assert (writer.best_step(), writer.steps()[-1]) == (best, 5)
+    assert writer.steps_by_rank()[0] == best
     # A later process reads the metrics from the files. Saves without one count as newest but never as best.
     writer = make(**options)
     writer.save(6, state(6), {})
@@ -174,7 +177,7 @@ def test_the_newest_and_the_best_are_both_kept(make, mode, losses):
     writer.save(8, state(8), {}, {'loss': float('nan'), 'other': 0.0})
     writer.wait()
     assert writer.steps() == [best, 7, 8]
-    assert make(**options).best_step() == best
+    assert make(**options).steps_by_rank()[0] == best
 
 
 def test_all_are_kept_when_asked_and_a_repeated_step_stays(make):
@@ -244,7 +247,24 @@ def test_all_damaged_is_an_error(make, tmp_path, breakage):
         file.unlink() if breakage == 'missing' else os.truncate(file, 20)
     with pytest.raises(UserError, match=r'checkpoints: Every checkpoint is damaged \(1, 2\)\. .*copy'):
         make().restore_latest(abstract(state(1)))
-    assert make(best_metric='loss').best_step() is None
+    assert make(best_metric='loss').steps_by_rank() == [2, 1]
+
+
+def test_what_orbax_leaves_unfinished_is_not_printed(make, caplog):
+    """It waits for the first array that cannot be read; asyncio would print a traceback for each of the others."""
+
+    async def fail():
+        raise ValueError('another array')
+
+    async def leave():
+        asyncio.create_task(fail())
+        await asyncio.sleep(0)
+
+    make()
+    asyncio.run(leave())
+    gc.collect()
+    standard_logging.getLogger('asyncio').error('anything else')
+    assert [record.getMessage() for record in caplog.records if record.name == 'asyncio'] == ['anything else']
 
 
 def test_what_does_not_fit_is_named_and_is_not_damage(make, warnings_seen):
@@ -439,6 +459,20 @@ def test_killed_while_deleting_an_old_one(make, tmp_path, warnings_seen):
     ]
 
 
+def test_no_process_deletes_before_all_know_what(make, monkeypatch, tmp_path):
+    """Else the others would not find it, and not wait where Orbax waits for them: here process 0 is the faster one."""
+    writer = make(keep_latest=None)
+    for step in (1, 2, 3):
+        writer.save(step, {'params': {'w': jnp.ones(3)}}, {})
+    writer.close()
+    deleted, other = [], make()
+    faster = lambda: [shutil.rmtree(tmp_path / 'checkpoints' / step) for step in '23']
+    monkeypatch.setattr(checkpoint.peers, 'meet', faster)
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'delete', lambda self, step: deleted.append(step))
+    other.delete_after(1)
+    assert deleted == [2, 3] and other.steps() == [1]
+
+
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=f'{tmp_path}/file/x: Checkpoints cannot be written .*write permission'):
@@ -456,3 +490,15 @@ def test_nothing_of_orbax_is_logged(make, caplog):
     finally:
         logging.set_verbosity(logging.WARNING)
     assert [record.getMessage() for record in caplog.records if record.name == 'absl'] == ['our own line']
+
+
+def test_only_one_kind_of_traceback_is_hidden(monkeypatch):
+    """The rest is for the hook of the program, whichever of the two was there first."""
+    passed_on = []
+    monkeypatch.setattr(stopping, 'unraisablehook', passed_on.append)
+    of_tensorstore, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(words)) for words in ('Event loop is closed', 'x')
+    )
+    checkpoint._unraisablehook(of_tensorstore)
+    checkpoint._unraisablehook(other)
+    assert passed_on == [other]

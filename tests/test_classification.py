@@ -36,6 +36,8 @@ def test_scores_of_a_split_with_subsets():
         'test_accuracy_middle': 1.0,
     }
     assert named_scores(REGISTRY['race'], 'test', encoded, flat_metrics(scores)) == scores
+    earlier = flat_metrics(scores[:1])  # of a version that found no subsets
+    assert named_scores(REGISTRY['race'], 'test', encoded, earlier) == scores[:1]
 
 
 def test_the_first_metric_of_a_data_set_is_the_score():

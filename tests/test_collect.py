@@ -151,6 +151,16 @@ def test_a_score_that_is_not_possible_is_damage(folder, changes):
     assert named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is not possible.',)
 
 
+def test_rollbacks_that_are_not_possible_are_damage(folder):
+    path = folder / 'tuned/sst2/seed0/results.json'
+    stored = json.loads(path.read_text())
+    del stored['sha256']  # as an earlier version wrote it
+    for batches, words in (([1, 2], ()), ([1], ('results.json: The batches of a rollback are not possible.',))):
+        stored['facts']['rollbacks'] = [{'step': 1, 'times': 1, 'batches': batches}]
+        path.write_text(json.dumps(stored))
+        assert named(folder)['tuned/sst2/seed0'].damage == words
+
+
 def test_a_damaged_plan_leaves_its_runs_to_themselves(folder):
     (folder / 'tuned/runs.json').write_text('[{"dataset": "sst2"}]')
     runs = collect.collect(folder)
@@ -221,3 +231,6 @@ def test_the_origin_of_a_model_is_found_also_when_all_was_moved(folder, tmp_path
     assert collect.model_name(sample, []) == 'pretrain'  # it is elsewhere
     recorded.write_pretraining(folder / 'pretrain', 'tiny', recorded.MODEL, 6.0)
     assert collect.origin(sample, runs) is None  # another run has its name
+    assert collect.origin(collect.Run('a', folder, {'init_from': 'a\0b'}), runs) is None  # no path
+    elsewhere = [collect.Run('hf', epath.Path('gs://bucket/hf'), {})]
+    assert collect.origin(collect.Run('a', folder, {'init_from': 'hf:gs://bucket/hf'}), elsewhere) == elsewhere[0]

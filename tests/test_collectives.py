@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from gpt1_jax.errors import UserError
 from gpt1_jax.meter.collectives import Collective, collectives
 
 # kind -> (function of a device's part, what it sends inside and between two slices of four, from 1,024 float32)
@@ -80,6 +81,8 @@ ENTRY %main (a: bf16[96,768]) -> bf16[768,768] {{
         ("replica_groups=mesh['x'=2,'y'=4] {'y'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
         ("replica_groups=mesh['x'=2,'y'=4] {'x'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
         ("replica_groups=mesh['x'=2,'y'=2,'z'=2] {'x','z'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'x'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
     ],
 )
 def test_groups_in_the_forms_of_compilers(groups, expected):
@@ -91,6 +94,11 @@ def test_groups_in_the_forms_of_compilers(groups, expected):
 
 def test_a_group_of_one_sends_nothing():
     assert not collectives(FORM.format(groups="replica_groups=mesh['x'=1,'y'=8] {'x'}"))
+
+
+def test_a_form_that_is_not_known_is_not_passed_over():
+    with pytest.raises(UserError, match='unknown which devices'):
+        collectives(FORM.format(groups="replica_groups=mesh['x'=8] {'x':(1)2}"))
 
 
 SCATTER = """HloModule step

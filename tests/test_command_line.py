@@ -8,6 +8,7 @@ import sys
 import pytest
 from absl import flags
 
+import damages
 from gpt1_jax import command_line, config, main
 from gpt1_jax.errors import UserError
 from helpers import ROOT
@@ -320,6 +321,7 @@ VALUES = [
 ]
 
 
+@damages.in_memory()
 def test_random_overrides(given, request):
     """Whatever keys are given: a config, or one sentence."""
     rng, outcomes = random.Random(0), collections.Counter()
@@ -335,7 +337,8 @@ def test_random_overrides(given, request):
         if rng.random() < 0.1:
             words[rng.randrange(len(words))] = rng.choice(VALUES)
         try:
-            given(*words)
+            with damages.in_time():
+                given(*words)
             outcomes['a config'] += 1
         except SystemExit as end:
             assert end.code == 2, words

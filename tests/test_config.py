@@ -10,7 +10,17 @@ import ml_collections
 import pytest
 from etils import epath
 
-from configs import ablation, evaluate, finetune, generate, layer_transfer, pretrain, quickstart
+from configs import (
+    ablation,
+    benchmark,
+    compile as compile_config,
+    evaluate,
+    finetune,
+    generate,
+    layer_transfer,
+    pretrain,
+    quickstart,
+)
 from gpt1_jax import config as common
 from gpt1_jax.errors import UserError
 
@@ -41,6 +51,8 @@ def test_the_configs_themselves_are_right(config):
         ('checkpoint.keep_best', 0, 'at least 1'),
         ('data.batch_size', 2**21, 'at most 1,048,576'),
         ('model.width', 10**12, 'at most 131,072'),
+        ('model.layers', 5000, 'at most 4,096'),
+        ('data.max_score', 10**6, 'at most 131,072'),
         ('optimizer.accumulation', 10**8, 'at most 1,048,576'),
         ('data.workers', 2**31, 'from 0 to 4,096'),
         ('data.tokens_per_shard', 10**12, 'less than 2,147,483,648'),
@@ -106,6 +118,26 @@ def test_values_of_the_parts_are_checked_too():
     config = quickstart.get_config()
     config.finetune.lm_coefficient = -2.0
     with pytest.raises(UserError, match='^finetune.lm_coefficient: -2.0 '):
+        common.check(config)
+    config = quickstart.get_config()
+    config.seeds = 10**12  # of which a list is made
+    with pytest.raises(UserError, match='^seeds: 1000000000000 is not possible. It must be at most 10,000.'):
+        common.check(config)
+
+
+@pytest.mark.parametrize(
+    ('of', 'key', 'value'),
+    [
+        (compile_config, 'data.finetune_batch_size', 0),
+        (compile_config, 'data.finetune_batch_size', 10**12),
+        (compile_config, 'entries', -1),
+        (benchmark, 'minutes', 1e308),
+    ],
+)
+def test_keys_of_a_single_task_are_checked_too(of, key, value):
+    config = of.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f'^{key}: '):
         common.check(config)
 
 
@@ -296,6 +328,12 @@ def test_a_path_may_be_written_in_another_way(tmp_path, monkeypatch, task):
     refused(config, workdir)
 
 
+@pytest.mark.parametrize('path', ['a\0b', '\ud800'])
+def test_what_is_no_path_is_a_difference(tmp_path, path):
+    message = refused(of_source('text:/a'), begun(tmp_path, of_source(f'text:{path}')))
+    assert f'data.source: {f"text:{path}"!r} there' in message
+
+
 def test_a_source_that_moved_goes_on_where_its_content_is_the_same(tmp_path):
     content = {'shards:/a': 'one', 'shards:/b': 'one', f'shards:{tmp_path}': 'two'}
     known = dict(fingerprint=lambda uri: content.get(uri, ''))
@@ -312,13 +350,15 @@ def test_a_source_that_moved_goes_on_where_its_content_is_the_same(tmp_path):
 
 
 def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_path):
+    tmp_path /= 'a b'
+    tmp_path.mkdir()
     workdir = begun(tmp_path, of_source('shards:/a'))
     assert not (workdir / 'source.txt').exists()
     moved = f'shards:{tmp_path}'
     content = {moved: 'one'}
     known = dict(fingerprint=lambda uri: content.get(uri, ''))
     message = refused(of_source(moved), workdir, **known)
-    assert message.endswith(f'make a link at the old one (ln -s {tmp_path} /a) and give the old value.')
+    assert message.endswith(f"make a link at the old one (ln -s '{tmp_path}' /a) and give the old value.")
     content['shards:/a'] = 'one'  # the link
     for _ in range(2):
         common.open_workdir(of_source(moved), workdir, write=True, **known)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pwd
 import zipfile
 
 import pyarrow
@@ -46,6 +47,14 @@ def test_members_of_archives(tmp_path):
         assert [b.name for b in corpus.blocks(start=(i, 0))] == names[i:]
 
 
+def test_files_whose_owner_has_no_name(tmp_path, monkeypatch):
+    """As in a folder that is mounted into a container."""
+    (tmp_path / 'a.txt').write_text(TEXTS[0])
+    (tmp_path / 'b.jsonl').write_text(json.dumps({'text': TEXTS[1]}))
+    monkeypatch.setattr(pwd, 'getpwuid', {}.__getitem__)
+    assert [text for _, text in read(tmp_path)] == TEXTS[:2]
+
+
 def test_a_member_that_is_there_unpacked_is_not_read_twice(tmp_path):
     for stem in 'abc':
         with zipfile.ZipFile(tmp_path / f'{stem}.zip', 'w') as archive:
@@ -74,13 +83,19 @@ def test_archives_that_cannot_be_read(tmp_path):
     for place in (8, whole.index(b'PK\1\2') + 10):
         method[place : place + 2] = b'\x09\0'  # Deflate64
     (tmp_path / 'method.zip').write_bytes(method)
+    with zipfile.ZipFile(tmp_path / 'lzma.zip', 'w', zipfile.ZIP_LZMA) as archive:
+        archive.writestr('one.txt', TEXTS[0])
+    packed = bytearray((tmp_path / 'lzma.zip').read_bytes())
+    packed[60:70] = bytes(10)
+    (tmp_path / 'lzma.zip').write_bytes(packed)
     found = problems(tmp_path)
-    assert len(found) == 4
+    assert len(found) == 5
     [cut] = [one for one in found if one.startswith(f'{tmp_path}/cut.zip')]
     assert 'damaged' in cut
     [secret] = [one for one in found if one.startswith('secret.zip/one.txt of ')]
     assert 'password' in secret and 'Unpack it yourself' in secret
     assert any(one.startswith('flipped.zip/two.txt of ') and 'damaged' in one for one in found)
+    assert any(one.startswith('lzma.zip/one.txt of ') and 'damaged' in one for one in found)
     assert any(one.startswith('method.zip/one.txt of ') and 'cannot be unpacked here' in one for one in found)
 
 

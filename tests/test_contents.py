@@ -1,6 +1,7 @@
 """Contents as UTF-8: compression by content, encodings, and commands that convert the others."""
 
 import gzip
+import os
 import pathlib
 import shutil
 import subprocess
@@ -76,6 +77,11 @@ def test_damaged_files(tmp_path, data, words):
 
 def test_a_file_that_cannot_be_read(tmp_path):
     assert 'The file cannot be read (No such file or directory)' in refusal(pathlib.Path(tmp_path / 'none.csv'))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.csv')
+    assert 'a.csv: This is no ordinary file' in refusal(tmp_path / 'a.csv')
 
 
 def test_a_few_zeros_are_text(tmp_path):

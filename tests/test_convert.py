@@ -85,6 +85,9 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, sentencepiece, monkeypa
 
     monkeypatch.setattr(openai, 'write_atomically', full)
     refuses(run, f'openai:{tmp_path}/openai', 'No space left')
+    monkeypatch.undo()
+    monkeypatch.setattr(convert, 'record', lambda *args, **kwargs: full('results.json', []))
+    refuses(run, f'openai:{tmp_path}/openai', 'No space left')
     assert sorted(tmp_path.iterdir()) == [tmp_path / 'openai.workdir', run] and sorted(run.iterdir()) == before
     assert list((tmp_path / 'openai.workdir').iterdir()) == [tmp_path / 'openai.workdir' / 'config.json']  # the last's
 

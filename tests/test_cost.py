@@ -49,8 +49,8 @@ def test_a_story_is_read_once_or_with_each_ending(source):
 
 def test_a_set_that_is_not_there_or_has_no_labels_is_named(source):
     gone, unlabelled = cost.labelled_set('qnli', source, 512), cost.labelled_set('rte', source, 512)
-    assert gone.rows == {} and gone.problem == f'{source} has no folder for it'
-    assert unlabelled.rows == {'dev': 2}  # which is enough for zero-shot scores
+    assert gone.examples == {} and gone.problem == f'{source} has no folder for it'
+    assert unlabelled.examples == {'dev': 2}  # which is enough for zero-shot scores
     assert 'train' in unlabelled.problem
 
 

@@ -58,6 +58,29 @@ def test_the_numbers_of_the_curves(drawn):
     assert row['held-out perplexity'] == f'{np.exp(valid[300]):,.2f}'
 
 
+def test_skipped_updates_and_rollbacks_are_shown(drawn):
+    runs, lines = recorded.collected()
+    back = [{'step': 5, 'times': 1, 'batches': [5, 9]}, {'step': 1200, 'times': 2, 'batches': [1300, 1302]}]
+
+    def changed(run, **facts):
+        return dataclasses.replace(run, result=dataclasses.replace(run.result, facts=run.result.facts | facts))
+
+    caption = 'Skipped updates and divergence'
+    assert caption not in recorded.tables(curves.pretraining(runs)) | recorded.tables(curves.fine_tuning(lines))
+    facts = {'pretrain': dict(skipped_steps=7, rollbacks=back), 'pretrain_lstm': dict(skipped_steps=2, rollbacks=[])}
+    runs = [changed(run, **facts[run.name]) if run.name in facts else run for run in runs]
+    assert [list(row.values()) for row in recorded.tables(curves.pretraining(runs))[caption]] == [
+        ['pretrain', '7', '5', '5 to 8'],
+        ['pretrain', '7', '1,200', '1,300 to 1,301'],
+        ['pretrain_lstm', '2', '', ''],
+    ]
+    line = next(line for line in lines if line.owner.name == 'ablation_table5')
+    line = dataclasses.replace(line, runs=(changed(line.runs[0], skipped_steps=0, rollbacks=back[:1]), *line.runs[1:]))
+    assert [list(row.values()) for row in recorded.tables(curves.fine_tuning([line]))[caption]] == [
+        ['ablation_table5/cola/full/seed0', '0', '5', '5 to 8']
+    ]
+
+
 def test_perplexities_of_two_vocabularies_are_not_compared_without_saying_so(drawn):
     runs = recorded.collected()[0]
     blocks = curves.pretraining(runs)

@@ -2,13 +2,10 @@
 many; with `-s`, a table says what became of each form."""
 
 import collections
-import contextlib
 import pathlib
 import random
 import re
-import resource
 import shutil
-import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -36,23 +33,7 @@ from gpt1_jax.tasks import generate
 from gpt1_jax.training.metric_writer import read_metrics
 from helpers import assert_well_put
 
-SECONDS = 5  # for one file
-MEMORY = 2**30  # bytes that reading any of them may add
 DATASETS = REGISTRY | {'custom': custom_dataset(kind='classification', fields=['text'], labels=['yes', 'no'])}
-
-
-@contextlib.contextmanager
-def limit(seconds):
-    def stop(signum, frame):
-        raise TimeoutError(f'it took {seconds} seconds')
-
-    former = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, former)
 
 
 class Inline(futures.Executor):
@@ -92,12 +73,12 @@ def outcome(form, folder, data, caplog):
     """'read', 'refused' or what is wrong."""
     (folder / form.file).write_bytes(data)
     try:
-        with limit(SECONDS):
+        with damages.in_time():
             found = collections.Counter(damages.MARK.findall('\n'.join(texts(form, folder))))
     except UserError as error:
         assert_well_put(' '.join(str(error).split()))  # as `main` prints it
         return 'refused'
-    except Exception as error:
+    except (Exception, damages.Hang) as error:
         return f'{type(error).__name__}: {error}'
     lost = (collections.Counter(damages.marks_of(data, form.file)) - found).total()
     if lost > counted(folder, [record.getMessage() for record in caplog.records]):
@@ -105,6 +86,7 @@ def outcome(form, folder, data, caplog):
     return 'read'
 
 
+@damages.in_memory()
 def test_damages(tmp_path, caplog, request):
     rng, forms, folder = random.Random(0), [*damages.LABELLED, *damages.CORPORA], tmp_path / 'data'
     table, problems = collections.defaultdict(collections.Counter), []
@@ -245,11 +227,11 @@ def written(tmp_path_factory, sentencepiece):
     return folder
 
 
+@damages.in_memory()
 def test_damages_of_what_the_program_wrote(written, caplog, request):
     """Where it is read all the same, it is what was written."""
     rng, table, problems = random.Random(1), collections.defaultdict(collections.Counter), []
     whole = {one.name: one.read(written / one.folder) for one in STORED}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(request.config.getoption('--damages')):
         one = STORED[-1] if number % 1000 == 199 else STORED[number % (len(STORED) - 1)]  # the last takes a second
         path = written / one.folder / rng.choice(one.files)
@@ -259,14 +241,14 @@ def test_damages_of_what_the_program_wrote(written, caplog, request):
         caplog.clear()
         started, what = time.monotonic(), 'read'
         try:
-            with limit(SECONDS):
+            with damages.in_time():
                 found = one.read(written / one.folder)
             if found not in (None, whole[one.name]):
                 what = f'it was read as {str(found)[:200]}'
         except UserError as error:
             what = 'refused'
             assert_well_put(' '.join(str(error).split()))
-        except Exception as error:
+        except (Exception, damages.Hang) as error:
             what = f'{type(error).__name__}: {error}'
         finally:
             path.write_bytes(data)
@@ -278,4 +260,3 @@ def test_damages_of_what_the_program_wrote(written, caplog, request):
     for name, counts in table.items():
         print(name, dict(counts))
     assert not problems, f'{len(problems)} problems:\n' + '\n'.join(problems[:20])
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY

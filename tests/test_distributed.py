@@ -6,27 +6,21 @@ import time
 
 import pytest
 
-from gpt1_jax import distributed
-from gpt1_jax.distributed import Cluster, detected, explicit
+from gpt1_jax import distributed, peers
+from gpt1_jax.distributed import Cluster, detected, explicit, found_by_jax
 from gpt1_jax.errors import UserError
-
-
-def free_port():
-    """Two in a row that nothing listens on."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(('127.0.0.1', 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(('127.0.0.1', port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
+from helpers import free_port
+from servers import Server, running
 
 
 def test_flags():
     assert explicit(None, None, None) is None
     assert explicit('host-a:1234', 1, 4) == Cluster('host-a:1234', 4, 1)
+
+
+def test_a_process_alone_waits_for_nobody():
+    distributed.start(Cluster('host-a:1234', 1, 0))
+    assert peers.current is None
 
 
 @pytest.mark.parametrize(
@@ -67,6 +61,71 @@ SRUN = {'SLURM_JOB_ID': '5000', 'SLURM_NTASKS': '16', 'SLURM_PROCID': '9', 'SLUR
 def test_what_the_environment_says(environment, expected):
     found = detected(environment)
     assert (found and (found.coordinator.partition(':')[0], found.processes, found.process_id)) == expected
+
+
+OPEN_MPI = {
+    'OMPI_MCA_orte_hnp_uri': f'{7 * 4096}.0;tcp://10.0.0.7,10.1.0.7:34911',
+    'OMPI_COMM_WORLD_SIZE': '4',
+    'OMPI_COMM_WORLD_RANK': '3',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+}
+
+
+@pytest.fixture
+def set_variables(monkeypatch):
+    """Sets variables, where no cluster is."""
+    for name in ('KUBERNETES_SERVICE_HOST', 'TPU_WORKER_HOSTNAMES', 'TPU_SKIP_MDS_QUERY'):
+        monkeypatch.delenv(name, raising=False)
+    return lambda variables: [monkeypatch.setenv(*variable) for variable in variables.items()]
+
+
+@pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [({}, Cluster('10.0.0.7:61447', 4, 3)), ({'JAX_COORDINATOR_PORT': '1234'}, Cluster('10.0.0.7:1234', 4, 3))],
+)
+def test_what_jax_finds(set_variables, variables, expected):
+    set_variables(OPEN_MPI | variables)
+    assert found_by_jax() == expected
+
+
+def test_where_jax_finds_none(set_variables):
+    with pytest.raises(UserError, match='--distributed: The environment describes no other processes'):
+        found_by_jax()
+    set_variables(OPEN_MPI | {'OMPI_COMM_WORLD_SIZE': 'many'})
+    with pytest.raises(UserError, match=r'does not find the other processes \(ValueError: .*many.* Start it again'):
+        found_by_jax()
+
+
+def test_a_host_of_tpu_vms_in_two_slices(set_variables, monkeypatch):
+    """What the metadata server of a VM says: the coordinator is of the first slice."""
+    pytest.importorskip('requests')
+    monkeypatch.setattr('jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm', True)
+    attributes = {
+        'agent-worker-number': '1',
+        'worker-network-endpoints': 'unknown:unknown:10.0.0.3,unknown:unknown:10.0.0.4',
+        'tpu-env': "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.1:80'",
+    }
+    with running(Server()) as server:
+        for name, value in attributes.items():
+            server.files[f'/computeMetadata/v1/instance/attributes/{name}'] = value.encode()
+        set_variables({'GCE_METADATA_IP': f'127.0.0.1:{server.server_port}'})
+        assert found_by_jax() == Cluster('10.0.0.1:8482', 4, 3)
+
+
+def test_the_passage_to_process_0_stays_open_when_that_dies():
+    with socket.create_server(('127.0.0.1', 0)) as service:
+        service.settimeout(5)
+        host, port = distributed._passage(f'127.0.0.1:{service.getsockname()[1]}').split(':')
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            there = service.accept()[0]
+            client.sendall(b'question')
+            assert there.recv(100) == b'question'
+            there.sendall(b'answer')
+            assert client.recv(100) == b'answer'
+            there.close()
+            client.settimeout(0.3)
+            with pytest.raises(TimeoutError):  # not its end
+                client.recv(100)
 
 
 def call(processes, ids, seconds, hosts=()):

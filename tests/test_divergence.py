@@ -43,6 +43,10 @@ def test_spikes_are_seven_standard_deviations_above_the_mean():
     bad = trend.observe(edge + 1e-9, True).observe(math.nan, False).observe(3.0, False).observe(math.inf, False)
     assert bad == trend._replace(bad=4)  # what is bad does not count for the mean
     assert bad.observe(3.0, True).bad == 0
+    level = divergence.Trend()
+    for _ in range(300):
+        level = level.observe(5.0, True)
+    assert level.bad == 0  # a loss that does not change is no spike
     few = divergence.Trend()
     for loss in losses[:99]:
         few = few.observe(loss, True)
@@ -104,6 +108,7 @@ def job(workdir, bad, losses=None, on_divergence='rollback'):
         partitioner=PARTITIONER,
         abstract=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), STATE),
         create_state=lambda seed: jax.device_put(STATE, sharding),
+        check_room=lambda: None,
         train_step=jax.jit(step, in_shardings=sharding, out_shardings=sharding, donate_argnums=0),
     )
     ranking = loop.Evaluator(lambda params, should_stop: {'sum': total(params)}, 10, ranks_by='sum', mode='max')

@@ -133,10 +133,11 @@ class Counting:
         return Future()
 
 
-def test_map_blocks_keeps_the_order_and_little_in_memory():
+def test_map_blocks_keeps_the_order_and_little_in_memory(monkeypatch):
+    monkeypatch.setattr(documents, '_GROUP', 10)
     blocks = [documents.Block(d, str(d), False, 'x' * (d % 7), 0, 1, 1) for d in range(50)]
     pool = Counting()
-    groups = list(documents.map_blocks(pool, lambda texts: [len(t) for t in texts], iter(blocks), 3, 10))
+    groups = list(documents.map_blocks(pool, lambda texts: [len(t) for t in texts], iter(blocks), 3))
     assert [block for group in groups for block, _ in group] == blocks
     assert all(size == len(block.text) for group in groups for block, size in group)
     assert all(sum(size for _, size in group) >= 10 for group in groups[:-1])

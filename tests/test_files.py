@@ -106,6 +106,9 @@ def test_the_form_of_json(tmp_path, change, words):
 def test_a_lack_of_memory_is_one_sentence():
     assert files.explain(MemoryError()).startswith('memory: There is too little of it (MemoryError). ')
     assert '(RESOURCE_EXHAUSTED: 1 TB)' in files.explain(RuntimeError('RESOURCE_EXHAUSTED: 1 TB'))
+    dispatched = 'INTERNAL: Error dispatching computation: Out of memory allocating 32768000000 bytes.'  # on a CPU
+    assert f'({dispatched[:-1]})' in files.explain(RuntimeError(dispatched))
+    assert files.explain(RuntimeError('INTERNAL: something else')) == ''
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -51,6 +51,40 @@ def test_prompts_of_a_file_in_batches_equal_each_alone(saved, tmp_path, capsys):
     assert all(row['tokens'] == 12 and row['ended_by'] == 'max_tokens' or row['ended_by'] == 'stop' for row in made)
 
 
+def test_a_stopped_run_goes_on_behind_its_texts(saved, tmp_path, monkeypatch, capsys):
+    """What it prints, too, is that of a run that was not stopped; one with another seed begins anew."""
+    (tmp_path / 'prompts.txt').write_text('ship\nwave and\n\nbarn\n')
+    config, rows, stop_at = config_for(saved, samples=2, batch_size=3), [], None
+    config.prompts = str(tmp_path / 'prompts.txt')
+    whole, printed = generate.run(config, tmp_path / 'whole'), capsys.readouterr().out
+
+    def counting(*args, maker=generate.maker, **kwargs):
+        make = maker(*args, **kwargs)
+
+        def counted(of_batch, *rest):
+            if len(rows) == stop_at:
+                raise KeyboardInterrupt
+            rows.extend(of_batch)
+            return make(of_batch, *rest)
+
+        return counted
+
+    monkeypatch.setattr(generate, 'maker', counting)
+    for seed, made_again in ((0, 2), (1, 8)):
+        rows.clear()
+        config.seed, stop_at = 0, 6
+        with pytest.raises(KeyboardInterrupt):
+            generate.run(config, tmp_path / 'out')
+        assert results(tmp_path / 'out') == whole[:6]
+        rows.clear()
+        capsys.readouterr()
+        config.seed, stop_at = seed, None
+        made = generate.run(config, tmp_path / 'out')
+        assert len(rows) == made_again and made == results(tmp_path / 'out')
+        assert seed or (made, capsys.readouterr().out) == (whole, printed)
+        assert not list((tmp_path / 'out').glob('*.journal'))
+
+
 def test_a_stream_shows_the_text_piece_by_piece(saved, tmp_path, monkeypatch):
     """Nearly uniform draws: most tokens are single bytes, which seldom make a character."""
     shown = []

@@ -6,7 +6,7 @@ from etils import epath
 from gpt1_jax import hub
 from gpt1_jax.data import hub_layout
 from gpt1_jax.errors import UserError
-from test_parquet import write
+from helpers import write_parquet
 
 NAME = 'someone/some-set'
 
@@ -14,7 +14,7 @@ NAME = 'someone/some-set'
 def layout_of(tmp_path, files, readme='', rest=None, **kwargs):
     """Of a local copy, whose files are all the same small one."""
     folder = tmp_path / 'copy'
-    write(tmp_path / 'any.parquet', {'text': ['a']})
+    write_parquet(tmp_path / 'any.parquet', {'text': ['a']})
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((tmp_path / 'any.parquet').read_bytes())
@@ -110,6 +110,8 @@ def test_by_the_head_of_readme(tmp_path):
         '# no head',
         '---\n- 1\n---\n',
         '---\nconfigs: 3\n---\n',
+        '---\ndataset_info: {features: [{name: a, dtype: {class_label: 3}}]}\n---\n',
+        '---\ndataset_info: {features: [{name: a, dtype: {class_label: {names: 3}}}]}\n---\n',
     ],
 )
 def test_where_readme_says_nothing_the_names_do(tmp_path, readme):
@@ -131,6 +133,11 @@ def test_several_configs_need_a_choice(tmp_path):
     with pytest.raises(UserError, match=r'several configs. Add one to the name: .*copy:CONFIG, of a, b\.'):
         layout_of(tmp_path, files)
     assert layout_of(tmp_path, [*files, 'train.parquet']).config == 'default'
+    years = (
+        '---\nconfigs:\n- {config_name: 2019, data_files: a/*}\n'
+        '- {config_name: 2020, default: true, data_files: b/*}\n---'
+    )
+    assert layout_of(tmp_path, files, years).config == '2020'  # which YAML reads as a number
 
 
 @pytest.mark.parametrize(
@@ -187,7 +194,7 @@ def test_what_is_no_data_set(tmp_path):
 
 
 def upload(server, tmp_path, files, revision='main'):
-    data = write(tmp_path / 'any.parquet', {'text': ['a']}).read_bytes()
+    data = write_parquet(tmp_path / 'any.parquet', {'text': ['a']}).read_bytes()
     files = {name: text.encode() if text else data for name, text in files.items()}
     return server.add(NAME, files, kind='dataset', revision=revision)
 

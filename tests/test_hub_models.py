@@ -1,11 +1,8 @@
 """Models by their names on the hub."""
 
-import json
-
 import numpy as np
 import pytest
 
-from gpt1_jax import hub
 from gpt1_jax.errors import UserError
 from gpt1_jax.saved_models import hub_models, huggingface, store
 from models import assert_same_bits, assert_same_model, make, make_model, read, released_tokenizer
@@ -110,10 +107,3 @@ def test_which_files(names, weights):
     others = ['README.md', 'config.json', 'sentencepiece/model', 'eval/vocab.json', 'generation_config.json']
     found = hub_models.files([*names, *small, *others])
     assert sorted(found) == sorted(['config.json', *small, 'sentencepiece/model', *weights])
-
-
-def test_a_name_in_every_task_that_begins_with_a_model(hub_server, folder):
-    """They all call open_model: convert's source too, whose target stays a folder."""
-    upload(hub_server, folder)
-    assert store.split_uri('hf:someone/new')[1].parts == ('someone', 'new')
-    assert json.loads((hub_models.fetch('hf:x', hub.parse(NAME)) / 'config.json').read_text())['vocab_size'] == 60

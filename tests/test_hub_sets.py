@@ -9,7 +9,7 @@ from gpt1_jax.data.labelled import hub_sets
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY, SUITES
 from gpt1_jax.errors import UserError
-from test_parquet import write
+from helpers import write_parquet
 
 SENTENCES = ['a good one', 'a bad one', 'another good one']
 # Of every set of 'all': the columns of the copy that Dataset.hub names, with made-up rows; names of the label's ids.
@@ -83,7 +83,7 @@ EXPECTED = {'stsb': [1.5, 0.0, 5.0], 'mnli': [1, 0, 2], 'snli': [1, 2], 'race': 
 def upload(server, tmp_path, hub_name, splits, columns, names=None):
     """A repository with one config, as `datasets` uploads one."""
     repository, _, config = hub_name.partition(':')
-    path = write(tmp_path / 'one.parquet', columns, None if names is None else {'label': names})
+    path = write_parquet(tmp_path / 'one.parquet', columns, None if names is None else {'label': names})
     files = {f'{config or "data"}/{split}-00000-of-00001.parquet': path.read_bytes() for split in splits}
     return server.add(repository, files, kind='dataset')
 
@@ -117,7 +117,7 @@ SST2 = {'sentence': SENTENCES, 'label': [1, 0, -1]}
 
 def local(tmp_path, columns, names=None, readme='', split='train', **more):
     """A local copy of a repository; the part of its URI after hf:."""
-    write(tmp_path / 'copy' / 'data' / f'{split}-00000-of-00001.parquet', columns, names and {'label': names})
+    write_parquet(tmp_path / 'copy' / 'data' / f'{split}-00000-of-00001.parquet', columns, names and {'label': names})
     if readme:
         (tmp_path / 'copy' / 'README.md').write_text(readme)
     return str(tmp_path / 'copy')
@@ -169,7 +169,7 @@ def test_a_split_that_is_not_there(tmp_path):
 def test_a_config_is_found_by_the_name_of_the_set(tmp_path, caplog):
     caplog.set_level('INFO', logger='absl')
     for config in ('cola', 'sst2'):
-        write(tmp_path / config / 'train.parquet', SST2, {'label': ('negative', 'positive')})
+        write_parquet(tmp_path / config / 'train.parquet', SST2, {'label': ('negative', 'positive')})
     assert labels_of(str(tmp_path)) == [1, 0]
     assert 'of its configs cola, sst2, sst2 is read' in caplog.text
 

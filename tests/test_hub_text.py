@@ -8,8 +8,9 @@ from corpora import held_out
 from gpt1_jax import hub
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
-from test_parquet import arrow, write
+from helpers import write_parquet
 
+arrow = pytest.importorskip('pyarrow')
 NAME = 'someone/books'
 
 
@@ -18,10 +19,12 @@ def texts(tmp_path):
     """A local copy, two files of train in row groups of three, and one of validation."""
     train = [f'Train {i} \u00e9\nline\n' for i in range(17)]
     train[5] = None
-    write(tmp_path / 'data/train-00000-of-00002.parquet', {'id': list('abcdefghij'), 'text': train[:10]}, None, 3)
-    write(tmp_path / 'data/train-00001-of-00002.parquet', {'id': list('abcdefg'), 'text': train[10:]}, None, 3)
-    write(tmp_path / 'data/validation-00000-of-00001.parquet', {'id': ['a'], 'text': ['Valid']})
-    write(tmp_path / 'data/test-00000-of-00001.parquet', {'id': ['a'], 'text': ['Test']})
+    write_parquet(
+        tmp_path / 'data/train-00000-of-00002.parquet', {'id': list('abcdefghij'), 'text': train[:10]}, None, 3
+    )
+    write_parquet(tmp_path / 'data/train-00001-of-00002.parquet', {'id': list('abcdefg'), 'text': train[10:]}, None, 3)
+    write_parquet(tmp_path / 'data/validation-00000-of-00001.parquet', {'id': ['a'], 'text': ['Valid']})
+    write_parquet(tmp_path / 'data/test-00000-of-00001.parquet', {'id': ['a'], 'text': ['Test']})
     return train
 
 
@@ -44,13 +47,13 @@ def test_without_validation_documents_are_held_out(tmp_path, texts):
 def test_the_fingerprint_follows_the_files(tmp_path, texts):
     first = open_corpus(f'hf:{tmp_path}').fingerprint
     assert open_corpus(f'hf:{tmp_path}').fingerprint == first and re.fullmatch('[0-9a-f]{16}', first)
-    write(tmp_path / 'data/validation-00000-of-00001.parquet', {'id': ['a'], 'text': ['Another']})
+    write_parquet(tmp_path / 'data/validation-00000-of-00001.parquet', {'id': ['a'], 'text': ['Another']})
     assert open_corpus(f'hf:{tmp_path}').fingerprint != first
 
 
 def test_of_the_hub_it_follows_the_commit(hub_server, tmp_path):
     def fingerprint(text):
-        data = write(tmp_path / 'a.parquet', {'text': [text]}).read_bytes()
+        data = write_parquet(tmp_path / 'a.parquet', {'text': [text]}).read_bytes()
         hub_server.add(NAME, {'plain/train-00000-of-00001.parquet': data}, kind='dataset')
         hub.open_repository.cache_clear()
         corpus = open_corpus(f'hf:{NAME}')
@@ -64,7 +67,7 @@ def test_of_the_hub_it_follows_the_commit(hub_server, tmp_path):
 
 def test_columns(tmp_path):
     def column(columns):
-        write(tmp_path / 'train.parquet', columns)
+        write_parquet(tmp_path / 'train.parquet', columns)
         return next(iter(open_corpus(f'hf:{tmp_path}').blocks())).text
 
     assert column({'title': ['a'], 'text': ['b']}) == 'b'
@@ -77,9 +80,9 @@ def test_columns(tmp_path):
 
 
 def test_splits(tmp_path):
-    write(tmp_path / 'books.parquet', {'text': ['a']})
+    write_parquet(tmp_path / 'books.parquet', {'text': ['a']})
     assert [b.text for b in open_corpus(f'hf:{tmp_path}').blocks()] == ['a']  # the only one, whatever its name
-    write(tmp_path / 'more.parquet', {'text': ['a']})
+    write_parquet(tmp_path / 'more.parquet', {'text': ['a']})
     with pytest.raises(UserError, match='There is no train split, only books, more'):
         open_corpus(f'hf:{tmp_path}')
 
@@ -96,6 +99,6 @@ def test_damage(tmp_path, texts):
     raw = arrow.array([b'ab\xff'], arrow.binary()).view(arrow.string())
     for other in tmp_path.glob('data/*'):
         other.unlink()
-    write(path.with_name('train.parquet'), {'text': raw})
+    write_parquet(path.with_name('train.parquet'), {'text': raw})
     with pytest.raises(UserError, match='0 of hf:.*: The text is not UTF-8 at byte 2'):
         list(open_corpus(f'hf:{tmp_path}').blocks())

@@ -127,3 +127,41 @@ def test_the_fingerprint_of_a_model(tmp_path):
     assert journal.fingerprint(classifier, changed, partitioner) != first
     other = classifier.__class__(classifier.model.clone(dtype='bfloat16'))
     assert journal.fingerprint(other, params, partitioner) != first
+
+
+def lines_of(path, key='k'):
+    lines = journal.Lines(path, key)
+    lines.close()
+    return lines.finished
+
+
+def test_lines_go_on_behind_those_that_are_whole(tmp_path):
+    path, written = epath.Path(tmp_path) / 'lines.jsonl', [b'{"text": "one\xe2\x80\xa8"}\n', b'{}\n', b'{"n": 3}\n']
+
+    def write(key='k'):
+        lines = journal.Lines(path, key)
+        lines.add(written[:2])
+        lines.add(written[2:])
+        lines.close()
+
+    write()
+    path.write_bytes(path.read_bytes() + b'{"text": "cut')
+    assert lines_of(path) == written and path.read_bytes() == b''.join(written)
+    lines = journal.Lines(path, 'k')
+    lines.add([b'4\n'])
+    lines.close()
+    assert lines_of(path) == [*written, b'4\n']
+    for spoil in (
+        lambda: path.write_bytes(path.read_bytes().replace(b'one', b'two')),
+        lambda: path.write_bytes(path.read_bytes()[:-1]),
+        lambda: path.unlink(),
+        lambda: (tmp_path / 'lines.journal').write_bytes(b'\xff'),
+        lambda: (tmp_path / 'lines.journal').unlink(),
+        lambda: lines_of(path, 'other'),
+    ):
+        write()
+        spoil()
+        assert lines_of(path) == [] and path.read_bytes() == b''
+    lines.forget()
+    write(key='')
+    assert [one.name for one in tmp_path.iterdir()] == ['lines.jsonl'] and lines_of(path, '') == []

@@ -119,9 +119,11 @@ def test_a_heartbeat_that_stops_is_stale_and_one_that_goes_on_is_not(tmp_path, m
         elif seconds and then:
             path.write_text(then)
 
-    for written in (json.dumps(other()), '{"host": 7}', '[' * 100_000, ''):  # of another machine, which may live
+    of_no_process = json.dumps(other(machine=lock._machine(), pid=2**70))
+    # Of another machine, which may live; and damaged ones.
+    for written in (json.dumps(other()), of_no_process, '{"host": 7}', '[' * 100_000, '', '\xff'):
         for then, lives in (('', False), (None, False), (json.dumps(other(beats=2, pid=8)), True)):  # noqa: B007
-            path.write_text(written)
+            path.write_text(written, 'latin-1')
             beats.clear()
             with monkeypatch.context() as patch:
                 patch.setattr(lock.time, 'sleep', sleep)
@@ -143,6 +145,7 @@ def test_of_two_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, '_is_of_this_machine', lambda path: False)
     late = lambda seconds: (tmp_path / lock.NAME).write_text(json.dumps(other()))
     monkeypatch.setattr(lock.time, 'sleep', late)
+    (tmp_path / f'{lock.NAME}.tmp').mkdir()  # neither writes the other's file
     refused(tmp_path, 'process 7 on far')
     assert json.loads((tmp_path / lock.NAME).read_text()) == other()  # it is not ours to remove
 
@@ -153,13 +156,15 @@ def test_where_the_kernel_keeps_locks(tmp_path, monkeypatch):
     mounts.write_text(
         '/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n'
         '/dev/sdb /home/me/with\\040space xfs rw 0 0\nbooks /bucket fuse.gcsfuse rw 0 0\n'
+        'server:/b /b\udcff\xfc nfs4 rw 0 0\n',  # bytes that are no UTF-8 too
+        errors='surrogateescape',
     )
-    monkeypatch.setattr(lock, 'open', lambda path: mounts.open(), raising=False)
+    monkeypatch.setattr(lock, 'open', lambda path, **options: mounts.open(**options), raising=False)
     found = {
         folder: lock._is_of_this_machine(epath.Path(folder) / lock.NAME)
-        for folder in ('/', '/homely', '/home', '/home/me', '/home/me/with space/run', '/bucket/a')
+        for folder in ('/', '/homely', '/home', '/home/me', '/home/me/with space/run', '/bucket/a', '/b\udcff\xfc/a')
     }
-    assert list(found.values()) == [True, True, False, False, True, False]
+    assert list(found.values()) == [True, True, False, False, True, False, False]
 
 
 def test_a_file_system_without_locks_has_heartbeats(tmp_path, monkeypatch):

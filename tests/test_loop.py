@@ -1,6 +1,7 @@
 """The training loop where it is told to stop, or goes wrong: nothing is lost, and nothing depends on it."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import random
@@ -18,7 +19,7 @@ from gpt1_jax import lock
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped, UserError
 from gpt1_jax.tasks import pretrain
-from gpt1_jax.training import clock, loop, program
+from gpt1_jax.training import clock, loop, program, room
 from gpt1_jax.training.partitioning import Partitioner
 
 WORDS = 'ship sail wave anchor harbour captain the and'.split()
@@ -130,16 +131,25 @@ LINES = sorted(
 )
 
 
-def counting_job(workdir, mode, seen, **keep):
-    """12 steps that count themselves in a bias. It is ranked every 5, and has another metric every 3; nothing else
-    saves, except what `keep` asks for."""
-    run = config('nowhere')
-    run.checkpoint.update(every=0, keep_latest=1, keep_best=1, **keep)
-    made = program.pretraining(run, 40, 12, Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
+@functools.cache
+def counting_program():
+    """12 steps that count themselves in a bias."""
+    made = program.pretraining(config('nowhere'), 40, 12, Partitioner('dp', (1, 1, 1), jax.devices()[:1]))
 
     def count(state, batch):
         state = state.replace(step=state.step + 1, params=jax.tree.map(lambda leaf: leaf + 1, state.params))
         return state, {'loss': jnp.sum(batch['weights']), 'skipped': jnp.zeros((), jnp.int32)}
+
+    state, counting = made.create_state(0), dataclasses.replace(made, train_step=jax.jit(count))
+    object.__setattr__(counting, 'create_state', lambda seed: state)  # which takes longer than all the steps
+    return counting
+
+
+def counting_job(workdir, mode, seen, **keep):
+    """The program above. It is ranked every 5, and has another metric every 3; nothing else saves, except what `keep`
+    asks for."""
+    run = config('nowhere')
+    run.checkpoint.update(every=0, keep_latest=1, keep_best=1, **keep)
 
     def evaluator(name, value_of, **options):
         def evaluate(params, should_stop):
@@ -151,7 +161,7 @@ def counting_job(workdir, mode, seen, **keep):
     return loop.Job(
         run,
         workdir,
-        dataclasses.replace(made, train_step=jax.jit(count)),
+        counting_program(),
         Batches(),
         12,
         [
@@ -166,8 +176,10 @@ def steps_of(params):
     return int(params['decoder']['blocks']['mlp']['out']['bias'][0, 0])
 
 
-@pytest.mark.parametrize(('mode', 'best'), [('min', 5), ('max', 10)])
-@pytest.mark.parametrize('stops', [(), (6,), (5, 9), (1, 10)])
+@pytest.mark.parametrize(
+    ('mode', 'best', 'stops'),
+    [('min', 5, ()), ('min', 5, (6,)), ('min', 5, (5, 9)), ('max', 10, ()), ('max', 10, (1, 10))],
+)
 def test_evaluators_have_periods_of_their_own(tmp_path, monkeypatch, mode, best, stops):
     """Each is asked when it is due and after the last step; the one that ranks says what is saved and what is best."""
     seen, saved, workdir, save = [], [], epath.Path(tmp_path), loop.Checkpointer.save
@@ -233,8 +245,8 @@ def test_steps_are_kept_for_good(tmp_path, monkeypatch, keep, kept, stop):
 
 def test_log_spaced_steps_are_those_nearest_to_powers_of_ten():
     job = counting_job(epath.Path('unused'), 'min', [], keep_log=5)
-    expected = {round(10 ** (i / 5)) for i in range(31)}
-    assert {step for step in range(1, 10**6 + 1) if job.is_kept(step)} == expected
+    expected = {round(10 ** (i / 5)) for i in range(26)}
+    assert {step for step in range(1, 10**5 + 1) if job.is_kept(step)} == expected
 
 
 # The end of a run that runs out of patience
@@ -250,12 +262,14 @@ def impatient_job(workdir, patience, mode='min'):
     return dataclasses.replace(job, evaluators=[job.evaluators[-1], ranking])
 
 
-@pytest.mark.parametrize('mode', ['min', 'max'])
 @pytest.mark.parametrize(
-    ('patience', 'last', 'best'),
-    [(0, 12, 9), (1, 3, 2), (2, 4, 2), (3, 8, 5), (4, 12, 9)],  # an equal value is no new best one
+    ('patience', 'last', 'best', 'mode'),
+    [
+        *((0, 12, 9, 'min'), (1, 3, 2, 'min'), (2, 4, 2, 'min'), (3, 8, 5, 'min'), (4, 12, 9, 'min')),
+        (3, 8, 5, 'max'),  # an equal value is no new best one
+    ],
 )
-def test_a_run_ends_out_of_patience(tmp_path, mode, patience, last, best):
+def test_a_run_ends_out_of_patience(tmp_path, patience, last, best, mode):
     """With all that belongs to its last step; called again, it does nothing more."""
     workdir, values = epath.Path(tmp_path), VALUES if mode == 'min' else [-value for value in VALUES]
     for _ in range(2):
@@ -300,6 +314,16 @@ def test_the_best_checkpoint_is_damaged(tmp_path, caplog):
         params, evaluation = loop.best_params(job, outcome)
         assert steps_of(params) == best and evaluation == {'step': best, 'rank': float(best)}
     assert f'{folder}/5: The checkpoint is damaged' in caplog.text
+
+
+@pytest.mark.parametrize('mode', ['min', 'max'])
+def test_what_is_not_finite_is_never_the_best(mode):
+    sign = 1 if mode == 'min' else -1
+    values = [np.nan, 3.0, -np.inf, 2.0, np.nan, 2.0, 4.0]
+    evaluations = [{'step': step, 'rank': sign * value} for step, value in enumerate(values)]
+    ranking = loop.Evaluator(None, 1, ranks_by='rank', mode=mode, patience=3)
+    assert [evaluation['step'] for evaluation in ranking.by_rank(evaluations)] == [3, 5, 1, 6, 0, 2, 4]
+    assert ranking.is_out_of_patience(evaluations) and not ranking.is_out_of_patience(evaluations[:-1])
 
 
 def test_a_checkpoint_by_the_clock(tmp_path, monkeypatch):
@@ -351,3 +375,11 @@ def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch, at, 
     assert metrics(workdir) == LINES and checkpoints(workdir) == {10, 12}
     record = json.loads((workdir / 'checkpoints' / '12' / 'record' / 'metadata').read_text())['record']
     assert record['meta'] == {'evaluations': EVALUATIONS}
+
+
+def test_a_run_that_does_not_fit_ends_before_it_makes_anything(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, 'memory', lambda devices, *names: 1)
+    monkeypatch.setattr(program.Program, 'create_state', None)
+    with pytest.raises(UserError, match='^model: The parameters, their moments and gradients take'):
+        pretrain.run(config(shards), epath.Path(tmp_path))
+    assert not (tmp_path / 'checkpoints').exists()

@@ -177,6 +177,27 @@ def test_an_error_of_the_system_that_nothing_handles_is_one_sentence(monkeypatch
     )
 
 
+def test_a_warning_is_said_once_in_a_run(tmp_path, monkeypatch, caplog):
+    """The data are read to count them, to encode them and to show them; what is odd about them is odd each time."""
+    from configs import report as report_config
+    from gpt1_jax import main
+    from gpt1_jax.tasks import report
+
+    def task(config, workdir):
+        for what in ('dev', 'dev', 'train'):
+            main.logging.warning('%s: odd', what)
+            main.logging.info('%s: read', what)
+
+    monkeypatch.setattr(report, 'run', task)
+    config = report_config.get_config()
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level('INFO', logger='absl'):
+            main.run_task(config, str(tmp_path / 'run'))
+        said = [record.getMessage() for record in caplog.records]
+        assert said == ['dev: odd', 'dev: read', 'dev: read', 'train: odd', 'train: read']
+
+
 def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
     before = checksums(language_model, 120)
     error = run(*pretrain_flags(folder, 'whole'), '--config.seed=1', status=2)

@@ -325,6 +325,14 @@ def test_each_shape_is_compiled_once_and_what_was_read_is_said(monkeypatch):
         training._compile(of, 1, jax.devices())
 
 
+@pytest.mark.parametrize('make', [work.sentences, work.questions])
+def test_more_random_examples_than_fit_are_refused(make):
+    with pytest.raises(
+        UserError, match='^data.batch_size: Batches of this size need [0-9,]+00,000,000 random examples.'
+    ):
+        make(300, 10**9, 32)
+
+
 def test_a_cycle_repeats_the_first_batches(partitioner):
     examples, head = work.questions(300, 64, 32), ClassifierHead('multiple_choice', 1, 0.1)
     config = finetune.get_config()

@@ -129,7 +129,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_and_biases(tmp_path, monkeypatch):
+def test_weights_and_biases(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if not installed
     with pytest.raises(UserError, match='The package wandb is not installed. Install it with pip install wandb.'):
         MetricWriter(tmp_path, use_wandb=True)
@@ -137,17 +137,21 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     run = types.SimpleNamespace(
         log=lambda metrics, step: calls.append((step, metrics)), finish=lambda: calls.append('finish')
     )
-    ids = iter(['first', 'second'])
-    fake = types.SimpleNamespace(
-        init=lambda **options: calls.append(options) or run, util=types.SimpleNamespace(generate_id=lambda: next(ids))
-    )
+    fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or run)
     monkeypatch.setitem(sys.modules, 'wandb', fake)
     for _ in range(2):
         writer = MetricWriter(tmp_path, use_wandb=True, config={'seed': 3})
         writer.write(5, {'loss': 2.0})
         writer.close()
     assert calls[1:3] == [(5, {'loss': 2.0}), 'finish']
-    assert calls[0] == calls[3] and calls[0]['id'] == 'first' and calls[0]['config'] == {'seed': 3}
+    assert calls[0] == calls[3] and len(calls[0]['id']) == 32 and calls[0]['config'] == {'seed': 3}
+    fake.teardown = lambda: calls.append('torn down') or {}['its process is lost']
+    run.log = lambda metrics, step: {}['it was killed']
+    caplog.clear()
+    writer = MetricWriter(tmp_path, use_wandb=True)
+    writer.write(6, {'loss': 1.0})
+    writer.close()
+    assert calls[-1] == 'torn down' and ['it was killed' in record.message for record in caplog.records] == [True]
 
 
 def test_a_sink_that_fails_is_told_once_and_the_run_goes_on(tmp_path, caplog, capfd):
@@ -166,7 +170,7 @@ class Hanging:
     """Weights & Biases that never answer, as its tests need it."""
 
     def __init__(self, hang):
-        self.util, self.hang = types.SimpleNamespace(generate_id=lambda: 'x'), hang
+        self.hang = hang
 
     def init(self, **options):
         log = lambda metrics, step: self.hang.wait(60)

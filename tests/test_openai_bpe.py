@@ -346,7 +346,7 @@ def test_prepare_gives_the_same_bytes_for_any_number_of_workers(made, tmp_path, 
         )
     )
     loaded = preparation.prepare(data, tmp_path / 'one')
-    monkeypatch.setattr('gpt1_jax.data.corpus.passes._TASK', 2000)
+    monkeypatch.setattr('gpt1_jax.data.corpus.documents._GROUP', 2000)
     data.workers = 2
     preparation.prepare(data, tmp_path / 'two')
     one, two = (

@@ -52,6 +52,7 @@ def test_copa_without_labels(tmp_path):
         ('asks-for="cause"', '', "item 1, column 'question': The value None is unknown. Write cause or effect."),
         ('alternative="2"', 'alternative="3"', "item 1, column 'label': The label 'choice3' is unknown"),
         ('ISO-8859-1', 'no-such', 'copa-dev.xml: The text has another encoding than it says'),
+        ('ISO-8859-1', 'undefined', 'copa-dev.xml: The text has another encoding than it says'),
         ('"copa.dtd">', '"copa.dtd" [<!ENTITY a "b">]>', 'copa-dev.xml: The XML defines entities'),
     ],
 )

@@ -211,10 +211,10 @@ def test_evaluation_without_labels():
     assert members(batch) == list(range(5)) and not batch['labels'].any()
 
 
-@pytest.mark.parametrize('look_ahead, long_epoch', [(1, 500), (3, 500), (64, 500), (64, 20)])
-def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, long_epoch):
+@pytest.mark.parametrize('look_ahead, worth', [(1, 50), (3, 50), (64, 50), (64, 4.3), (64, 4.1)])
+def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, worth):
     monkeypatch.setattr(packing, '_LOOK_AHEAD', look_ahead)
-    monkeypatch.setattr(packing, '_LONG_EPOCH', long_epoch)
+    monkeypatch.setattr(packing, '_WORTH_A_STEP', worth)
     encoded = make(n=640, longest=60)
     batches = FinetuningBatches(encoded, batch_size=32, min_row_length=64)
     rows, needed = [], []
@@ -228,11 +228,12 @@ def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, long_epoch):
         needed.append(len(bins))
     usual, ladder = max(needed[:look_ahead]), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
     one_number = [usual if n <= usual else min(x for x in ladder if x >= n) for n in needed]
-    if long_epoch == 500:
+    two_numbers = min(sum(fewer if n <= fewer else usual for n in needed) for fewer in needed)
+    if look_ahead < 64 or 20 - two_numbers / usual < worth:
         assert rows == one_number and (len(set(rows)) == 1 or look_ahead < 64)
     else:  # two numbers, the ones that make the least rows together
-        assert sum(rows) == min(sum(fewer if n <= fewer else usual for n in needed) for fewer in needed)
-        assert len(set(rows)) == 2 and sum(rows) < sum(one_number) and np.all(np.array(rows) >= needed)
+        assert worth == 4.1 and sum(rows) == two_numbers < sum(one_number)
+        assert len(set(rows)) == 2 and np.all(np.array(rows) >= needed)
 
 
 def test_shards_hold_like_numbers_of_tokens():

@@ -102,8 +102,7 @@ def found(workdir):
     for path in folder.glob('**/results.json'):
         stored = json.loads(path.read_text())
         del stored['seconds'], stored['sha256']
-        for name in ('characters_per_token', 'parts'):  # known to one process, or with seconds
-            stored['facts'].pop(name, None)
+        stored['facts'].pop('parts', None)  # with seconds
         result[str(path.relative_to(folder))] = stored
     for pattern in ('samples/*/generations.jsonl', '*/zero_shot.json', '*/table.txt'):
         result |= {str(path.relative_to(folder)): path.read_text() for path in folder.glob(pattern)}

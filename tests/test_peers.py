@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import json
+import re
 import socket
 import threading
 import time
 
 import pytest
 from etils import epath
+from jax.errors import JaxRuntimeError
 
 from gpt1_jax import peers, stopping
 from gpt1_jax.peers import Peers
@@ -147,6 +149,22 @@ def test_a_stop_of_this_process_is_no_silence_of_the_others(ended, sockets, monk
     assert not ended
     for process in processes:
         process._ended = True
+
+
+@pytest.mark.parametrize(
+    ('error', 'apart'),
+    [
+        (JaxRuntimeError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer [10.0.0.1]:1'), True),
+        (JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out.\nid: 1'), True),
+        (JaxRuntimeError('INTERNAL: Failed to allocate'), False),
+        (ValueError('Gloo'), False),
+    ],
+)
+def test_errors_of_processes_that_do_not_reach_each_other(ended, monkeypatch, error, apart):
+    assert not peers.explain(error)  # of one process
+    monkeypatch.setattr(peers, 'current', 'some')
+    words = r'processes: They have lost touch with each other \(.*[^.]\)\. Run the same command again on all hosts .*\.'
+    assert bool(re.fullmatch(words, peers.explain(error))) == apart
 
 
 def test_messages_may_come_in_pieces(ended, sockets):

@@ -21,7 +21,11 @@ def test_places(op_name, expected):
     assert place(op_name) == expected
 
 
-def test_the_table_counts_what_is_moved():
-    compiled = jax.jit(lambda x: jnp.sum(x @ x)).lower(jnp.zeros((64, 64))).compile()
+def test_the_table_counts_what_is_moved_in_every_round():
+    """A product reads two matrices and writes one."""
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
+    compiled = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, y: x @ y, x)).lower(x).compile()
     head, first = table(compiled.as_text(), 1).splitlines()
-    assert head.startswith('by instruction') and head.endswith('GB') and '1 x ' in first
+    moved = 3 * 3 * 4 * x.size / 1e9
+    assert first.startswith(f'{moved:8.3f} GB     3 x ') and first.endswith(' update  dot_general')
+    assert head.startswith('by instruction') and float(head.split()[-2]) > moved

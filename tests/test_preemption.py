@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from gpt1_jax import peers
+from gpt1_jax import peers, stopping
 from gpt1_jax.training.preemption import PreemptionGuard
 
 
@@ -44,6 +44,16 @@ def test_a_second_ctrl_c_is_none(former):
         os.kill(os.getpid(), signal.SIGINT)
     assert guard.should_stop(2) and former == [signal.SIGINT]
     guard.close()
+
+
+def test_ctrl_c_while_the_handlers_are_set(former, monkeypatch):
+    replace = stopping.replace_handlers
+    interrupted = lambda handler: (replace(handler), signal.raise_signal(signal.SIGINT))[0]
+    monkeypatch.setattr(stopping, 'replace_handlers', interrupted)
+    guard = PreemptionGuard()
+    assert guard.should_stop(1)
+    guard.close()
+    assert former == []
 
 
 def test_a_request_that_came_after_the_last_step_is_not_lost(former):

@@ -81,7 +81,7 @@ def test_tokens_are_the_documents(books, prepared):
 def test_same_bytes_for_any_number_of_workers_and_small_blocks(books, prepared, tmp_path, monkeypatch):
     preparation.prepare(options(f'text:{books}', workers=1), tmp_path / 'one')
     assert content(tmp_path / 'one') == content(prepared)
-    monkeypatch.setattr(passes, '_TASK', 20000)
+    monkeypatch.setattr(documents, '_GROUP', 20000)
     preparation.prepare(options(f'text:{books}', workers=3), tmp_path / 'three')
     assert content(tmp_path / 'three') == content(prepared)
 
@@ -109,10 +109,10 @@ def test_done_already_and_other_options(books, prepared):
 
 SCRIPT = """
 import json, os, sys
-from gpt1_jax.data.corpus import passes, preparation, shards
+from gpt1_jax.data.corpus import documents, preparation, shards
 from gpt1_jax.errors import UserError
 data, output, die_after = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-passes._TASK = 20000
+documents._GROUP = 20000
 commit = shards.ShardWriter.commit
 def commit_and_die(writer, position):
     global die_after
@@ -176,7 +176,7 @@ def test_death_at_every_step_of_writing(tmp_path, monkeypatch):
     data = options(f'text:{tmp_path / "books"}', tokens_per_shard=2000)
     for module in (passes, preparation):
         monkeypatch.setattr(module, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
-    monkeypatch.setattr(passes, '_TASK', 4000)
+    monkeypatch.setattr(documents, '_GROUP', 4000)
     done, deadly = 0, None  # steps of writing; (number of one, whether death comes after it)
 
     def deadly_step(method):
@@ -344,8 +344,21 @@ def test_what_is_held_out_is_kept_for_a_resumed_run(books, prepared, tmp_path, m
     data = options(f'text:{books}')
     assert run(data, tmp_path / 'shards', 2).returncode == -signal.SIGKILL
     monkeypatch.setattr(passes, 'survey', None)  # all text is not read once more
+    path = tmp_path / 'shards' / 'journal' / 'held_out.json'
+    kept = path.read_text()
+    path.write_text(json.dumps(json.loads(kept) | {'held_out': {'0': 0}}))
+    with pytest.raises(UserError, match='held_out.json: The file is damaged .it has another checksum.. Delete it'):
+        preparation.prepare(data, tmp_path / 'shards')
+    path.write_text(kept)
     preparation.prepare(data, tmp_path / 'shards')
     assert content(tmp_path / 'shards') == content(prepared)
+
+
+def test_a_folder_that_is_removed_while_the_vocabulary_is_learned(books, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
+    monkeypatch.setattr(preparation, '_tokenizer', lambda *_: shutil.rmtree(tmp_path / 'out'))
+    with pytest.raises(UserError, match='out: The folder was removed, replaced or taken over'):
+        preparation.prepare(options(f'text:{books}/9*'), tmp_path / 'out')
 
 
 def test_bad_files_are_named_before_anything_is_written(tmp_path):

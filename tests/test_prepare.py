@@ -30,8 +30,12 @@ def test_the_workdir_holds_shards_config_and_result(tmp_path):
     assert (result.task, result.scores, result.model) == ('prepare', [], None)
     assert results.read(workdir) == result
     assert json.loads((workdir / 'config.json').read_text()) == config.to_dict()
-    again = prepare.run(config, workdir)  # the shards are there: nobody counts their characters
-    assert again.facts == result.facts | {'characters_per_token': None}
+    assert prepare.run(config, workdir).facts == result.facts
+    earlier = json.loads((workdir / 'shards' / 'index.json').read_text())
+    for name in ('characters', 'sha256'):
+        del earlier[name]
+    (workdir / 'shards' / 'index.json').write_text(json.dumps(earlier))
+    assert prepare.run(config, workdir).facts == result.facts | {'characters_per_token': None}
     shard = workdir / 'shards' / 'train-00000.bin'
     shard.write_bytes(b'\x07' + shard.read_bytes()[1:])
     with pytest.raises(UserError, match='train-00000.bin: The file is damaged'):

@@ -17,7 +17,7 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import ClassifierHead
-from gpt1_jax.training import partitioning, program
+from gpt1_jax.training import partitioning, program, room
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState
@@ -253,3 +253,31 @@ def test_a_model_that_cannot_be_built(changes, words):
     with pytest.raises(UserError) as caught:
         architecture.build(ml_collections.ConfigDict(pretraining_config().model.to_dict() | changes), 40, 0, 'cpu')
     assert str(caught.value).startswith(words)
+
+
+# The memory
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_state_and_its_gradients_must_fit_and_no_more(monkeypatch, mesh, dtype):
+    """On one device; its gradients may be in the type of the computation."""
+    config = pretraining_config()
+    config.model.dtype = dtype
+    made = program.pretraining(config, 40, 10, partitioner_of(*mesh))
+    held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+    state = made.create_state(0)
+    needed = held(state) + held(state.params) // (1 if dtype == 'float32' else 2)
+    monkeypatch.setattr(room, 'memory', lambda devices, *names: needed)
+    made.check_room()
+    monkeypatch.setattr(room, 'memory', lambda devices, *names: needed - 1)
+    with pytest.raises(UserError, match='^model: The parameters, their moments and gradients take'):
+        made.check_room()
+
+
+def test_a_monster_is_refused_at_once():
+    """On any machine of today."""
+    config = pretraining_config()
+    config.model.update(width=2**17, mlp_width=2**17, layers=96)
+    with pytest.raises(UserError, match=r'take 158,[0-9]{3}\.[0-9] GB on each device, which has'):
+        program.pretraining(config, 40, 10, partitioner_of(*MESHES[0])).check_room()

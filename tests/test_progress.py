@@ -93,6 +93,14 @@ def test_what_was_finished_before_says_nothing_about_the_pace(clock, capsys):
     ]
 
 
+def test_that_what_was_finished_before_is_read_again_is_shown(clock, capsys):
+    progress = Progress(100, 0, 'evaluating', unit='example', part=True)
+    for done in (20, 40, 60):
+        clock.now += 6
+        progress.resume(done)
+    assert capsys.readouterr().err == 'evaluating: example 40/100\n'
+
+
 def test_a_part_that_resumes_on_a_terminal_vanishes_at_its_end(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     progress = Progress(100, 0, 'evaluating', unit='example', part=True)

@@ -1,6 +1,7 @@
 """Folders of save_to_disk, written here with pyarrow as `datasets` does."""
 
 import json
+import os
 
 import pyarrow as pa
 import pytest
@@ -72,6 +73,9 @@ def test_what_is_refused(tmp_path):
         first.write_bytes(damaged)
         assert f'{first}: This is not a whole table of save_to_disk (' in refusal('sst2', tmp_path)
         assert "ds.to_json('train.jsonl')" in refusal('sst2', tmp_path)
+    first.unlink()
+    os.mkfifo(first)
+    assert f'{first}: This is no ordinary file' in refusal('sst2', tmp_path)
 
 
 def test_a_table_with_wrong_offsets(tmp_path):

@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -26,7 +28,7 @@ from gpt1_jax.report.results import Result
 from gpt1_jax.saved_models import huggingface, store
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.metric_writer import MetricWriter
-from helpers import load_files, refusal
+from helpers import ENVIRONMENT, ROOT, load_files, refusal
 
 SECRETS = {
     'HF_TOKEN': 'hf_0123456789abcdefgh',
@@ -73,6 +75,105 @@ def test_a_parquet_file_with_more_rows_than_fit_is_refused(tmp_path):
     assert (tmp_path / 'books.parquet').stat().st_size < 10_000
     (problem,) = open_corpus(f'text:{tmp_path}').problems
     assert 'says that it has 2,097,152 rows, more than fit into it' in problem
+
+
+def write_bombs(folder):
+    """A folder for each; they are of kilobytes, and say or hold gigabytes."""
+    block = gzip.compress(bytes([ord('0')]) * 2**24)
+    for name in ('gzip', 'line', 'zip', 'short', 'parquet', 'wide', 'json'):
+        (folder / name).mkdir()
+        (folder / name / 'fine.txt').write_text('a book\n')
+    (folder / 'gzip' / 'train.tsv.gz').write_bytes(gzip.compress(b'text\tlabel\n') + 64 * block)
+    (folder / 'line' / 'books.jsonl.gz').write_bytes(gzip.compress(b'{"text": "') + 64 * block)
+    with zipfile.ZipFile(folder / 'zip' / 'books.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a.txt', '0' * 2**24)
+    data = bytearray((folder / 'zip' / 'books.zip').read_bytes())
+    size = data.rindex(b'PK\x01\x02') + 24  # of the text, in the directory
+    for name, told in (('zip', 2**32 - 2), ('short', 100)):
+        data[size : size + 4] = told.to_bytes(4, 'little')
+        (folder / name / 'books.zip').write_bytes(data)
+    labels = ['yes', 'no'] * 40
+    for name, texts in (
+        ('parquet', pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 80, pyarrow.int32()), ['0' * 2**24])),
+        ('wide', ['0' * 2**22 for _ in labels]),
+    ):
+        table = pyarrow.table({'text': texts, 'label': labels})
+        options = {'use_dictionary': name == 'parquet', 'store_schema': False, 'write_statistics': False}
+        arrow_parquet.write_table(table, folder / name / 'train.parquet', compression='zstd', **options)
+    (folder / 'json' / 'train.jsonl').write_text('[' * 2**24)
+    (folder / 'json' / 'model.json').write_text('{"a":' * 2**22)
+    for name, shape in (('long.npy', (10**12,)), ('flat.npy', (2**31, 2**31))):
+        header = np.lib.format.header_data_from_array_1_0(np.zeros(1)) | {'shape': shape}
+        with (folder / 'json' / name).open('wb') as file:
+            np.lib.format.write_array_header_1_0(file, header)
+    with zipfile.ZipFile(folder / 'json' / 'long.npz', 'w') as archive:
+        archive.writestr('a.npy', (folder / 'json' / 'long.npy').read_bytes())
+
+
+BOMBS = {  # what is said of each
+    'gzip': 'unpack to more than 268,435,456, as no text does',
+    'line': 'a line has more than 67,108,864 bytes',
+    'zip': 'would unpack to 4,294,967,294, as no text does',
+    'short': 'Bad CRC-32',  # no more is unpacked than the directory says
+    'parquet': 'read',
+    'wide': 'as no text does',
+    'json': 'nested too deeply',
+    'model.json': 'nested too deeply',
+    'long.npy': 'mmap length is greater than file size',
+    'flat.npy': 'overflow',
+    'long.npz': 'Unable to allocate 7.28 TiB',
+}
+READ_BOMBS = """
+import pathlib, resource, sys
+from etils import epath
+from gpt1_jax import array_files, files
+from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.data.labelled.loading import load_examples
+from gpt1_jax.data.labelled.registry import custom_dataset
+from gpt1_jax.errors import UserError
+
+folder = pathlib.Path(sys.argv[1])
+dataset = custom_dataset(kind='classification', fields=['text'], labels=['yes', 'no'])
+labelled = lambda name: load_examples(dataset, f'files:{folder / name}', 'train')
+corpus = lambda name: list(open_corpus(f'text:{folder / name}').blocks())
+try:
+    labelled('wide')  # imports what reads parquet files before the limit
+except UserError:
+    pass
+used = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+for name, read in {
+    'gzip': labelled, 'line': corpus, 'zip': corpus, 'short': corpus, 'parquet': labelled, 'wide': labelled,
+    'json': labelled, 'model.json': lambda name: files.read_json(epath.Path(folder / 'json' / name)),
+    'long.npy': lambda name: array_files.load_npy(folder / 'json' / name),
+    'flat.npy': lambda name: array_files.load_npy(folder / 'json' / name),
+    'long.npz': lambda name: array_files.load_npz((folder / 'json' / name).read_bytes()),
+}.items():
+    try:
+        read(name)
+        print(name, 'read')
+    except (UserError, ValueError) as error:
+        print(name, type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.slow
+def test_bombs_of_every_kind_are_read_or_refused_in_bounded_memory(tmp_path):
+    """The limit is the system's; a library that would not keep it ends the process."""
+    write_bombs(tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.rglob('*')) < 2**26
+    done = subprocess.run(
+        [sys.executable, '-c', READ_BOMBS, str(tmp_path), str(2**30)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(' ', 1) for line in done.stdout.splitlines())
+    assert found.keys() == BOMBS.keys()
+    assert {name: said for name, said in found.items() if BOMBS[name] not in said} == {}
 
 
 # ----------------------------------------------------------------- paths that climb

@@ -62,6 +62,7 @@ TRAIN = ('splits', 'train')
         (('splits', 'test'), {'tokens': 0, 'documents': 0, 'shards': []}, 'the splits are train, valid, test'),
         (('splits',), {}, 'the splits are none'),
         (('preparation',), [], 'preparation is'),
+        (('characters',), 'many', "characters is 'many'"),
     ],
 )
 def test_an_index_is_not_believed(folder, keys, value, words):
@@ -106,8 +107,12 @@ def test_a_changed_journal_is_refused_and_an_earlier_version_s_is_read(tmp_path)
     path.write_text(json.dumps(journal | {'position': {'start': [0, 8]}}))  # a letter would be left out
     with pytest.raises(UserError, match='journal.json: The file is damaged .it has another checksum.. Delete'):
         shards.ShardWriter(tmp_path, 40, 100)
-    for name in ('sha256', 'pending'):
-        del journal[name]
+    del journal['sha256']
+    for changes in ({'position': {'start': [0, 8]}}, {'pending': 'x'}, {'pending': {'train': 3}}):
+        path.write_text(json.dumps(journal | changes))
+        with pytest.raises(UserError, match='journal.json: The file is damaged'):
+            shards.ShardWriter(tmp_path, 40, 100)
+    del journal['pending']
     path.write_text(json.dumps(journal))
     assert shards.ShardWriter(tmp_path, 40, 100).tokens == {'train': 130, 'valid': 0}
     path.write_text(json.dumps(journal | {'tokens': {'train': 10**9, 'valid': 0}}))

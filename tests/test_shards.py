@@ -85,9 +85,10 @@ def test_an_error_of_the_disk_is_waited_for_then_named(tmp_path, ids, monkeypatc
         split.read([5], 10)
     assert caught.value.filename == str(tmp_path / 'train-00000.bin')
     faults.clear()
-    os.truncate(tmp_path / 'train-00000.bin', 20)
-    with pytest.raises(UserError, match='train-00000.bin: The file has become shorter since the run began'):
-        split.read([5], 10)
+    for size in (21, 20):  # half a token too
+        os.truncate(tmp_path / 'train-00000.bin', size)
+        with pytest.raises(UserError, match='train-00000.bin: The file has become shorter since the run began'):
+            split.read([5], 10)
 
 
 def test_a_file_that_another_thread_closes_is_read_to_the_end(tmp_path, ids, monkeypatch):
@@ -148,6 +149,27 @@ def test_writing_goes_on_from_the_last_commit(tmp_path, ids):
         writer.commit(None)
         writer.finish('fingerprint')
         assert {path.name: path.read_bytes() for path in directory.iterdir()} == expected
+
+
+def test_what_cannot_be_read_is_neither_damaged_nor_absent(tmp_path, ids, monkeypatch):
+    write(tmp_path / 'finished', ids)
+    (tmp_path / 'finished' / 'tokenizer').mkdir()
+    shards.start_journal(tmp_path / 'begun', {})
+    writer = shards.ShardWriter(tmp_path / 'begun', 40000, 100)
+    writer.append('train', ids[:30])
+    writer.commit('end')
+    stat = os.stat
+
+    def refuse(path, **options):
+        if str(path).endswith(('tokenizer', 'pending-1.bin')):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, 'stat', refuse)
+    with pytest.raises(PermissionError):
+        shards.ShardWriter(tmp_path / 'begun', 40000, 100)
+    with pytest.raises(PermissionError):
+        shards.load_shards(tmp_path / 'finished')
 
 
 def test_damage_is_found(tmp_path, ids):

@@ -85,7 +85,6 @@ def test_the_table():
     ]
 
 
-@pytest.mark.slow  # for -m "not slow", which replaces the default
 @pytest.mark.rehearsal
 def test_every_fault(tmp_path: pathlib.Path):
     flags = '--kills=8 --signals=8 --removals=4 --damages=1 --disk=8 --pairs=10 --processes=5 --bound=100'

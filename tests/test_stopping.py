@@ -28,7 +28,7 @@ class Discards:
 
 def compute():
     print('ready', flush=True)
-    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)  # like a compilation: minutes without a step of Python's
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**28)  # like a compilation: minutes without a step of Python's
 
 def wait(text='ready'):
     print(text, flush=True)
@@ -50,7 +50,10 @@ def start(program, **options):
 
 
 def end(process):
-    output, errors = process.communicate(timeout=30)
+    try:
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     return process.returncode, output, errors
 
 
@@ -97,6 +100,42 @@ def test_a_second_signal_does_not_wait():
     assert process.stdout.readline() == 'closing\n'
     process.send_signal(signal.SIGTERM)
     assert end(process) == (130, '', SENTENCE[130])
+
+
+def test_ctrl_c_in_training_is_a_request_and_ends_the_program_the_second_time():
+    """However long it goes on after the first."""
+    process = start("""
+        from gpt1_jax.training.preemption import PreemptionGuard
+        stopping.unwind()
+        guard = PreemptionGuard()
+        guard.should_stop(1)
+        print('begun', flush=True)
+        while not guard.should_stop(2):
+            pass
+        compute()
+    """)
+    assert process.stdout.readline() == 'begun\n'
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == 'ready\n'
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (130, '', SENTENCE[130])
+
+
+def test_a_signal_when_all_is_done_changes_nothing():
+    """While the interpreter takes itself apart, which takes seconds after JAX and TensorFlow were loaded."""
+    process = start("""
+        import os, signal
+
+        class Last:
+            def __del__(self, kill=os.kill, process=os.getpid(), signals=stopping.SIGNALS):
+                for number in signals:
+                    kill(process, number)
+
+        last = Last()
+    """)
+    assert end(process) == (0, '', '')
 
 
 def test_what_nohup_ignores_stays_ignored():

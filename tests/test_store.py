@@ -10,6 +10,7 @@ from etils import epath
 
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.saved_models import store
+from gpt1_jax.training import room
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import abstract_params
@@ -36,11 +37,6 @@ def description(folder):
     return stored
 
 
-@pytest.mark.parametrize('uri', ['hf:gs://bucket/model', 'openai:gs://bucket/model'])
-def test_remote_folders_are_refused(uri):
-    refuses(uri, 'not on this machine')
-
-
 def test_what_is_no_saved_model_is_named(tmp_path):
     for uri in ('/nowhere', str(tmp_path), 'gs:/nowhere', f'hf:{tmp_path}', f'openai:{tmp_path}', 'hf:/nowhere'):
         with pytest.raises(UserError, match='nowhere|' + tmp_path.name):
@@ -60,6 +56,17 @@ def test_a_run_without_a_checkpoint_is_named(tmp_path, sentencepiece):
     store.describe_run(epath.Path(tmp_path), classifier_of(saved), sentencepiece)
     with pytest.raises(UserError, match='no checkpoint yet'):
         read(str(tmp_path))
+
+
+def test_a_model_that_does_not_fit_is_not_read(tmp_path, sentencepiece, monkeypatch):
+    saved, params = make_model(np.random.default_rng(0), sentencepiece)
+    write_workdir(make(tmp_path / 'run'), saved, params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    monkeypatch.setattr(room, 'memory', lambda devices, *names: size)
+    store.load_model(store.open_model(str(tmp_path / 'run')), {}, ONE_DEVICE)
+    monkeypatch.setattr(room, 'memory', lambda devices, *names: size - 1)
+    with pytest.raises(UserError, match='run: The parameters take 0.0 GB on each device'):
+        store.load_model(store.open_model(str(tmp_path / 'run')), {}, ONE_DEVICE)
 
 
 @pytest.mark.parametrize('head', HEADS)
@@ -109,17 +116,16 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(
-    ('ranks', 'step'),
+    ('ranks', 'step', 'head'),
     [
-        (dict(best_metric='valid_loss', best_mode='min'), 2),
-        (dict(best_metric='dev_score', best_mode='max'), 1),
-        (dict(best_metric='other', best_mode='max'), 2),
-        (dict(best_metric='other', best_mode='min'), 1),
-        ({}, 3),
+        (dict(best_metric='valid_loss', best_mode='min'), 2, HEADS[1]),
+        (dict(best_metric='dev_score', best_mode='max'), 1, HEADS[0]),
+        (dict(best_metric='other', best_mode='max'), 2, HEADS[1]),
+        (dict(best_metric='other', best_mode='min'), 1, HEADS[0]),
+        ({}, 3, HEADS[1]),
     ],
 )
-@pytest.mark.parametrize('head', [HEADS[0], HEADS[1]])
-def test_the_best_checkpoint_is_the_one_that_the_run_says(tmp_path, sentencepiece, head, ranks, step):
+def test_the_best_checkpoint_is_the_one_that_the_run_says(tmp_path, sentencepiece, ranks, step, head):
     """Whatever the head: today nothing is guessed."""
     saved, _ = make_model(np.random.default_rng(0), sentencepiece, 3 if head else 0, head)
     save_three(tmp_path / 'run', saved, MEASURED, **ranks)
@@ -135,6 +141,8 @@ def test_a_step_can_be_named(tmp_path, sentencepiece):
     assert store.kept_steps(str(tmp_path / 'run')) == [1, 2, 3]
     refuses(f'{tmp_path}/run@4', 'no checkpoint of step 4', 'steps here are 1, 2, 3')
     refuses(f'{tmp_path}/other@4', 'other@4', 'no model.json')
+    with pytest.raises(OSError, match='name too long'):
+        store.open_model(f'{tmp_path}/run@' + '9' * 5000)
     (tmp_path / 'run').rename(tmp_path / 'run@3')
     assert step_of(tmp_path / 'run@3') == (2, 1014)
     assert step_of(tmp_path / 'run@3@1') == (1, 1007)

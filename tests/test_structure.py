@@ -1,4 +1,5 @@
-"""The shape of the package: which way imports run, where a library is known, sizes, and a test file for each module."""
+"""The shape of the package: which way imports run, where a library is known, sizes, types, and a test file for each
+module."""
 
 import ast
 import graphlib
@@ -133,6 +134,25 @@ def test_functions_have_few_parameters():
             names = [arg.arg for arg in ast.walk(function.args) if isinstance(arg, ast.arg)]
             parameters[f'{module}.{function.name}'] = len([name for name in names if name not in ('self', 'cls')])
     assert {function: n for function, n in parameters.items() if n > 8} == {}
+
+
+def test_public_functions_have_types():
+    missing = []
+    for module, tree in TREES.items():
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != '_']
+        for function in (node for body in (tree, *classes) for node in body.body if isinstance(node, ast.FunctionDef)):
+            args = function.args
+            args = [*args.posonlyargs, *args.args, *args.kwonlyargs, *filter(None, (args.vararg, args.kwarg))]
+            types = [function.returns, *(arg.annotation for arg in args if arg.arg not in ('self', 'cls'))]
+            if function.name[0] != '_' and None in types:
+                missing.append(f'{module}.{function.name}')
+    assert not missing
+
+
+def test_no_test_file_imports_another():
+    files = [*(ROOT / 'tests').glob('*.py')]
+    names = {path.name: imports_of(ast.parse(path.read_text())) for path in files}
+    assert {file: name for file, of in names.items() for name in of if name.startswith('test_')} == {}
 
 
 def test_every_module_has_its_test_file():

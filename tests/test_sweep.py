@@ -175,7 +175,7 @@ def test_the_table_of_hand_made_scores_beside_the_papers():
     ]
     assert table(given, {'rte': {'': 2490}, 'mnli': {'': 7}, 'race': {'': 8}}, {'': 0.5}, {'copa': 'why'}) == [
         '                                            dev, best epoch             last         paper, test',
-        'data set     metric                  rows runs  median    best   worst  median     GPT  before',
+        'data set     metric                 train runs  median    best   worst  median     GPT  before',
         'rte          accuracy                2490    3    60.0    90.0    50.0    40.0    56.0    61.7',
         'mnli         mismatched_accuracy        7    1    70.0    70.0    70.0            81.4    80.1',
         'race         accuracy_middle            8    1    25.0    25.0    25.0    12.5    62.9    60.2',
@@ -187,7 +187,7 @@ def test_the_table_of_hand_made_scores_beside_the_papers():
 def test_the_table_names_the_variants():
     given = [*scores('dpr', 'accuracy', [0.5], [0.5]), *scores('dpr', 'accuracy', [0.25], [0.25], variant='scratch')]
     assert [line[:59].split() for line in table(given, {'dpr': {'': 4, 'scratch': 2}}, {'scratch': 0.5})[1:]] == [
-        ['data', 'set', 'variant', 'metric', 'rows', 'runs'],
+        ['data', 'set', 'variant', 'metric', 'train', 'runs'],
         ['dpr', 'accuracy', '4', '1'],
         ['dpr', 'scratch', 'accuracy', '2', '1'],
         ['GLUE', 'scratch', 'average'],

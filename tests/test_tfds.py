@@ -12,6 +12,7 @@ from gpt1_jax.data import tfds as sets
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
+from helpers import write_parquet
 from servers import Server, running
 
 tfds = pytest.importorskip('tensorflow_datasets')
@@ -142,10 +143,11 @@ def test_a_set_without_an_open_copy_on_the_hub(no_network):
 
 
 def test_the_hub_stands_in_for_tfds(hub_server, tmp_path, monkeypatch, caplog):
-    from test_hub_sets import ROWS, upload
-
     caplog.set_level('INFO', logger='absl')
-    upload(hub_server, tmp_path, REGISTRY['sst2'].hub, ['train', 'validation'], *ROWS['sst2'])
+    columns = {'sentence': ['a good one', 'a bad one', 'another good one'], 'label': [1, 0, 1]}
+    data = write_parquet(tmp_path / 'one.parquet', columns).read_bytes()
+    files = {f'sst2/{split}-00000-of-00001.parquet': data for split in ('train', 'validation')}
+    hub_server.add('nyu-mll/glue', files, kind='dataset')
     ask = network._ask
     monkeypatch.setattr(
         network, '_ask', lambda server, seconds: ask(server, seconds) if server == hub_server.url else 'no route'
@@ -216,7 +218,7 @@ def is_prepared():
 EXPECTED = sorted(line for data in FILES.values() for line in data.decode().splitlines())
 
 
-def test_a_set_is_downloaded_prepared_and_then_read(host, caplog):
+def test_a_set_is_downloaded_prepared_and_then_read(host, data_dir, caplog):
     caplog.set_level('INFO', logger='absl')
     assert not is_prepared()
     assert texts() == EXPECTED and sets.splits('letters') == {'train'}
@@ -224,6 +226,10 @@ def test_a_set_is_downloaded_prepared_and_then_read(host, caplog):
     assert host.fetched() == list(FILES)
     assert texts() == EXPECTED and host.fetched() == list(FILES)
     assert 'tfds:letters: downloading and preparing it in' in caplog.text
+    (shard,) = data_dir.glob('letters/*/*train*.tfrecord*')
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match='tfds:letters: The files in .*letters.* are damaged. Delete that folder'):
+        texts()
 
 
 @pytest.mark.parametrize('fault', ['silent', 'dead', 'cut', 'changed', 404, 503])

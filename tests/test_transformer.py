@@ -155,26 +155,29 @@ def test_without_layers_a_cache_counts_tokens():
     assert cache.lengths.tolist() == [2, 2, 2]
 
 
-def plain_look_up(table, places, key, rate, dropped, dtype):
-    """The whole table is dropped from and then read."""
+def plain_look_up(table, places, key, rate, dropped, dtype, rounded):
+    """The whole table is dropped from, rounded if devices send it each other, and then read."""
     table = dropout(table, key, rate) if dropped == 'table' else table
-    x = sum(table[place] for place in places).astype(dtype)
+    x = sum((table.astype(dtype).astype(table.dtype) if rounded else table)[place] for place in places).astype(dtype)
     return dropout(x, key, rate) if dropped == 'sum' else x, table.astype(dtype)
 
 
 @pytest.mark.parametrize('mesh', [None, ('dp', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('tp', (2, 1, 4))])
 @pytest.mark.parametrize(('dropped', 'dtype'), [('table', jnp.float32), ('table', jnp.bfloat16), ('sum', jnp.float32)])
 def test_rows_are_read_as_from_the_dropped_table(mesh, dropped, dtype):
-    """Bit for bit, whichever device has which of the columns; gradients to rounding."""
+    """Bit for bit, whichever device has which of the columns. On a mesh, each shard uses the table in its own way, and
+    gradients are float32."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(43, 16)).astype(np.float32)
     places = rng.integers(0, 9, (8, 5)), 30 + np.arange(5)[None]  # tokens, some often; positions, the same in all rows
-    ways = [rng.normal(size=shape).astype(np.float32) for shape in ((8, 5, 16), (43, 16))]
+    shards = Partitioner(*mesh).placement.shards if mesh else 1
+    ways = [rng.integers(-99, 99, shape).astype(np.float32) for shape in ((8, 5, 16), (shards, 43, 16))]
 
-    def both(function):
+    def both(function, dtype=dtype):
         def loss(table):
-            outputs = function(table, places, jax.random.key(1), 0.3, dropped, dtype)
-            return sum(jnp.sum(way * x.astype(jnp.float32)) for way, x in zip(ways, outputs)), outputs
+            outputs = function(table, places, jax.random.key(1), 0.3, dropped, dtype, mesh is not None)
+            each = zip(ways, outputs)
+            return sum(jnp.sum(way * jnp.broadcast_to(x.astype(jnp.float32), way.shape)) for way, x in each), outputs
 
         return jax.grad(loss, has_aux=True)
 
@@ -185,7 +188,12 @@ def test_rows_are_read_as_from_the_dropped_table(mesh, dropped, dtype):
         jit = partitioner.jit
         table = jax.device_put(table, partitioner.tree_shardings(boxed)['table'])
         assert table.addressable_shards[0].data.shape[1] < 16
-    gradient, outputs = jit(both(look_up))(table)
-    expected_gradient, expected_outputs = jax.jit(both(plain_look_up))(np.asarray(table))
-    jax.tree.map(np.testing.assert_array_equal, outputs, expected_outputs)
+    gradient, (x, read) = jit(both(look_up))(table)
+    table = np.asarray(table)
+    expected_gradient, (expected_x, expected_table) = jax.jit(both(plain_look_up))(table)
+    if mesh:
+        expected_gradient, _ = jax.jit(both(plain_look_up, jnp.float32))(table)
+    np.testing.assert_array_equal(x, expected_x)
+    np.testing.assert_array_equal(read, np.broadcast_to(expected_table, read.shape))
+    assert read.shape == ((shards, 43, 16) if mesh else (43, 16))
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ and they end together. tests/test_peers.py has the ways to end in small."""
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import runs
 import several_processes
 import zero_shot_sets
 from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, zero_shot
-from helpers import ROOT, command
+from helpers import ROOT, command, free_port
 
 pytestmark = pytest.mark.slow
 WORDS = 'ship sail wave anchor harbour captain cow field plough barn harvest wheat the and'.split()
@@ -44,18 +45,6 @@ def expected(folder):
     """The results in this process, on one device."""
     with runs.on_one_device(pretrain, finetune, evaluate, evaluate_text, zero_shot, generate):
         return several_processes.run_all(folder, folder / 'one', {})
-
-
-def free_port():
-    """Two in a row that nothing listens on."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(('127.0.0.1', 0))
-            try:
-                second.bind(('127.0.0.1', first.getsockname()[1] + 1))
-            except (OSError, OverflowError):
-                continue
-            return first.getsockname()[1]
 
 
 def start(commands, devices):
@@ -100,7 +89,7 @@ def test_several_processes_are_one(folder, expected, processes):
     workdir, port = folder / str(processes), free_port()
     program = [sys.executable, str(ROOT / 'tests' / 'several_processes.py')]
     arguments = [json.dumps([process, processes, port, str(folder), str(workdir)]) for process in range(processes)]
-    ended = end(start([[*program, one] for one in arguments], 8 // processes))
+    ended = end(start([[*program, one] for one in arguments], 8 // processes), 150 * processes)
     assert [status for status, *_ in ended] == [0] * processes, '\n'.join(errors for *_, errors in ended)
     found = [json.loads(output.splitlines()[-1]) for _, output, _ in ended]
     for of_process in found:
@@ -126,10 +115,19 @@ def test_several_processes_are_one(folder, expected, processes):
         read = [set(of_process[name]) for of_process in found]
         assert [len(of_process) for of_process in read] == [number * n // 4 for n in shards]
         assert len(set().union(*read)) == number
+    if processes == 4:  # the next test but one has it of two
+        (workdir / 'pretrain' / 'results.json').unlink()
+        shutil.rmtree(workdir / 'pretrain' / 'checkpoints' / '6')
+        config = several_processes.pretraining(folder)
+        config.mesh.update(strategy='fsdp+tp', shape=several_processes.SHAPE)
+        with runs.on_one_device(pretrain):
+            resumed = pretrain.run(config, epath.Path(workdir / 'pretrain'))
+        assert [one.value for one in resumed.scores] == pytest.approx(list(expected['scores'][0].values()), rel=1e-3)
+        assert runs.losses(workdir / 'pretrain') == pytest.approx(runs.losses(folder / 'one' / 'pretrain'), rel=1e-4)
 
 
-def start_pretraining(folder, workdir, processes, steps, every):
-    """The program itself."""
+def start_pretraining(folder, workdir, processes, steps, every, found=False):
+    """The program itself. found: JAX finds the processes, as on TPU VMs: here in the variables of Open MPI."""
     config, flags = several_processes.pretraining(folder), []
     for part, key in (('model', key) for key in several_processes.TINY):
         flags.append(f'--config.{part}.{key}={config[part][key]}')
@@ -140,11 +138,18 @@ def start_pretraining(folder, workdir, processes, steps, every):
         part, _, name = key.partition('.')
         flags.append(f'--config.{key}={config[part][name]}')
     flags += [f'--config.data.tokens={8 * 32 * steps}', '--config.log.eval_every=60', f'--workdir={workdir}']
-    flags += [f'--config.checkpoint.every={every}', f'--coordinator=127.0.0.1:{free_port()}']
-    flags += [f'--processes={processes}']
-    return start(
-        [command('pretrain.py:tiny', *flags, f'--process_id={process}') for process in range(processes)], devices=1
-    )
+    flags, port = [*flags, f'--config.checkpoint.every={every}'], free_port()
+
+    def one(process):
+        if not found:
+            address = f'--coordinator=127.0.0.1:{port}', f'--processes={processes}', f'--process_id={process}'
+            return command('pretrain.py:tiny', *flags, *address)
+        variables = dict(OMPI_MCA_orte_hnp_uri='0.0;tcp://127.0.0.1:0', JAX_COORDINATOR_PORT=port)
+        variables |= dict(OMPI_COMM_WORLD_SIZE=processes, OMPI_COMM_WORLD_RANK=process, OMPI_COMM_WORLD_LOCAL_RANK=0)
+        assignments = [f'{name}={value}' for name, value in variables.items()]
+        return ['env', *assignments, *command('pretrain.py:tiny', *flags, '--distributed')]
+
+    return start([one(process) for process in range(processes)], devices=1)
 
 
 def wait_for(path, processes):
@@ -194,23 +199,53 @@ def test_process_0_prepares_and_the_others_wait(folder, tmp_path):
     assert (tmp_path / 'shards' / 'index.json').exists()
 
 
-KILLED = 'It was killed, or its host is gone.'
+WORKS_SLOWLY = """
+import sys, time
+import numpy as np
+from gpt1_jax import distributed
+from gpt1_jax.training.partitioning import Partitioner
+
+process, address = int(sys.argv[1]), sys.argv[2]
+distributed.start(distributed.explicit(address, process, 2))
+partitioner = Partitioner('fsdp', (1, 4, 1))
+time.sleep(40 * process)
+batch = partitioner.put_batch({'x': np.full((1, 2, 3), process + 1.0)})
+print(float(partitioner.jit(lambda batch: batch['x'].sum())(batch)))
+distributed.finish()
+"""
+
+
+@pytest.mark.rehearsal
+def test_one_may_come_long_after_the_other_to_what_they_compute_together():
+    """As where it compiles for longer; gloo alone would wait for 30 s."""
+    address = f'127.0.0.1:{free_port()}'
+    ended = end(start([[sys.executable, '-c', WORKS_SLOWLY, str(process), address] for process in range(2)], 2))
+    assert [(status, output.splitlines()[-1]) for status, output, _ in ended] == [(0, '18.0')] * 2, ended
+
+
+LOST = {  # signal: what the others say, and the seconds in which they end
+    signal.SIGKILL: ('It was killed, or its host is gone.', 30),
+    signal.SIGSTOP: ('It has not answered for 30 s.', 100),
+}
 
 
 @pytest.mark.rehearsal
 @pytest.mark.parametrize(
-    ('processes', 'lost', 'number', 'words', 'seconds'),
+    ('processes', 'lost', 'number', 'found'),
     [
-        (2, 0, signal.SIGKILL, KILLED, 30),
-        (2, 1, signal.SIGKILL, KILLED, 30),
-        (4, 0, signal.SIGKILL, KILLED, 30),
-        (4, 2, signal.SIGKILL, KILLED, 30),
-        (2, 0, signal.SIGSTOP, 'It has not answered for 30 s.', 100),
-        (4, 3, signal.SIGSTOP, 'It has not answered for 30 s.', 100),
+        (2, 0, signal.SIGKILL, False),
+        (2, 1, signal.SIGKILL, False),
+        (4, 0, signal.SIGKILL, False),
+        (4, 2, signal.SIGKILL, False),
+        (2, 0, signal.SIGSTOP, False),
+        (4, 3, signal.SIGSTOP, False),
+        (2, 0, signal.SIGKILL, True),
+        (4, 0, signal.SIGSTOP, True),
     ],
 )
-def test_where_one_is_lost_the_others_end_with_a_sentence(folder, tmp_path, processes, lost, number, words, seconds):
-    started = start_pretraining(folder, tmp_path, processes, steps=100_000, every=10)
+def test_where_one_is_lost_the_others_end_with_a_sentence(folder, tmp_path, processes, lost, number, found):
+    words, seconds = LOST[number]
+    started = start_pretraining(folder, tmp_path, processes, steps=100_000, every=10, found=found)
     wait_for(tmp_path / 'checkpoints' / '20', started)
     started[lost].send_signal(number)
     begun = time.monotonic()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import jax
@@ -13,7 +14,7 @@ import runs
 import zero_shot_sets
 from configs import zero_shot as config_file
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.evaluation import journal, paper, perplexity, zero_shot as heuristics
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.report import results
@@ -198,6 +199,27 @@ def test_a_run_that_is_stopped_within_a_checkpoint(folder, finished, tmp_path, m
         assert len(made) == (0 if name == 'earlier' else number)
 
 
+def test_damaged_checkpoints_of_all_are_left_out(folder, finished, tmp_path, monkeypatch):
+    """Also the last ones; but where none is whole, that is an error."""
+    warnings, workdir = [], epath.Path(tmp_path / 'out')
+    monkeypatch.setattr(zero_shot.logging, 'warning', lambda message, *values: warnings.append(message % values))
+    shutil.copytree(folder / 'lm', tmp_path / 'lm')
+    values = config(folder, init_from=f'{tmp_path}/lm@all', datasets=('dpr',))
+
+    def damage(step):
+        (tmp_path / f'lm/checkpoints/{step}/record/metadata').write_text('')
+
+    damage(4)
+    damage(16)
+    result = zero_shot.run(values, workdir)
+    assert result.scores == list(finished.select(dataset='dpr', step=1)) and result.model['tokens_seen'] == 100
+    told = re.findall(r'/(\d+): The checkpoint is damaged .* It is left out\.', '\n'.join(warnings))
+    assert told == ['4', '16']
+    damage(1)
+    with pytest.raises(DamagedError, match='16: The checkpoint is damaged .* No other one is whole'):
+        zero_shot.run(values, epath.Path(tmp_path / 'none'))
+
+
 def test_a_set_that_is_there_only_later_is_scored_then(folder, tmp_path):
     sets, entries = tmp_path / 'sets', [zero_shot_sets.entry('dpr', random.Random(0), i) for i in range(3)]
     zero_shot_sets.write(sets, 'dpr', entries)
@@ -231,6 +253,13 @@ def test_mistakes(folder, tmp_path, run, changes, message):
     with pytest.raises(UserError, match=f'^{message}'):
         zero_shot.run(config(folder, run, **changes), epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_another_program_s_model_has_no_checkpoints(monkeypatch):
+    monkeypatch.setattr(zero_shot.store, 'open_model', lambda init_from: None)
+    assert zero_shot._checkpoints('hf:/lm') == ['hf:/lm']
+    with pytest.raises(UserError, match='^hf:/lm@all: There is no checkpoint. Name a run that has saved one, or leave'):
+        zero_shot._checkpoints('hf:/lm@all')
 
 
 def test_the_workdir_of_a_training_run_is_not_taken(folder):

@@ -194,7 +194,8 @@ def _cut_index(shards, index, files):
     documents = sum(
         int(np.sum(np.fromfile(shards.directory / shard['file'], index['dtype']) == end_id)) for shard in kept
     )
-    return index | {'splits': index['splits'] | {'train': {'tokens': tokens, 'documents': documents, 'shards': kept}}}
+    train = {'tokens': tokens, 'documents': documents, 'shards': kept}
+    return index | {'characters': None, 'splits': index['splits'] | {'train': train}}
 
 
 # ---------------------------------------------------------------- unpack

@@ -13,7 +13,7 @@ from etils import epath
 
 from gpt1_jax import hub
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package
+from gpt1_jax.files import import_package, local_copy
 
 _CONVERTED = 'refs/convert/parquet'
 _PART = re.compile(r'(.*)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?')  # of a split in several files
@@ -133,13 +133,12 @@ def _card(repository):
     if 'README.md' not in repository.sizes:
         return {}
     library = import_package('huggingface_hub', f'{repository.where} cannot be read')
-    try:
-        return library.metadata_load(repository.get(['README.md']) / 'README.md') or {}
-    except UserError:
-        raise
-    except Exception as error:  # what a YAML parser finds
-        logging.warning('%s: The head of its README.md is no YAML (%s).', repository.where, type(error).__name__)
-        return {}
+    with local_copy(repository.get(['README.md']) / 'README.md') as path:
+        try:
+            return library.metadata_load(path) or {}
+        except Exception as error:  # what a YAML parser finds
+            logging.warning('%s: The head of its README.md is no YAML (%s).', repository.where, type(error).__name__)
+            return {}
 
 
 def _entries(card, key):
@@ -149,21 +148,22 @@ def _entries(card, key):
 
 
 def _defaults(card):
-    return [one.get('config_name', 'default') for one in _entries(card, 'configs') if one.get('default') is True]
+    return [str(one.get('config_name', 'default')) for one in _entries(card, 'configs') if one.get('default') is True]
 
 
 def _class_names(card, config):
     found = {}
     for info in _entries(card, 'dataset_info'):
-        if info.get('config_name', config) != config:
+        if str(info.get('config_name', config)) != config:
             continue
         for feature in _entries(info, 'features'):
             kind = feature.get('dtype')
-            names = (kind.get('class_label') or {}).get('names') if isinstance(kind, dict) else None
+            label = kind.get('class_label') if isinstance(kind, dict) else None
+            names = label.get('names') if isinstance(label, dict) else None
             if isinstance(names, dict):  # {'0': 'negative', '1': 'positive'}
                 by_id = {int(i): str(name) for i, name in names.items() if str(i).isdecimal()}
                 names = [by_id[i] for i in range(len(by_id))] if sorted(by_id) == list(range(len(by_id))) else None
-            if names:
+            if isinstance(names, list):
                 found[str(feature.get('name'))] = tuple(map(str, names))
     return found
 
@@ -175,8 +175,7 @@ def _configs(card, names: Collection[str]) -> dict[str, dict[str, list[str]]]:
     for one in _entries(card, 'configs'):
         splits = {}
         for split, patterns in _patterns(one):
-            found = [name for name in parquet if any(map(_glob(patterns).fullmatch, [name]))]
-            if found:
+            if found := list(filter(_glob(patterns).fullmatch, parquet)):
                 splits[split] = found
         if splits:
             configs[str(one.get('config_name', 'default'))] = splits

@@ -2,35 +2,66 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package, parse_json, size_of
+from gpt1_jax.files import check_file, import_package, is_local, parse_json, size_of
 
-_ROWS = 200  # at once
+_ROWS = 200  # at once, at most
+_AT_ONCE = 2**28  # bytes that these may take: an encoded value may stand for one of the size of its group in each row
 _ANY_ROWS = 2**20  # that any file may have, and a larger one
 _ROWS_PER_BYTE = 64  # of its size
+_UNPACKED = 2**28  # bytes that any file may unpack to, and a larger one
+_RATIO = 200  # times its size
 _BUFFER = 2**20  # bytes read at once: otherwise all of a column in a group of rows
 _IMPOSSIBLE = 'parquet files cannot be read'
 
 
-def open_file(path: epath.Path):
+def open_file(path: epath.Path) -> Any:
     """The pyarrow.parquet.ParquetFile. Raises UserError if it is none, or damaged."""
     parquet = import_package('pyarrow.parquet', _IMPOSSIBLE)
+    check_file(path)
     with named_errors(path):
-        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
-    if (count := file.metadata.num_rows) > max(_ANY_ROWS, _ROWS_PER_BYTE * size_of(path)):
+        source = path if is_local(path) else path.open('rb')
+        file = parquet.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    size, groups = size_of(path), _groups(file)
+    if (count := file.metadata.num_rows) > max(_ANY_ROWS, _ROWS_PER_BYTE * size):
         raise UserError(f'{path}: The file says that it has {count:,} rows, more than fit into it. Get it again.')
+    if (unpacked := sum(groups)) > max(_UNPACKED, _RATIO * size):
+        raise UserError(
+            f'{path}: The {size:,} bytes would unpack to {unpacked:,}, as no text does. Get it again, or as text.'
+        )
     return file
+
+
+def batches(file: Any, most: int = _ROWS, **options: Any) -> Iterator:
+    """`file.iter_batches`, of at most so many rows."""
+    return file.iter_batches(max(1, min(most, _AT_ONCE // max(_groups(file), default=1))), **options)
+
+
+def _groups(file):
+    """Bytes of each group of rows, unpacked."""
+    return [max(1, file.metadata.row_group(group).total_byte_size) for group in range(file.metadata.num_row_groups)]
 
 
 def rows(path: epath.Path) -> Iterator[dict]:
     """The rows as dicts: column -> str, number, bool, None, bytes, list, dict or date. Raises UserError as above."""
     file = open_file(path)
     with named_errors(path):
-        all_rows = (row for batch in file.iter_batches(_ROWS) for row in batch.to_pylist())
+        all_rows = (row for batch in batches(file) for row in entries(batch))
         yield from whole(path, all_rows, file.metadata.num_rows)
+
+
+def entries(batch: Any) -> list[dict]:
+    """The rows of an Arrow batch; a time that Python's types cannot hold is text."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):
+        arrow = import_package('pyarrow', _IMPOSSIBLE)
+        columns = [one.cast('string') if arrow.types.is_temporal(one.type) else one for one in batch.columns]
+        return arrow.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
 
 
 def whole(path: epath.Path, read: Iterable, number: int) -> Iterator:
@@ -43,7 +74,12 @@ def whole(path: epath.Path, read: Iterable, number: int) -> Iterator:
         raise UserError(f'{path}: This is no whole parquet file ({count} of {number} rows). Get it again.')
 
 
-def class_names(schema) -> dict[str, tuple[str, ...]]:
+def text_columns(schema: Any) -> list[str]:
+    """The columns of an Arrow schema that hold text."""
+    return [field.name for field in schema if str(field.type) in ('string', 'large_string', 'string_view')]
+
+
+def class_names(schema: Any) -> dict[str, tuple[str, ...]]:
     """column -> the names of its ids 0, 1, ..., where an Arrow schema says them, as `datasets` writes it."""
     try:
         features = parse_json((schema.metadata or {})[b'huggingface'])['info']['features']
@@ -57,11 +93,13 @@ def class_names(schema) -> dict[str, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def named_errors(path: epath.Path):
-    """Turns what can go wrong with a parquet file into a UserError that names it."""
+def named_errors(path: epath.Path) -> Iterator[None]:
+    """Turns what can go wrong with a parquet file into a UserError that names it; an error of gs:// says it itself."""
     arrow = import_package('pyarrow', _IMPOSSIBLE)
     try:
         yield
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno and not is_local(path)):
+            raise
         reason = str(error).partition('\n')[0].rstrip('.')
         raise UserError(f'{path}: This is no whole parquet file ({reason}). Get it again.') from error

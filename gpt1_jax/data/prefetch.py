@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -14,7 +15,7 @@ _AHEAD = 4  # batches
 _READERS = 2
 
 
-def prefetch(batches, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def prefetch(batches: Any, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """`batches.batch_at(step)` for step in [start, stop), read ahead, in order.
 
     A batch is a function of its step, so there is no state to save: to resume is to start later.
@@ -46,8 +47,13 @@ def _by_threads(batches, start, stop):
 
 
 def _by_tf_data(batches, start, stop):
-    tf = import_tensorflow()
     first = batches.batch_at(start)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # two seconds, in which the first step can be compiled
+        importing = pool.submit(import_tensorflow) if start + 1 < stop else None
+        yield first
+        if not importing:
+            return
+        tf = importing.result()
     failures = []
 
     def read(step):
@@ -60,7 +66,7 @@ def _by_tf_data(batches, start, stop):
 
     types = [value.dtype for value in first.values()]
     dataset = (
-        tf.data.Dataset.range(start, stop)
+        tf.data.Dataset.range(start + 1, stop)
         .map(lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS, deterministic=True)
         .prefetch(_AHEAD - _READERS)
     )

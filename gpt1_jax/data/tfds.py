@@ -8,6 +8,7 @@ import itertools
 import os
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,13 +17,14 @@ from etils import epath
 from gpt1_jax import network
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import import_package, import_tensorflow, is_local
+from gpt1_jax.progress import waiting
 
 _RETRIES = 2
 # Where sets come from that do not say which files they download (pg19).
 _USUAL_SERVER = 'https://storage.googleapis.com'
 
 
-def open_builder(name: str, download: bool = True):
+def open_builder(name: str, download: bool = True) -> Any:
     """The builder of a prepared set; it is prepared first where it is not yet, and `download` allows it.
 
     Raises:
@@ -37,7 +39,7 @@ def open_builder(name: str, download: bool = True):
     with _one_process(epath.Path(builder.data_dir_root)):
         builder = _builder(tfds, name)  # another process may have prepared it meanwhile
         if not builder.info.splits:
-            _prepare(tfds, name, builder)
+            _prepare(name, builder)
     return builder
 
 
@@ -46,8 +48,7 @@ def entries(names: str, split: str, download: bool = True) -> Iterator[tuple[str
 
     Raises UserError as `open_builder` does, or where a set has no such split.
     """
-    tfds = _import_tfds()
-    import_tensorflow()
+    tfds, tf = _import_tfds(), import_tensorflow()
     for name in names.split(','):
         builder = open_builder(name, download)
         try:
@@ -56,9 +57,12 @@ def entries(names: str, split: str, download: bool = True) -> Iterator[tuple[str
             raise UserError(
                 f'tfds:{name}, split {split!r}: It cannot be read ({_reason(error)}). {_fix(name)}'
             ) from error
-        for number, entry in enumerate(found):
-            where = f'tfds:{name}, split {split!r}, row {number}'
-            yield where, {key: _plain(value, where) for key, value in entry.items()}
+        try:
+            for number, entry in enumerate(found):
+                where = f'tfds:{name}, split {split!r}, row {number}'
+                yield where, {key: _plain(value, where) for key, value in entry.items()}
+        except tf.errors.OpError as error:
+            raise damaged(name, builder) from error
 
 
 def splits(names: str, download: bool = True) -> set[str]:
@@ -107,7 +111,7 @@ def _fix(name):
     )
 
 
-def _prepare(tfds, name, builder):
+def _prepare(name, builder):
     urls = [url for url in builder.url_infos or () if url.startswith('http')] or [_USUAL_SERVER]
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     faults = [] if by_hand else list(itertools.takewhile(bool, map(network.unreachable, urls)))
@@ -160,7 +164,8 @@ def _one_process(folder: epath.Path):
             f'{folder}: The folder cannot be written ({error.strerror}). Set TFDS_DATA_DIR to another one.'
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with waiting(f'waiting for the process that prepares a set in {folder}'):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -180,6 +185,13 @@ def _plain(value, where: str):
     if isinstance(value, list):
         return [_plain(element, where) for element in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def damaged(name: str, builder: Any) -> UserError:
+    """The error for files of a prepared set that TensorFlow cannot read."""
+    return UserError(
+        f'tfds:{name}: The files in {builder.data_dir} are damaged. Delete that folder, and prepare the set again.'
+    )
 
 
 def _reason(error):

@@ -91,13 +91,15 @@ def flat_metrics(scores: list[Score]) -> dict[str, float]:
 
 
 def named_scores(dataset: Dataset, split: str, encoded: Encoded, values: dict[str, float]) -> list[Score]:
-    """The scores of a split from their values under flat names, the inverse of `flat_metrics`."""
+    """The scores of a split from their values under flat names, the inverse of `flat_metrics`. A run that an earlier
+    version began may lack values of subsets: it did not find them in all forms of files."""
     scores = []
     for subset in ('', *sorted({*(encoded.subsets or ())} - {''})):
         examples = encoded.subsets.count(subset) if subset else len(encoded.ids)
         for metric in dataset.metrics:
             score = Score(dataset.name, split, metric, 0.0, examples, subset)
-            scores.append(dataclasses.replace(score, value=values[_flat_name(score)]))
+            if (name := _flat_name(score)) in values:
+                scores.append(dataclasses.replace(score, value=values[name]))
     return scores
 
 

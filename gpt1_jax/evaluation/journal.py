@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 
 import gpt1_jax
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped
-from gpt1_jax.files import exists, patiently, write_atomically
+from gpt1_jax.files import exists, is_local, patiently, write_atomically
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.progress import Progress, waiting
 from gpt1_jax.training import checksums
@@ -89,6 +90,59 @@ def _from_writer(read: Callable[[], bytes]) -> bytes:
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(data), np.int32)))
     own = np.frombuffer(data, np.uint8) if is_writer() else np.zeros(size, np.uint8)
     return multihost_utils.broadcast_one_to_all(own).tobytes()
+
+
+class Lines:
+    """A file of lines, each safe when it is added, and how a run that was stopped goes on behind them.
+
+    Beside it, until `forget`, FILE.journal has a checksum of the lines and of `key`. Process 0 reads and writes.
+
+    Args:
+      key: tells the run from any other; '': nothing is worth being gone on with.
+    Attributes:
+      finished: the lines of this run that are there.
+    """
+
+    def __init__(self, path: epath.Path, key: str):
+        self._path, self._key, self._checksum = path, key, hashlib.sha256(key.encode())
+        self._journal = path.with_suffix('.journal')
+        self.finished = _from_writer(self._read).splitlines(keepends=True)
+        if is_writer():
+            write_atomically(path, self.finished)
+        self._checksum.update(b''.join(self.finished))
+        self._file = epath.Path(path if is_writer() else os.devnull).open('ab')
+
+    def add(self, lines: Iterable[bytes]) -> None:
+        """Adds lines. Raises OSError or UserError where that is impossible."""
+        for line in lines:
+            self._file.write(line)
+            self._checksum.update(line)
+        self._file.flush()
+        if self._key and is_writer():
+            if is_local(self._path):
+                os.fsync(self._file.fileno())  # before its checksum
+            write_atomically(self._journal, [self._checksum.hexdigest().encode()])
+
+    def close(self) -> None:
+        self._file.close()
+
+    def forget(self) -> None:
+        """All are there, and the run is finished."""
+        if is_writer():
+            self._journal.unlink(missing_ok=True)
+
+    def _read(self):
+        if not (self._key and exists(self._journal) and exists(self._path)):
+            return b''
+        wanted, found = patiently(self._journal.read_bytes).decode(errors='replace'), self._checksum.copy()
+        size, finished = 0, b''
+        data = patiently(self._path.read_bytes)
+        for line in data.splitlines(keepends=True):
+            found.update(line)
+            size += len(line)
+            if found.hexdigest() == wanted:
+                finished = data[:size]
+        return finished
 
 
 class Watch:
@@ -188,7 +242,7 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def fingerprint(classifier: Classifier, params: dict, partitioner: Partitioner) -> str:
-    """64 hex characters that tell a model, and how it computes, from any other."""
+    """64 hex characters that identify a model and how it computes."""
     devices = partitioner.mesh.devices
     computation = (
         *(gpt1_jax.__version__, jax.__version__, devices.flat[0].device_kind, devices.shape, partitioner.rules),
@@ -202,7 +256,7 @@ def resumable(workdir: epath.Path) -> Iterator[Callable[..., Watch]]:
     """`Watch` with `should_stop` and a journal, for a task that ends with its evaluation.
 
     The journal is WORKDIR/evaluation.journal, and is deleted at the end. Where the task is told to stop, the program
-    ends with STOPPED_EXIT_STATUS, and the same command goes on.
+    ends with STOPPED_EXIT_STATUS, and the same command resumes it.
     """
     guard, journal = PreemptionGuard(), Journal(workdir / 'evaluation.journal')
     try:

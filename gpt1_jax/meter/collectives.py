@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt1_jax.errors import UserError
 from gpt1_jax.meter import hlo
 
 # Bytes that a device sends inside its slice and between slices, per byte of its operands, where a group has m devices
@@ -19,6 +20,10 @@ _SENT = {
     'collective-permute': lambda m, s: (float(s == 1), float(s > 1)),
 }
 _TRANSFERS = {'ONE_TO_ONE': 'collective-permute'}  # by the host; others have their names
+# A mesh, in which order it has the devices if not in their own, and along which of its axes they send.
+_MESH = re.compile(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:\'\w+\',?)+)\}'
+)
 _WIDTHS = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\]')
 
 
@@ -69,8 +74,9 @@ def _kind(one, inside, fused):
     kind = one.opcode.removesuffix('-start')
     if kind == 'send' and (transfer := re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)):
         return _TRANSFERS.get(transfer[1], transfer[1].lower().replace('_', '-'))
-    sliced = fused and any(each.opcode == 'dynamic-slice' for each in inside.values())
-    return 'reduce-scatter' if kind == 'all-reduce' and sliced else kind
+    if kind == 'all-reduce' and fused and any(each.opcode == 'dynamic-slice' for each in inside.values()):
+        return 'reduce-scatter'
+    return kind
 
 
 def _operand_bytes(one, inside):
@@ -93,13 +99,18 @@ def _groups(text):
     if tiled := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text):
         ids = np.arange(int(tiled[1]) * int(tiled[2])).reshape(numbers(tiled[3]))
         return (ids.transpose(numbers(tiled[4])) if tiled[4] else ids).reshape(int(tiled[1]), int(tiled[2]))
-    if mesh := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text):
-        sizes = [int(size) for size in re.findall(r'=(\d+)', mesh[1])]
-        names, chosen = re.findall(r"'(\w+)'", mesh[1]), re.findall(r"'(\w+)'", mesh[2])
-        within = [names.index(name) for name in chosen]
+    if mesh := re.search(_MESH, text):
+        sizes, names = zip(*((int(size), name) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])))
+        within = [names.index(name) for name in mesh[4].replace("'", '').split(',')]
         others = [axis for axis in range(len(names)) if axis not in within]
-        ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(others + within)
+        ids = np.arange(math.prod(sizes)).reshape(numbers(mesh[2]) if mesh[2] else sizes)
+        ids = (ids.transpose(numbers(mesh[3])) if mesh[3] else ids).reshape(sizes).transpose(others + within)
         return ids.reshape(-1, math.prod(sizes[axis] for axis in within))
+    if re.search(r'replica_groups=(?!\{\})', text):
+        raise UserError(
+            f'compile: It is unknown which devices send to each other in {text[:300]!r}. Use the versions of JAX and '
+            'libtpu that pyproject.toml names.'
+        )
     return np.zeros((1, 1), int)
 
 

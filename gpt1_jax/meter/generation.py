@@ -12,6 +12,7 @@ from gpt1_jax.meter.timing import rates, rounds, spread
 from gpt1_jax.model import decoding
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.training.partitioning import Partitioner, unbox
+from gpt1_jax.training.room import check_room
 from gpt1_jax.training.state import abstract_params
 
 
@@ -21,9 +22,11 @@ def prompt_length(model: nn.Module) -> int:
 
 
 def random_parameters(model: nn.Module, partitioner: Partitioner) -> dict:
-    """Those of a decoder, layer by layer."""
+    """Those of a decoder, layer by layer. Raises UserError if a device has no room for them."""
     classifier = Classifier(model)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(classifier, partitioner))
+    abstract = abstract_params(classifier, partitioner)
+    check_room('model', 'parameters', abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     params = partitioner.jit(lambda: unbox(classifier.init(jax.random.key(0))), out_shardings=shardings)()
     return partitioner.jit(decoding.unstack_layers)(params['decoder'])
 

@@ -43,7 +43,7 @@ class Instruction:
     root: bool
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         return sum(width * math.prod(shape) for width, shape in self.result)
 
 

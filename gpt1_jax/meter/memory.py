@@ -1,10 +1,12 @@
 """How much memory of a device a program needs, and how much there is."""
 
 import contextlib
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
+
+from gpt1_jax.files import is_out_of_memory
+from gpt1_jax.training.room import memory
 
 
 class NoRoomError(Exception):
@@ -17,12 +19,12 @@ def in_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise NoRoomError(' '.join(str(error).split())[:200]) from None
 
 
-def planned(compiled) -> dict:
+def planned(compiled: jax.stages.Compiled) -> dict:
     """GB on one device, as planned by the compiler: in all, and for what lives only inside the program."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -32,11 +34,7 @@ def planned(compiled) -> dict:
 
 def check_room(planned_gb: float, devices: Sequence[jax.Device]) -> None:
     """Raises NoRoomError if a device of this process has less memory than a program was planned to need."""
-    limit = (devices[0].memory_stats() or {}).get('bytes_limit')
-    meminfo = pathlib.Path('/proc/meminfo')
-    if limit is None and devices[0].platform == 'cpu' and meminfo.exists():  # too large a program would be killed there
-        available = next(line for line in meminfo.read_text().splitlines() if line.startswith('MemAvailable'))
-        limit = int(available.split()[1]) * 1024 / len(devices)
+    limit = memory(devices, 'MemAvailable')  # too large a program would be killed on a CPU
     if limit is not None and planned_gb > limit / 1e9:
         raise NoRoomError(f'{planned_gb:.2f} GB are needed, {limit / 1e9:.2f} GB are there')
 

@@ -39,7 +39,7 @@ def search(base: Mapping, axes: Mapping[str, Sequence], measure: Callable[[dict]
                 yield attempt(settings)
 
 
-def fastest(tried: Sequence[dict], **wanted) -> dict | None:
+def fastest(tried: Sequence[dict], **wanted: object) -> dict | None:
     """Of the entries of `search` that were measured, and whose settings have the values `wanted`, the one with most
     tokens/s; None if there is none."""
     fit = [one for one in tried if 'skipped' not in one and wanted.items() <= one['settings'].items()]

@@ -10,6 +10,7 @@ from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.meter import hlo
 from gpt1_jax.meter.timing import STEPS, rates, spread
 from gpt1_jax.meter.work import Work
+from gpt1_jax.training.state import TrainState
 from gpt1_jax.training.throughput import mfu, peak_flops
 
 _MOST = 10**5  # steps of a measurement
@@ -97,7 +98,7 @@ class Step(NamedTuple):
     examples: float
 
 
-def loop(work: Work, step: Callable, state, *, seconds: float) -> list[Step]:
+def loop(work: Work, step: Callable, state: TrainState, *, seconds: float) -> list[Step]:
     """Trains like `training.loop`, which reads the metrics of a step when the next one is dispatched, for `seconds`; at
     least 4 steps. The first ones find batches that were read before; `summary` leaves them out."""
     clock = time.perf_counter

@@ -29,8 +29,9 @@ def measure(work: Work, *, seconds: float, distinct: int = 1, ceilings: tuple[fl
       profiler does not see them; 'roofline', see there, with the share that its least time is 'of_alone' and 'of_step'.
 
     Raises:
-      NoRoomError: the memory is too small.
+      NoRoomError: the memory is too small. UserError: even for the state alone.
     """
+    work.program.check_room()  # before compiling, which takes for ever where it cannot fit
     devices, step = work.program.partitioner.mesh.local_devices, work.program.train_step
     with in_memory():
         before = peak_bytes(devices)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -12,6 +14,7 @@ from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.packing import FinetuningBatches
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.errors import UserError
 from gpt1_jax.model.architecture import KINDS, Architecture
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.model.sizes import SIZES
@@ -19,6 +22,7 @@ from gpt1_jax.training import program
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState
 
+_MOST = 2**22  # random examples, which are all in memory
 TOTAL_STEPS = 10**6  # of the schedule
 
 
@@ -48,7 +52,7 @@ class Work:
     batches: Any
 
     @property
-    def model(self):
+    def model(self) -> nn.Module:
         return self.program.classifier.model
 
     def new_state(self) -> TrainState:
@@ -58,7 +62,7 @@ class Work:
         """The batch of update `step`, on the devices."""
         return self.program.partitioner.put_batch(self.batches.batch_at(step))
 
-    def compile(self, step: int = 0, **compiler_options):
+    def compile(self, step: int = 0, **compiler_options: str) -> tuple[jax.stages.Compiled, float]:
         """(compiled step for the shapes of update `step`, which donates its state; seconds of tracing, lowering and
         compiling)."""
         batch, started = self.put(step), time.perf_counter()
@@ -155,6 +159,8 @@ def questions(vocab_size: int, n: int, longest: int) -> Encoded:
 
 
 def _draw(rng, lengths, n, longest):
+    if n > _MOST:
+        raise UserError(f'data.batch_size: Batches of this size need {n:,} random examples. Lower it.')
     drawn = np.interp(rng.uniform(size=n), _QUANTILES, lengths).round().astype(int)
     return np.clip(drawn, 1, longest)
 

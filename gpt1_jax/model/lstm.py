@@ -108,7 +108,7 @@ class LSTM(nn.Module):
         key = lambda rate: self.make_rng('dropout') if train and rate else None
         n_rows = self.vocab_size + self.n_special
         table = param('table', normal, (n_rows, self.width), ('table_rows', 'table_embed'))
-        x, table = look_up(table, (tokens,), key(self.dropout), self.dropout, self.embedding_dropout, self.dtype)
+        x, table = look_up(table, (tokens,), key(self.dropout), self.dropout, self.embedding_dropout, self.dtype, train)
 
         in_kernel = param('in_kernel', normal, (self.width, 4, self.units), ('embed', None, 'mlp'))
         bias = param('bias', _gate_biases, (4, self.units), (None, 'mlp'))

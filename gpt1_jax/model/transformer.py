@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gpt1_jax.model import mesh
 from gpt1_jax.model.attention import SelfAttention, Visible
 from gpt1_jax.model.dropout import dropout
 from gpt1_jax.model.flops import training_flops_per_token
 from gpt1_jax.model.products import affine
-from gpt1_jax.model.weights import for_use, whole
+from gpt1_jax.model.weights import copies, for_use, whole
 
 
 class Cache(NamedTuple):
@@ -36,7 +38,7 @@ class Output(NamedTuple):
     Attributes:
       hidden: [B, T, width].
       embedding: [rows, width], the rows that score the next token (tied softmax; in training with the same dropout as
-        the table that was read).
+        the table that was read, and, on several devices, `weights.copies` [shards, rows, width]).
       cache: the updated cache, or None.
     """
 
@@ -227,7 +229,7 @@ class Decoder(nn.Module):
             positions = order[:1] if cache is None else order  # looked up once for all rows
         key = self.make_rng('dropout') if train and self.dropout else None
         places = tokens, n_rows + positions
-        x, table = look_up(table, places, key, self.dropout, self.embedding_dropout, self.dtype)
+        x, table = look_up(table, places, key, self.dropout, self.embedding_dropout, self.dtype, train)
 
         arguments = (
             self.heads,
@@ -266,34 +268,60 @@ class Decoder(nn.Module):
                 values.append(value)
         if cache is not None:
             cache = Cache(tuple(keys), tuple(values), cache.lengths + (length if lengths is None else lengths))
-        return Output(x, table if self.softmax_rows == 'all' else table[:n_rows], cache)
+        return Output(x, table if self.softmax_rows == 'all' else table[..., :n_rows, :], cache)
 
 
 def look_up(
-    table: jax.Array, places: tuple[jax.Array, ...], key: jax.Array | None, rate: float, dropped: str, dtype: jnp.dtype
+    table: jax.Array,
+    places: tuple[jax.Array, ...],
+    key: jax.Array | None,
+    rate: float,
+    dropped: str,
+    dtype: jnp.dtype,
+    train: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of rows of the table [rows, width] at each of `places`, int [B or 1, T], and the table for the softmax.
 
     key: for dropout, None for none. dropped: what it drops from, see `Decoder.embedding_dropout`. dtype: of the result.
+    train: the gradient is wanted; on several devices the table for the softmax is then `weights.copies`.
     """
+    shards, width = mesh.shards('batch'), table.shape[1]
+    drop = lambda rows, index=None: dropout(rows, key, rate, index=index) if dropped == 'table' else rows
 
-    # Looked up in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses. A device
-    # that keeps some columns of the table looks up these for all rows of the batch: what moves is what is looked up.
-    def rows(place):
-        looked_up = 'looked_up' if place.shape[0] > 1 else None
-        found = table[nn.with_logical_constraint(place, (looked_up, None))]
-        found = nn.with_logical_constraint(found, (looked_up, None, 'table_embed'))
-        if dropped != 'table':
-            return found
-        column = jax.lax.broadcasted_iota(jnp.uint32, found.shape, 2)
-        return dropout(found, key, rate, index=place[..., None].astype(jnp.uint32) * jnp.uint32(width) + column)
+    def read(place):
+        column = jax.lax.broadcasted_iota(jnp.uint32, (*place.shape, width), 2)
+        return drop(table[place], place[..., None].astype(jnp.uint32) * jnp.uint32(width) + column)
 
-    width = table.shape[1]
-    x = functools.reduce(operator.add, (rows(place) for place in places)).astype(dtype)
-    x = nn.with_logical_constraint(x, ('looked_up', None, 'table_embed'))  # summed and cast before it moves
-    x = nn.with_logical_constraint(x, ('batch', None, None))
-    if dropped == 'sum':
-        x = dropout(x, key, rate)
+    # Summed in float32, because bfloat16 loses gradients in the sum over a frequent token's thousand uses.
+    if shards == 1:
+        x = functools.reduce(operator.add, map(read, places))
+        table = whole(drop(table), dtype)
+    elif train:
+        of_shard = lambda place: jnp.broadcast_to(place, (max(shards, place.shape[0]), place.shape[1]))
+        places = tuple(of_shard(place).reshape(shards, -1, place.shape[1]) for place in places)
+        x, table = _read(copies(drop(table), dtype), places, dtype)
+        x = x.reshape(-1, *x.shape[2:])
     else:
-        table = dropout(table, key, rate)
-    return x, whole(table.astype(dtype))
+        table = whole(drop(table), dtype)
+        x = sum(table[place].astype(jnp.float32) for place in places)
+    x = nn.with_logical_constraint(x.astype(dtype), ('batch', None, None))
+    return dropout(x, key, rate) if dropped == 'sum' else x, table
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _read(tables, places, dtype):
+    """(the sum of rows of each shard's table [shards, rows, width], of values in `dtype`, at each of its places,
+    [shards, N or 1, T]; the tables, for other uses, to whose gradient that of the rows is added in place)"""
+    read = jax.vmap(lambda table, place: table[place].astype(jnp.float32))
+    return sum(read(tables.astype(dtype), place) for place in places), tables
+
+
+def _read_backward(dtype, places, gradients):
+    to_rows, to_tables = gradients
+    for place in places:
+        to_read = to_rows if place.shape == to_rows.shape[:3] else to_rows.sum(axis=1, keepdims=True)
+        to_tables = jax.vmap(lambda table, place, row: table.at[place].add(row))(to_tables, place, to_read)
+    return to_tables, tuple(np.zeros(place.shape, jax.dtypes.float0) for place in places)
+
+
+_read.defvjp(lambda tables, places, dtype: (_read(tables, places, dtype), places), _read_backward)

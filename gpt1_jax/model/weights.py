@@ -1,8 +1,12 @@
 """Kernels and tables on their way from where they are kept to where they are used."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from gpt1_jax.model import mesh
 
 
 def for_use(kernel: jax.Array, roles: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
@@ -17,14 +21,25 @@ def for_use(kernel: jax.Array, roles: tuple[str | None, ...], dtype: jnp.dtype) 
     return nn.with_logical_constraint(kernel, tuple(None if role == 'embed' else role for role in roles))
 
 
-@jax.custom_vjp
-def whole(table: jax.Array) -> jax.Array:
-    """`table` [rows, width] with all of its columns on every device; of its gradient each gets the columns it keeps."""
-    return nn.with_logical_constraint(nn.with_logical_constraint(table, (None, 'table_embed')), (None, None))
+def whole(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`table` [rows, width] in `dtype`, with all of its columns on every device."""
+    return nn.with_logical_constraint(
+        nn.with_logical_constraint(table.astype(dtype), (None, 'table_embed')), (None, None)
+    )
 
 
-# The derivative of the constraints would bring the whole gradient to every device.
-whole.defvjp(
-    lambda table: (whole(table), None),
-    lambda _, gradient: (nn.with_logical_constraint(gradient, (None, 'table_embed')),),
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def copies(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """A copy of `table` [rows, width] for each shard of the batch, rounded to `dtype`: [shards, rows, width].
+
+    A shard's gradients of all uses of its copy are added where they are, and over the devices but once; of that sum
+    each device gets the columns that it keeps. Copies have the type of the table, so that these sums have it too.
+    """
+    each = jnp.broadcast_to(whole(table, dtype).astype(table.dtype), (mesh.shards('batch'), *table.shape))
+    return nn.with_logical_constraint(each, ('batch', None, None))
+
+
+copies.defvjp(
+    lambda table, dtype: (copies(table, dtype), None),
+    lambda dtype, _, gradient: (nn.with_logical_constraint(gradient.sum(axis=0), (None, 'table_embed')),),
 )

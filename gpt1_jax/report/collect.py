@@ -5,6 +5,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -31,10 +32,11 @@ _RESULT = {
     'device': ({'kind': str, 'count': int}, type(None)),
 }
 _COUNTS = ({str: int}, type(None))
+_SETBACKS = {'skipped_steps': _NUMBER, 'rollbacks': ([{'step': int, 'batches': [int]}], type(None))}
 # Of the facts of a task, where it has them.
 _FACTS = {
-    'finetune': {'train_examples': _NUMBER, 'dev_examples': _NUMBER},
-    'pretrain': {'tokens': _NUMBER, 'flops': (float, type(None))},
+    'finetune': {'train_examples': _NUMBER, 'dev_examples': _NUMBER, **_SETBACKS},
+    'pretrain': {'tokens': _NUMBER, 'flops': (float, type(None)), **_SETBACKS},
     'prepare': {'documents': _COUNTS, 'tokens': _COUNTS, 'vocab_size': _NUMBER},
     'zero_shot': {'checkpoints': ([{'step': _NUMBER, 'tokens_seen': _NUMBER}], type(None))},
 }
@@ -126,7 +128,7 @@ class Run:
             words.append(f'{self.model["parameters"] / 1e6:.3g} M parameters')
         return ', '.join(words)
 
-    def setting(self, key: str, default=None):
+    def setting(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key of its config; `default` where it has none."""
         value = _setting(self.config, key)
         return default if value is None else value
@@ -209,9 +211,9 @@ def split_step(init_from: str) -> tuple[str, str]:
 def origin(run: Run, runs: list[Run]) -> Run | None:
     """The run whose model another one reads, `init_from`, if it is one of `runs`; also when all were moved together."""
     path, _ = split_step(run.setting('init_from', ''))
-    if not path:
+    if not path or '\0' in path:
         return None
-    there = epath.Path(path).expanduser()
+    there = epath.Path(re.sub('^(openai|hf):(?=gs://)', '', path)).expanduser()  # else epath takes it for a store
     found = [other for other in runs if real_path(other.folder) == real_path(there)]
     if not found and not there.exists():
         found = [other for other in runs if f'/{path}'.endswith(f'/{other.name}')]
@@ -299,6 +301,8 @@ def _read_result(path):
         raise UserError(f'{path}: It has no scores.')
     facts = {'left_out': ({str: str}, type(None)), **_FACTS.get(result.task, {})}
     check_form(path, {name: result.facts.get(name) for name in facts}, facts, _COPY)
+    if 'rollbacks' in facts and any(len(one['batches']) != 2 for one in result.facts.get('rollbacks') or ()):
+        raise UserError(f'{path}: The batches of a rollback are not possible.')
     return result, stored['versions'], stored['device'] or {}
 
 

@@ -16,7 +16,7 @@ _PAPERS_PERPLEXITY = '18.4'  # of a token, on BooksCorpus (Radford et al. 2018, 
 def pretraining(runs: Sequence[Run]) -> list[Block]:
     """Losses over tokens, those of each vocabulary apart; perplexities; zero-shot scores meanwhile."""
     trained = [run for run in runs if run.task == 'pretrain' and run.metrics]
-    blocks = [*_pretraining_figure(trained), *_perplexities(runs), *_meanwhile(trained)]
+    blocks = [*_pretraining_figure(trained), *_setbacks(trained), *_perplexities(runs), *_meanwhile(trained)]
     return [Heading('Pre-training'), *blocks] if blocks else []
 
 
@@ -45,6 +45,24 @@ def _pretraining_figure(runs) -> Iterable[Block]:
             'Losses of different vocabularies are of different tokens, so each has a panel.'
         )
         yield Figure(caption, panels, Table('', columns, entries, ('Train loss: of the update nearest before.',)))
+
+
+def _setbacks(runs) -> Iterable[Block]:
+    """Updates of the finished runs that changed nothing, and stretches of batches that were left out."""
+    entries = []
+    for run in runs:
+        rollbacks = run.facts.get('rollbacks') or ()
+        back = [(whole(one['step']), f'{one["batches"][0]:,} to {one["batches"][1] - 1:,}') for one in rollbacks]
+        if back or run.facts.get('skipped_steps'):
+            skipped = whole(run.facts.get('skipped_steps'))
+            entries += [(run.label, skipped, *one) for one in back or [('', '')]]
+    if entries:
+        notes = (
+            'Skipped: loss or gradient was not finite, so the update changed nothing. Where the loss diverged, the run '
+            'went back to a checkpoint and left out the batches that had led there.',
+        )
+        columns = ('run', 'skipped updates', 'went back to update', 'without batches')
+        yield Table('Skipped updates and divergence', columns, entries, notes)
 
 
 def _tokens_a_step(run):
@@ -156,6 +174,7 @@ def fine_tuning(lines: Sequence[Line]) -> list[Block]:
         caption = f'{label}: task loss and dev score over updates, the median over seeds, and as a band all seeds.'
         notes = ('Medians over seeds; the score is the first metric of the set, in per cent. First, last: logged.',)
         blocks.append(Figure(caption, panels, Table('', columns, entries, notes)))
+    blocks += _setbacks(run for line in lines for run in line.runs)
     if lines and not blocks:
         blocks = [Gap('No run of fine-tuning has logged anything.')]
     return [Heading('Learning curves of fine-tuning'), *blocks] if blocks else []

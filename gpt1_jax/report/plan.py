@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import as_json
+from gpt1_jax.config import as_json, compare
 from gpt1_jax.files import read_json
 from gpt1_jax.progress import duration
 from gpt1_jax.report import results
@@ -42,7 +42,7 @@ class PlannedRun:
     def result(self) -> Result | None:
         """What it found, if it is finished and was a run of the same config."""
         result = results.read(self.workdir)
-        return result if result and result.config == as_json(self.config) else None
+        return result if result and not compare(result.config, as_json(self.config)) else None
 
 
 def _changes(default, config, prefix='') -> Iterator[tuple[str, object]]:

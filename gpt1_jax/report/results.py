@@ -13,7 +13,16 @@ from ml_collections import ConfigDict
 import gpt1_jax
 from gpt1_jax import lock
 from gpt1_jax.config import as_json
-from gpt1_jax.files import check_form, check_seal, make_directory, package_version, read_json, sealed, write_json
+from gpt1_jax.files import (
+    check_form,
+    check_seal,
+    exists,
+    make_directory,
+    package_version,
+    read_json,
+    sealed,
+    write_json,
+)
 from gpt1_jax.training.partitioning import is_writer
 
 FORMAT_VERSION = 1
@@ -76,11 +85,11 @@ class Result:
     config: dict
     seconds: float
 
-    def select(self, **wanted) -> Iterator[Score]:
+    def select(self, **wanted: object) -> Iterator[Score]:
         """The scores whose attributes have these values."""
         return (score for score in self.scores if all(getattr(score, name) == v for name, v in wanted.items()))
 
-    def value(self, **wanted) -> float:
+    def value(self, **wanted: object) -> float:
         """The value of the only score that `select` gives. Raises ValueError if there is not exactly one."""
         (score,) = self.select(**wanted)
         return score.value
@@ -131,7 +140,7 @@ def read(workdir: epath.Path) -> Result | None:
     Raises UserError where results.json is damaged.
     """
     path = workdir / 'results.json'
-    return from_json(path, read_json(path)) if path.exists() else None
+    return from_json(path, read_json(path)) if exists(path) else None
 
 
 def from_json(path: epath.Path, stored: dict) -> Result | None:

@@ -20,7 +20,7 @@ from gpt1_jax.config import MOST_SIZE
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.openai_bpe import HUGGING_FACE_NAMES
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import check_file, patiently, read_json, write_atomically, write_json
+from gpt1_jax.files import check_file, local_copy, patiently, read_json, write_atomically, write_json
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.saved_models import parameters
@@ -226,10 +226,11 @@ def _open_listed(index, open_file):
 
 def _open_safetensors(path):
     patiently(lambda: path.open('rb').close())  # the library would say of one without permission that it is not there
-    try:
-        file = safetensors.safe_open(path, framework='numpy')
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f'{path}: The file is damaged or truncated ({error}). Get it again.') from error
+    with local_copy(path) as copy:
+        try:
+            file = safetensors.safe_open(copy, framework='numpy')
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f'{path}: The file is damaged or truncated ({error}). Get it again.') from error
     slices = {name: file.get_slice(name) for name in file.keys()}
     _check_types(path, {name: tensor.get_dtype() for name, tensor in slices.items()})
     return {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}, file.get_tensor
@@ -248,16 +249,17 @@ def _open_torch(path):
             f'{path}: The file is a pickle, which can run code in PyTorch {torch.__version__} (CVE-2025-32434). '
             'Install torch 2.6 or newer, or get model.safetensors instead.'
         )
-    try:
-        # Pickles older than PyTorch 1.6 are not zip files, and cannot be mapped.
-        tensors = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        types = {name: str(tensor.dtype) for name, tensor in tensors.items()}
-    except Exception as error:  # of many types, for the many ways in which a file is not a dict of tensors
-        raise UserError(
-            f'{path}: The file is damaged, or not a dict of tensors ({type(error).__name__}). Get it '
-            'again, or get model.safetensors instead.'
-        ) from error
+    with local_copy(path) as copy:
+        try:
+            # Pickles older than PyTorch 1.6 are not zip files, and cannot be mapped.
+            tensors = torch.load(copy, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(copy))
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            types = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+        except Exception as error:  # of many types, for the many ways in which a file is not a dict of tensors
+            raise UserError(
+                f'{path}: The file is damaged, or not a dict of tensors ({type(error).__name__}). Get it '
+                'again, or get model.safetensors instead.'
+            ) from error
     _check_types(path, types)
     return shapes, lambda name: tensors[name].detach().float().numpy()
 

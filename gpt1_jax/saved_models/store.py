@@ -7,11 +7,11 @@ import jax
 from etils import epath
 
 from gpt1_jax import hub
-from gpt1_jax.config import MOST_SIZE
+from gpt1_jax.config import MOST_LAYERS, MOST_SIZE
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import check_form, check_seal, exists, is_local, read_json, sealed, write_json
+from gpt1_jax.files import check_form, check_seal, exists, read_json, sealed, write_json
 from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
@@ -20,6 +20,7 @@ from gpt1_jax.saved_models import hub_models, huggingface, openai
 from gpt1_jax.saved_models.parameters import SavedModel
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.training.room import check_room
 from gpt1_jax.training.state import abstract_params
 
 FORMAT_VERSION = 2
@@ -93,8 +94,6 @@ def open_model(init_from: str) -> SavedModel:
             'other programs with openai:DIR, hf:DIR or hf:OWNER/NAME.'
         )
     scheme, directory = split_uri(init_from)
-    if scheme and not is_local(directory):
-        raise UserError(f'{init_from}: The folder is not on this machine. Copy it here first.')
     if scheme:
         name = hub.parse(init_from.partition(':')[2]) if scheme == 'hf' and not directory.exists() else None
         if name and not name.config:
@@ -143,8 +142,10 @@ def load_model(saved: SavedModel, model_config: Mapping, partitioner: Partitione
     model_config = {**model_config, 'kind': saved.architecture.kind, **saved.architecture.sizes}
     model = architecture.build(model_config, saved.vocab_size, saved.n_special, partitioner.platform)
     classifier = Classifier(model, saved.head)
+    params = abstract_params(classifier, partitioner)
+    check_room(str(saved.directory), 'parameters', params)
     with waiting(f'reading the parameters in {saved.directory}', show=is_writer()):
-        return classifier, saved.read(abstract_params(classifier, partitioner))
+        return classifier, saved.read(params)
 
 
 def summary(model: nn.Module, params: dict, tokens_seen: int | None) -> dict:
@@ -187,9 +188,10 @@ def _read_description(path: epath.Path) -> dict:
     sizes, head = stored['architecture'], stored['head']
     if wrong := [
         *(f'{name} {sizes[name]}' for name in made.SIZES if not (name != 'layers') <= sizes[name] <= MOST_SIZE),
+        *([f'layers {sizes["layers"]}'] if sizes['layers'] > MOST_LAYERS else []),
         *([f'n_special {stored["n_special"]}'] if stored['n_special'] not in (0, N_SPECIAL) else []),
         *([f'best_mode {stored["best_mode"]!r}'] if stored['best_mode'] not in ('min', 'max') else []),
-        *([f'{head["classes"]} classes'] if head and not 1 <= head['classes'] <= MOST_SIZE else []),
+        *([f'{head["classes"]} classes'] if head and not 1 <= head['classes'] <= MOST_SIZE + 1 else []),
     ]:
         raise UserError(f'{path}: The file is damaged ({wrong[0]} is not possible). {_RESTORE}')
     stored['head'] = head and ClassifierHead(head['kind'], head['classes'])
@@ -203,7 +205,7 @@ def _checkpointer(directory, stored):
 def _split_step(directory):
     """(folder, step) of 'FOLDER@STEP', unless a folder has that name; else (folder, None)."""
     name, _, step = directory.name.rpartition('@')
-    if name and step.isdecimal() and not directory.exists():
+    if name and step.isdecimal() and len(step) < 20 and not directory.exists():
         return directory.with_name(name), int(step)
     return directory, None
 

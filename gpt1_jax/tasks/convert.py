@@ -42,6 +42,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     open_workdir(config, workdir, write=is_writer())
     partitioner = Partitioner('dp', (1, 1, 1), jax.devices()[:1])
     classifier, params = store.load_model(saved, {}, partitioner)
+    model = store.summary(classifier.model, params, saved.tokens_seen())
     with _whole_folder(target) as folder, waiting(f'writing {config.target}'):
         if scheme == 'openai':
             openai.write_folder(folder, saved, jax.device_get(params))
@@ -52,6 +53,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             checkpointer = Checkpointer(folder / 'checkpoints')
             checkpointer.save(0, {'params': params}, {'evaluations': []})
             checkpointer.close()
+        # Before there is a target: an interrupted run that has one could not be begun again.
+        result = record(config, workdir, started, model=model)
     if scheme == 'openai' and saved.n_special:
         logging.warning(
             "%s: The release's files have no place for the %d special rows%s, which are left out.",
@@ -59,9 +62,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             saved.n_special,
             ' and the head' if saved.head else '',
         )
-    model = store.summary(classifier.model, params, saved.tokens_seen())
     logging.info('%s: %s parameters from %s', config.target, f'{model["parameters"]:,}', config.source)
-    return record(config, workdir, started, model=model)
+    return result
 
 
 @contextlib.contextmanager

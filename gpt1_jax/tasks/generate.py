@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
+from gpt1_jax.evaluation import journal
 from gpt1_jax.model import decoding
 from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import record
@@ -48,7 +48,11 @@ class Row(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
-    """Generates as configs/generate.py says; returns what it writes to workdir/generations.jsonl (interactive: [])."""
+    """Generates as configs/generate.py says; returns what it writes to WORKDIR/generations.jsonl (interactive: []).
+
+    WORKDIR/generations.journal, which is deleted at the end, tells which lines of it are finished, so that the command
+    can be resumed.
+    """
     started = time.monotonic()
     _check(config)
     prompts = _read_prompts(config)
@@ -68,7 +72,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     rows = [row for i, prompt in enumerate(prompts, 1) for row in rows_of(prompt, name.format(i))]
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
-    model = store.summary(classifier.model, params, saved.tokens_seen())
+    model, key = store.summary(classifier.model, params, saved.tokens_seen()), ''
+    if len(rows) > config.batch_size:  # else nothing is finished before all is
+        of_model = journal.fingerprint(classifier, params, partitioner)
+        key = journal.digest([of_model.encode(), json.dumps([as_json(config), prompts]).encode()])
     make = maker(
         classifier.model,
         params['decoder'],
@@ -82,9 +89,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     if config.interactive:
         _converse(make, rows_of, config)
         return []
-    made = _generate(make, rows, config, workdir)
+    lines = journal.Lines(workdir / 'generations.jsonl', key)
+    with contextlib.closing(lines):
+        made = _generate(make, rows, config, lines)
     facts = {'samples': len(made), 'tokens': sum(one['tokens'] for one in made)}
     record(config, workdir, started, facts=facts, model=model)
+    lines.forget()
     return made
 
 
@@ -220,18 +230,26 @@ def continuation(tokenizer: Tokenizer, prompt: np.ndarray, ids: np.ndarray, stop
     return tokenizer.decode(ids).removeprefix(tokenizer.decode(prompt))
 
 
-def _generate(make, rows, config, workdir):
-    """Generates all rows, batch by batch; prints them and writes them to workdir/generations.jsonl."""
+def _generate(make, rows, config, lines):
+    """Generates those rows that `lines` lacks, batch by batch, and adds them there; prints and returns all."""
     first = is_writer()
     say = _print if first else lambda text: None
     streamed = config.stream and len(rows) == 1 and not config.prompts
     results, room = [], [row.limit - len(row.ids) for row in rows]
+
+    def take(line):
+        result = json.loads(line)
+        results.append(result)
+        say(line.decode() if config.prompts else '\n' if streamed else _with_number(result, config, result['prompt']))
+
     progress = Progress(sum(room), 0, 'generating', unit='token', show=first and not streamed, part=True)
-    with (
-        contextlib.closing(progress),
-        epath.Path(workdir / 'generations.jsonl' if first else os.devnull).open('w') as file,
-    ):
-        for start in range(0, len(rows), config.batch_size):
+    with contextlib.closing(progress):
+        if lines.finished:
+            logging.info('%d of the %d texts are there already', len(lines.finished), len(rows))
+            progress.resume(sum(room[: len(lines.finished)]))
+        for line in lines.finished:
+            take(line)
+        for start in range(len(results), len(rows), config.batch_size):
             if streamed:
                 say(rows[0].prompt)
             before = sum(room[:start])
@@ -240,12 +258,10 @@ def _generate(make, rows, config, workdir):
                 say if streamed else None,
                 lambda tokens: progress.update(before + tokens),
             )
-            for result in made:
-                line = json.dumps(result, ensure_ascii=False) + '\n'
-                file.write(line)
-                say(line if config.prompts else '\n' if streamed else _with_number(result, config, result['prompt']))
-            file.flush()
-            results += made
+            batch = [json.dumps(result, ensure_ascii=False).encode() + b'\n' for result in made]
+            lines.add(batch)
+            for line in batch:
+                take(line)
     return results
 
 

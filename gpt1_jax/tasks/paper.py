@@ -300,9 +300,9 @@ def _estimated(part, config, steps, sets, speed) -> Part:
 def _problem(part, name, of_set) -> str:
     """Why a part cannot use a data set; '' if it can, as far as is known before it begins."""
     if part.task == 'zero_shot':
-        there = 'dev' in of_set.rows and (name != 'cola' or 'train' in of_set.rows)
+        there = 'dev' in of_set.examples and (name != 'cola' or 'train' in of_set.examples)
         return '' if there else of_set.problem
-    too_few = not of_set.problem and of_set.rows['train'] < part.data.batch_size
+    too_few = not of_set.problem and of_set.examples['train'] < part.data.batch_size
     return 'it has fewer training examples than data.batch_size' if too_few else of_set.problem
 
 

@@ -53,7 +53,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         parts.pretrain.data.source = f'text:{workdir / "text"}'
         parts.generate.init_from = parts.finetune.init_from = str(workdir / 'pretrain')
     if is_writer():
-        _write_text(parts.finetune.data.source, workdir / 'text')
+        with waiting('reading documentation strings'):
+            _write_text(parts.finetune.data.source, workdir / 'text')
     language_model = pretrain.run(parts.pretrain, workdir / 'pretrain')
     generate.run(parts.generate, workdir / 'generate')
     variants = {start: config[start].to_dict() for start in STARTS}

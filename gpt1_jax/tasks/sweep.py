@@ -17,7 +17,7 @@ from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.token_folder import count_examples
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import paper
-from gpt1_jax.files import make_directory, write_json
+from gpt1_jax.files import exists, make_directory, write_json
 from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
@@ -55,7 +55,9 @@ def finish(config: ConfigDict, workdir: epath.Path, started: float, result: Resu
     return result
 
 
-def with_variants(config: ConfigDict, variants: dict[str, dict], *, without: tuple[str, ...], **added) -> ConfigDict:
+def with_variants(
+    config: ConfigDict, variants: dict[str, dict], *, without: tuple[str, ...], **added: object
+) -> ConfigDict:
     """The config of a task that is built on this one -> that of its runs, for `fine_tune_all`.
 
     Args:
@@ -109,7 +111,7 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     progress.update(0)
     for number, ((name, variant, seed), run_config) in enumerate(configs.items(), 1):
         path = _path(name, variant, f'seed{seed}')
-        finished = (workdir / path / 'results.json').exists()
+        finished = exists(workdir / path / 'results.json')
         show = progress.resume if finished else progress.update
         logging.info('fine-tuning in %s', workdir / path)
         try:
@@ -300,7 +302,7 @@ def format_scores(result: Result) -> str:
         ('data set', 13, ''),
         ('variant', 13, ''),
         ('metric', 21, ''),
-        ('rows', 7, 'd'),
+        ('train', 7, 'd'),
         ('runs', 5, 'd'),
         *((name, 8, '.1f') for name in ('median', 'best', 'worst', 'median', 'GPT', 'before')),
     ]

@@ -12,7 +12,7 @@ from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.evaluation import journal, zero_shot
 from gpt1_jax.evaluation.paper import ZERO_SHOT, scaled
 from gpt1_jax.evaluation.perplexity import make_scorer
-from gpt1_jax.files import read_json, write_json
+from gpt1_jax.files import exists, read_json, write_json
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
@@ -96,7 +96,7 @@ def _find(config, workdir, models, questions, partitioner) -> list[dict]:
     also what these are found with: 'checkpoint', and 'content', data set -> fingerprint. From WORKDIR/zero_shot.json as
     far as they are there, of the same checkpoint and content."""
     path, score, content = workdir / 'zero_shot.json', None, {one.name: one.fingerprint() for one in questions}
-    found = {of_one['step']: of_one for of_one in (read_json(path, [_FORM]) if path.exists() else [])}
+    found = {of_one['step']: of_one for of_one in (read_json(path, [_FORM]) if exists(path) else [])}
     origins = [{'checkpoint': saved.fingerprint(), 'content': content} for saved in models]
     steps = [saved.step() for saved in models]
     todo = [

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from gpt1_jax import peers, stopping
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.files import exists, is_local, patiently, write_atomically
 from gpt1_jax.training import checkpoint_folder
@@ -96,8 +97,7 @@ class Checkpointer:
         with self._writing():
             manager = self._open()
             self._wait_for_the_save_before(manager)
-            for damaged in sorted(self._damaged.intersection(manager.all_steps())):
-                manager.delete(damaged)
+            self._delete(sorted(self._damaged.intersection(manager.all_steps())))
             self._damaged.clear()
             if step in manager.all_steps():
                 return
@@ -195,10 +195,6 @@ class Checkpointer:
                 f'{join(whole) or "none"}.'
             )
 
-    def best_step(self) -> int | None:
-        """The complete step with the best metric, the earliest of equals; None if none has the metric."""
-        return next(iter(self._by_score(self.steps())), None)
-
     def steps_by_rank(self) -> list[int]:
         """The complete steps: those with the metric, the best first, then the others, the newest first."""
         steps = self.steps()
@@ -215,17 +211,16 @@ class Checkpointer:
                 content = json.dumps(checkpoint_folder.seal(record)).encode()
                 write_atomically(self._folder(step) / checkpoint_folder.RECORD / 'metadata', [content])
             self._scores[step] = self._score_of(metrics)
-            for other in set(steps := self.steps()) - self._kept(steps):
-                self._open().delete(other)
+            steps = self.steps()
+            self._delete(sorted(set(steps) - self._kept(steps)))
 
     def delete_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps. Raises UserError if that fails."""
         self.wait()
         with self._writing():
-            for later in self.steps():
-                if later > step:
-                    self._open().delete(later)
-                    self._scores.pop(later, None)
+            self._delete(later := [other for other in self.steps() if other > step])
+            for other in later:
+                self._scores.pop(other, None)
 
     def fingerprint(self, step: int) -> str:
         """64 hex characters that change with a checkpoint; '' if its record cannot be read."""
@@ -257,6 +252,14 @@ class Checkpointer:
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
         return self._manager
+
+    def _delete(self, steps):
+        """Deletes checkpoints: none before all processes know which, because Orbax waits for all of them at each."""
+        if steps:
+            manager = self._open()
+            peers.meet()
+            for step in steps:
+                manager.delete(step)
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
         """The preservation policy: the newest, the best and the kept ones. Orbax's own policy reads files that may
@@ -320,11 +323,11 @@ class Checkpointer:
             ) from error
 
 
-def _unraisablehook(unraisable, *, former=sys.unraisablehook):
+def _unraisablehook(unraisable):
     """Hides tracebacks of TensorStore. When one array cannot be read, its threads find no event loop to report the
     others to, and would print a traceback for each."""
     if str(unraisable.exc_value) != 'Event loop is closed':
-        former(unraisable)
+        stopping.unraisablehook(unraisable)
 
 
 def _without_tasks(record):

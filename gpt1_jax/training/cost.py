@@ -17,7 +17,7 @@ from gpt1_jax.model import architecture
 
 CHARACTERS = 4  # of a token, about; of novels with 40,000 pieces 4.17
 _SPECIAL = 3  # tokens around the texts of a sequence
-_SAMPLE = 500  # rows of a split whose length is measured
+_SAMPLE = 500  # examples of a split whose length is measured
 _ROWS = 2**14  # of the matrix that is multiplied
 # Speed of a training step, as a share of that of a matrix product of its width. Measured on 2 CPU cores that other work
 # shared: 0.6 to 1.2, for transformer and LSTM of the sizes tiny and small.
@@ -58,13 +58,13 @@ class LabelledSet:
     """Sizes of a labelled set.
 
     Attributes:
-      rows: split -> examples, of the splits that can be read; of 'train' and 'dev' only if they are labelled.
+      examples: split -> their number, of the splits that can be read; of 'train' and 'dev' only if they are labelled.
       tokens: of an example in fine-tuning, about; a text that choices share is read once.
       separate: tokens of an example whose choices are sequences of their own, about.
       problem: why nothing can be fine-tuned on it; '' if it can be.
     """
 
-    rows: dict[str, int]
+    examples: dict[str, int]
     tokens: float
     separate: float
     problem: str
@@ -75,7 +75,7 @@ def labelled_set(name: str, source: str, n_positions: int, download: bool = True
 
     download: see loading.load_examples.
     """
-    dataset, rows, problems, lengths = REGISTRY[name], {}, [], []
+    dataset, numbers, problems, lengths = REGISTRY[name], {}, [], []
     uri = uri_of(dataset, source)
     if uri is None:
         return LabelledSet({}, 0.0, 0.0, f'{source} has no folder for it')
@@ -86,13 +86,13 @@ def labelled_set(name: str, source: str, n_positions: int, download: bool = True
                 if examples.labels is None:
                     raise UserError(f'its {split} split has no labels')
                 lengths += _lengths(dataset, examples)
-            rows[split] = len(examples)
+            numbers[split] = len(examples)
         except UserError as error:
             problems.append(str(error))
     mean = lambda tokens: sum(tokens) / max(1, len(lengths))
     cut = lambda length: min(n_positions, length)
     return LabelledSet(
-        rows,
+        numbers,
         mean(cut(context) + sum(map(cut, own)) for context, own in lengths),
         mean(sum(cut(context + of_one) for of_one in own) for context, own in lengths),
         ''.join(problems[:1]),
@@ -119,14 +119,14 @@ def _lengths(dataset: Dataset, examples: Examples) -> list[tuple[float, list[flo
 
 def finetuning_tokens(of_set: LabelledSet, data: ConfigDict, share: float = 1.0) -> float:
     """Of a fine-tuning run with `data` of its config, on this share of the training examples."""
-    trained = data.epochs * share * min(of_set.rows['train'], data.limit or math.inf)
-    others = sum(rows for split, rows in of_set.rows.items() if split not in ('train', 'dev'))
-    scored = (data.epochs + 1) * of_set.rows['dev'] + others + data.score_train
+    trained = data.epochs * share * min(of_set.examples['train'], data.limit or math.inf)
+    others = sum(number for split, number in of_set.examples.items() if split not in ('train', 'dev'))
+    scored = (data.epochs + 1) * of_set.examples['dev'] + others + data.score_train
     return of_set.tokens * (trained + scored / 3)
 
 
 def zero_shot_tokens(name: str, of_set: LabelledSet, limit: int | None) -> float:
     """Of the zero-shot scores of one checkpoint on a data set."""
     splits = ('train', 'dev') if name == 'cola' else ('dev',)  # the threshold is chosen on train
-    rows = sum(min(of_set.rows[split], limit or math.inf) for split in splits)
-    return rows * (2 if name == 'sst2' else 1) * of_set.separate / 3
+    examples = sum(min(of_set.examples[split], limit or math.inf) for split in splits)
+    return examples * (2 if name == 'sst2' else 1) * of_set.separate / 3

@@ -1,11 +1,11 @@
 """When a loss has diverged, and which batches a run leaves out after it went back to a checkpoint.
 
 A step is bad if its loss or gradient is not finite (it then changes nothing, see `steps.train_step`), or if its loss
-is a spike: 7 standard deviations above the mean of the last 1,000 or so, what OLMo 2 counts in its spike score (OLMo
-team 2025, arXiv 2501.00656). So many bad steps in a row as `optimizer.max_skipped` says are divergence. With
-`optimizer.on_divergence` 'stop', where only what is not finite counts, they end the run. With 'rollback' it goes back
-to the newest checkpoint before them and leaves out the batches from there to the last of them, as was done for PaLM
-(Chowdhery et al. 2022, section 5.1): the later batches move up, the number of updates stays.
+is a spike: more than 7 standard deviations above the mean of the last 1,000 or so, about what OLMo 2 counts in its
+spike score (OLMo team 2025, arXiv 2501.00656). So many bad steps in a row as `optimizer.max_skipped` says are
+divergence. With `optimizer.on_divergence` 'stop', where only what is not finite counts, they end the run. With
+'rollback' it goes back to the newest checkpoint before them and leaves out the batches from there to the last of them,
+as was done for PaLM (Chowdhery et al. 2022, section 5.1): the later batches move up, the number of updates stays.
 
 All of it is a function of the losses, which every process sees alike and a resumed run sees again.
 """
@@ -33,7 +33,7 @@ class Trend(NamedTuple):
     def observe(self, loss: float, finite: bool) -> 'Trend':
         """After one more step. finite: whether its loss and gradient are."""
         change = loss - self.mean
-        spike = self.number >= _FEWEST and change >= _DEVIATIONS * math.sqrt(self.variance)
+        spike = self.number >= _FEWEST and change > _DEVIATIONS * math.sqrt(self.variance)
         if spike or not finite:
             return self._replace(bad=self.bad + 1)
         weight = 1 / min(self.number + 1, _RECENT)

@@ -55,9 +55,12 @@ class Evaluator:
         return self.by_rank(evaluations)[0]
 
     def by_rank(self, evaluations: Sequence[dict]) -> list[dict]:
-        """Those of the evaluations that have `ranks_by`, the best first, the earlier of equals first."""
+        """Those of the evaluations that have `ranks_by`, the best first, the earlier of equals first; those where it is
+        not finite come last."""
+        sign = 1 if self.mode == 'min' else -1
+        rank = lambda value: sign * value if math.isfinite(value) else math.inf
         ranked = [evaluation for evaluation in evaluations if self.ranks_by in evaluation]
-        return sorted(ranked, key=lambda evaluation: evaluation[self.ranks_by], reverse=self.mode == 'max')
+        return sorted(ranked, key=lambda evaluation: rank(evaluation[self.ranks_by]))
 
     def is_out_of_patience(self, evaluations: Sequence[dict]) -> bool:
         """Whether the last `patience` of its evaluations brought no new best value."""
@@ -129,6 +132,7 @@ def fit(job: Job) -> Outcome:
     Saves and exits with STOPPED_EXIT_STATUS when the process is told to stop. Where the loss diverges (see
     divergence.py), goes back to a checkpoint if the config says so, else raises DivergedError.
     """
+    job.program.check_room()
     if is_writer():
         check_renaming(job.workdir)
     checkpointer = Checkpointer(
@@ -161,7 +165,8 @@ def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
     ranked = {evaluation['step']: evaluation for evaluation in job.ranking.by_rank(outcome.evaluations)}
     before = list(itertools.takewhile(lambda step: step != last, ranked))  # better than the last, which is in memory
     checkpointer = Checkpointer(job.workdir / 'checkpoints')
-    kept = [step for step in before if step == before[0] or step in checkpointer.steps()]
+    there = checkpointer.steps()
+    kept = [step for step in before if step == before[0] or step in there]
     for step, items, _ in checkpointer.restore_each(kept, {'params': job.program.abstract.params}):
         return items['params'], ranked[step]
     return outcome.state.params, ranked[last]
@@ -170,8 +175,8 @@ def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
 def _fit(job, checkpointer, guard, diverged):
     """diverged: why the run goes back; None at first."""
     log, program, optimizer = job.config.log, job.program, job.config.optimizer
-    state, meta = _initialise(job, checkpointer, diverged)
-    start, evaluations, rollbacks = int(state.step), meta['evaluations'], meta.get('rollbacks', [])
+    state, start, meta = _initialise(job, checkpointer, diverged)
+    evaluations, rollbacks = meta['evaluations'], meta.get('rollbacks', [])
     trend, may_go_back = divergence.Trend(*meta.get('trend', ())), optimizer.on_divergence == 'rollback'
     if diverged:
         rollbacks, trend = divergence.go_back(diverged, start, rollbacks), trend._replace(bad=0)
@@ -245,10 +250,10 @@ def _fit(job, checkpointer, guard, diverged):
             more = {'rollbacks': rollbacks, 'trend': may_go_back and list(trend), 'unevaluated': unevaluated}
             meta = {'evaluations': evaluations} | {name: value for name, value in more.items() if value}
             with throughput.pause():
+                writer.flush()
                 if again:
                     checkpointer.describe(step, meta, evaluation)
                 else:
-                    writer.flush()
                     checkpointer.save(step, state.items(), meta, evaluation)
             clock.restart(step)
         if stop and not last:
@@ -278,8 +283,9 @@ def _fit(job, checkpointer, guard, diverged):
 
 
 def _initialise(job, checkpointer, diverged):
-    """(state, meta of the checkpoint): resumed, or with another model's parameters, or from scratch. diverged: then
-    from the newest scheduled checkpoint before the bad steps, if there is one; later ones are deleted."""
+    """(state, its step, meta of the checkpoint): resumed, or with another model's parameters, or from scratch; the
+    device may still be at work on it. diverged: then from the newest scheduled checkpoint before the bad steps, if
+    there is one; later ones are deleted."""
     steps = None
     if diverged:
         checkpointer.wait()
@@ -292,8 +298,8 @@ def _initialise(job, checkpointer, diverged):
     if restored is not None:
         step, items, meta = restored
         logging.info('resuming %s at step %d of %d', job.workdir, step, job.total_steps)
-        return TrainState.from_items(items), meta
+        return TrainState.from_items(items), step, meta
     state = job.program.create_state(job.config.seed)
     if job.load is not None:
         state = state.replace(params=job.load(state.params))
-    return state, {'evaluations': []}
+    return state, 0, {'evaluations': []}

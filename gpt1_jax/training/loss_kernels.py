@@ -8,10 +8,8 @@ entries are then plain additions of registers, and what there is one of per toke
 """
 
 import functools
-import math
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +58,8 @@ def lm_loss(
     if mesh.axes('vocab'):
         return losses.lm_loss(hidden, embedding, targets, weights)
     blocks = blocks or Blocks.of(hidden.shape[-1])
-    return _lm_loss(hidden, embedding, targets, weights, blocks, interpret)
+    tables = losses.one_each(embedding, mesh.shards('batch')).astype(jnp.float32)  # as their gradient is
+    return _lm_loss(hidden, tables, targets, weights, blocks, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -69,19 +68,19 @@ def _lm_loss(hidden, embedding, targets, weights, blocks, interpret):
 
 
 def _forward(hidden, embedding, targets, weights, blocks, interpret):
-    nll, d_hidden, d_embedding = _on_mesh(
-        functools.partial(_on_device, blocks=blocks, interpret=interpret), hidden, embedding, targets, weights
-    )
-    # Of the sum over the shards a device keeps the columns that it has of the table.
-    d_embedding = nn.with_logical_constraint(d_embedding.sum(axis=0), (None, 'table_embed')).astype(embedding.dtype)
-    return jnp.sum(nll * weights), (d_hidden, d_embedding, nll, targets)
+    arrays = hidden, embedding.astype(hidden.dtype), targets, weights
+    call = functools.partial(_states_on_device, blocks=blocks, interpret=interpret)
+    nll, log_normaliser, d_hidden = _on_mesh(call, *arrays)
+    return jnp.sum(nll * weights), (arrays, nll, log_normaliser, d_hidden)
 
 
 def _backward(blocks, interpret, saved, cotangent):
-    del blocks, interpret
-    d_hidden, d_embedding, nll, targets = saved
+    (hidden, embedding, targets, weights), nll, log_normaliser, d_hidden = saved
     scale = lambda x: (cotangent * x).astype(x.dtype)
-    return scale(d_hidden), scale(d_embedding), np.zeros(targets.shape, jax.dtypes.float0), scale(nll)
+    call = functools.partial(_table_on_device, blocks=blocks, interpret=interpret)
+    # Times the weights here, not its result, which would be one more pass over it.
+    d_embedding = _on_mesh(call, hidden, embedding, targets, scale(weights), log_normaliser)
+    return scale(d_hidden), d_embedding, np.zeros(targets.shape, jax.dtypes.float0), scale(nll)
 
 
 _lm_loss.defvjp(_forward, _backward)
@@ -92,26 +91,38 @@ def _on_mesh(call, *arrays):
     if not axes:
         return call(*arrays)
     each = PartitionSpec(axes)
-    return jax.shard_map(
-        call, in_specs=(each, PartitionSpec(), each, each), out_specs=(each, each, each), check_vma=False
-    )(*arrays)
+    return jax.shard_map(call, in_specs=each, out_specs=each, check_vma=False)(*arrays)
 
 
-def _on_device(hidden, embedding, targets, weights, *, blocks, interpret):
-    """nll [shards, N, T], and the gradients of the states and, [1, rows, width], of the table."""
-    shape, width = targets.shape, hidden.shape[-1]
-    n_tokens = math.prod(shape)
+def _states_on_device(hidden, embedding, targets, weights, *, blocks, interpret):
+    """nll and log-normaliser [shards, N, T], and the gradient of the states. embedding: [1, rows, width]."""
+    embedding = embedding[0]
+    own = embedding[targets.reshape(-1)].astype(jnp.float32)
+    blocks, flat, _ = _in_blocks(blocks, hidden, targets)
+    mean, log_normaliser = _call(_states_kernel, (flat, embedding), (), blocks, interpret)
+    n_tokens = targets.size
+    log_normaliser = log_normaliser[0, :n_tokens]
+    nll = log_normaliser - jnp.sum(flat[:n_tokens].astype(jnp.float32) * own, axis=-1)
+    d_hidden = weights.reshape(-1, 1) * (mean[:n_tokens] - own)
+    of_shape = lambda x: x.reshape(targets.shape)
+    return of_shape(nll), of_shape(log_normaliser), d_hidden.astype(hidden.dtype).reshape(hidden.shape)
+
+
+def _table_on_device(hidden, embedding, targets, weights, log_normaliser, *, blocks, interpret):
+    """The gradient [1, rows, width] of the embedding."""
+    blocks, flat, row = _in_blocks(blocks, hidden, targets)
+    rows = row(targets), row(weights), row(log_normaliser)
+    return _call(_table_kernel, (flat, embedding[0]), rows, blocks, interpret)[None]
+
+
+def _in_blocks(blocks, hidden, targets):
+    """(blocks that are not larger than need be; the states [tokens, width], padded to whole ones, and what makes such a
+    row [1, tokens])"""
+    n_tokens, width = targets.size, hidden.shape[-1]
     blocks = Blocks(min(blocks.tokens, n_tokens + -n_tokens % _LANES), blocks.entries)
     pad = -n_tokens % blocks.tokens
-    flat = jnp.pad(hidden.reshape(-1, width), ((0, pad), (0, 0)))
     row = lambda x: jnp.pad(x.reshape(1, -1), ((0, 0), (0, pad)))
-    mean, log_normaliser = _call(_states_kernel, (flat, embedding), (), blocks, interpret)
-    own = embedding[targets.reshape(-1)].astype(jnp.float32)
-    nll = log_normaliser[0, :n_tokens] - jnp.sum(flat[:n_tokens].astype(jnp.float32) * own, axis=-1)
-    d_hidden = weights.reshape(-1, 1) * (mean[:n_tokens] - own)
-    rows = row(targets), row(weights), log_normaliser
-    d_embedding = _call(_table_kernel, (flat, embedding), rows, blocks, interpret)
-    return nll.reshape(shape), d_hidden.astype(hidden.dtype).reshape(hidden.shape), d_embedding[None]
+    return blocks, jnp.pad(hidden.reshape(-1, width), ((0, pad), (0, 0))), row
 
 
 def _call(kernel, arrays, rows, blocks, interpret):

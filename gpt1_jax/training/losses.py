@@ -20,22 +20,22 @@ def lm_loss(
     """Weighted sum of next-token negative log-likelihoods, in nats; float32 scalar.
 
     Logits exist for one chunk of tokens at a time. The gradient is taken in the forward pass, chunk by chunk, so
-    that no logits are kept or computed twice. Each shard sums its own gradient of `embedding`; these are added once,
-    after the loop, because otherwise every chunk would need an all-reduce of the table.
+    that no logits are kept or computed twice. Each shard sums the gradient of its own copy of `embedding`, because
+    otherwise every chunk would need an all-reduce of the table.
 
     Args:
       hidden: [shards, N, T, width].
-      embedding: [rows, width], the softmax's rows.
+      embedding: [rows, width], the softmax's rows, or [shards, rows, width], a copy for each shard.
       targets: int [shards, N, T].
       weights: float32 [shards, N, T].
       chunk_tokens: most tokens of a shard in one chunk (but at least one position of every row).
     """
-    return _lm_loss(hidden, embedding, targets, weights, chunk_tokens)
+    return _lm_loss(hidden, one_each(embedding, len(hidden)), targets, weights, chunk_tokens)
 
 
 def token_nll(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, chunk_tokens: int = 1024) -> jax.Array:
     """Negative log-likelihood of each target in nats, float32 [shards, N, T]; for evaluation. See `lm_loss`."""
-    table, rows = _pad_rows(embedding)
+    table, rows = _pad_rows(one_each(embedding, len(hidden)).astype(hidden.dtype))
     _, nll = jax.lax.scan(
         lambda _, chunk: (None, _exponentials_and_nll(chunk[0], table, chunk[1], rows)[2]),
         None,
@@ -51,25 +51,22 @@ def _lm_loss(hidden, embedding, targets, weights, chunk_tokens):
 
 
 def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
-    table, rows = _pad_rows(embedding)
+    table, rows = _pad_rows(embedding.astype(hidden.dtype))
 
     def one_chunk(table_gradient, chunk):
         h, target, weight = chunk
         exponentials, total, nll = _exponentials_and_nll(h, table, target, rows)
-        one_hot = target[..., None] == jnp.arange(table.shape[0])[None, None, None]
+        one_hot = target[..., None] == jnp.arange(table.shape[1])[None, None, None]
         d_logits = exponentials * (weight / total)[..., None] - jnp.where(one_hot, weight[..., None], 0.0)
         d_logits = d_logits.astype(h.dtype)
-        d_hidden = product('gntv,vw->gntw', d_logits, table)
+        d_hidden = product('gntv,gvw->gntw', d_logits, table)
         table_gradient += jax.vmap(outer_products)(d_logits, h)
         return nn.with_logical_constraint(table_gradient, ('batch', 'vocab', None)), (nll, d_hidden)
 
-    zeros = nn.with_logical_constraint(
-        jnp.zeros((hidden.shape[0], *table.shape), jnp.float32), ('batch', 'vocab', None)
-    )
+    zeros = nn.with_logical_constraint(jnp.zeros(table.shape, jnp.float32), ('batch', 'vocab', None))
     table_gradient, (nll, d_hidden) = jax.lax.scan(one_chunk, zeros, _split(chunk_tokens, hidden, targets, weights))
     nll = _join(nll, targets.shape)
-    table_gradient = nn.with_logical_constraint(table_gradient.sum(axis=0), ('vocab', 'table_embed'))
-    table_gradient = table_gradient[:rows].astype(embedding.dtype)
+    table_gradient = table_gradient[:, :rows].astype(embedding.dtype)
     return jnp.sum(nll * weights), (_join(d_hidden, hidden.shape), table_gradient, nll)
 
 
@@ -83,19 +80,24 @@ def _lm_loss_backward(chunk_tokens, residuals, cotangent):
 _lm_loss.defvjp(_lm_loss_forward, _lm_loss_backward)
 
 
+def one_each(embedding: jax.Array, shards: int) -> jax.Array:
+    """[shards, rows, width], of one or of all shards."""
+    return jnp.broadcast_to(embedding, (shards, *embedding.shape[-2:]))
+
+
 def _pad_rows(embedding):
     """(table, rows that are real): padded with zeros to whole tiles, where devices must have equal parts of it."""
-    rows, parts = embedding.shape[0], mesh.shards('vocab')
-    table = jnp.pad(embedding, ((0, -rows % math.lcm(_ROW_MULTIPLE, parts) if parts > 1 else 0), (0, 0)))
-    return nn.with_logical_constraint(table, ('vocab', None)), rows
+    rows, parts = embedding.shape[1], mesh.shards('vocab')
+    table = jnp.pad(embedding, ((0, 0), (0, -rows % math.lcm(_ROW_MULTIPLE, parts) if parts > 1 else 0), (0, 0)))
+    return nn.with_logical_constraint(table, ('batch', 'vocab', None)), rows
 
 
 def _exponentials_and_nll(hidden, table, targets, rows):
     """hidden [g, n, t, width] -> float32 exponentials of the logits, up to a factor for each token [g, n, t, rows of
     the table]; their sum and the nll [g, n, t]."""
-    logits = jnp.einsum('gntw,vw->gntv', hidden, table, preferred_element_type=jnp.float32)
-    if rows < table.shape[0]:
-        logits = jnp.where(jnp.arange(table.shape[0])[None, None, None] < rows, logits, -jnp.inf)
+    logits = jnp.einsum('gntw,gvw->gntv', hidden, table, preferred_element_type=jnp.float32)
+    if rows < table.shape[1]:
+        logits = jnp.where(jnp.arange(table.shape[1])[None, None, None] < rows, logits, -jnp.inf)
     most = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - most[..., None])
     total = jnp.sum(exponentials, axis=-1)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import types
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from absl import logging
@@ -212,7 +213,7 @@ class _TensorBoard:
         from tensorboardX.proto import event_pb2
 
         folder.mkdir(parents=True, exist_ok=True)
-        remote = types.SimpleNamespace(open=lambda path: epath.Path(path).open('wb'), directory_check=lambda path: None)
+        remote = types.SimpleNamespace(open=_open_remote, directory_check=lambda path: None)
         record_writer.register_writer_factory('gs', remote)  # its own needs one more package
         # Without the suffix, two files opened within a second would have the same name.
         self._events = event_file_writer.EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
@@ -234,29 +235,47 @@ class _TensorBoard:
         self._events.close()
 
 
+def _open_remote(path):
+    """A file of gs:// without `fileno`, which tensorboardX calls where there is one."""
+    file = epath.Path(path).open('wb')
+    return types.SimpleNamespace(write=file.write, flush=file.flush, close=file.close)
+
+
 class _WeightsAndBiases:
     def __init__(self, workdir, config):
-        wandb = _import_wandb()
-        identity = workdir / 'wandb_id'
+        self._wandb, identity = _import_wandb(), workdir / 'wandb_id'
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
-        self._run = wandb.init(
-            project='gpt1_jax',
-            name=workdir.name or 'run',
-            dir=str(workdir) if is_local(workdir) else None,
-            config=config,
-            id=identity.read_text(),
-            resume='allow',
-        )
+            identity.write_text(uuid.uuid4().hex)
+        with self._torn_down_after_a_fault():
+            self._run = self._wandb.init(
+                project='gpt1_jax',
+                name=workdir.name or 'run',
+                dir=str(workdir) if is_local(workdir) else None,
+                config=config,
+                id=identity.read_text(),
+                resume='allow',
+            )
 
     def write(self, step, metrics, now):
-        self._run.log(metrics, step=step)
+        with self._torn_down_after_a_fault():
+            self._run.log(metrics, step=step)
 
     def flush(self):
         """It does so itself."""
 
     def close(self):
-        self._run.finish()
+        with self._torn_down_after_a_fault():
+            self._run.finish()
+
+    @contextlib.contextmanager
+    def _torn_down_after_a_fault(self):
+        """Else it would call its own process, which may have died, at the exit, and print a traceback."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._wandb.teardown()
+            raise
 
 
 def _import_wandb():
@@ -283,7 +302,7 @@ def _lines(path):
 
 def _parse(path, line):
     value = parse_json(line)
-    check_form(path, value, _LINE, 'Remove the line that is none of metrics.')
+    check_form(path, value, _LINE, 'Remove this line, which holds no metrics.')
     return value
 
 

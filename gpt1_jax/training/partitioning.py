@@ -16,9 +16,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gpt1_jax import peers
 from gpt1_jax.config import check_choice
 from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
@@ -66,7 +67,7 @@ class Partitioner:
         if default[0] == 1:
             default = (len(slices), *default[1:])
         self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), slices)
-        self.rules = _rules(_REPLICATED | table)
+        self.rules = tuple((_REPLICATED | table | {'batch': BATCH_AXES}).items())
         shards = self.mesh.devices.reshape(-1, self.mesh.shape['tensor'])
         self.placement = Placement(
             len(shards),
@@ -77,8 +78,10 @@ class Partitioner:
             ],
         )
         self.platform = devices[0].platform
+        if self.platform == 'cpu' and len({device.process_index for device in devices}) > 1:
+            _connect(self.mesh)
 
-    def jit(self, function: Callable, **options) -> Callable:
+    def jit(self, function: Callable, **options: Any) -> Callable:
         """`jax.jit(function, **options)`, traced and run with this mesh and these rules; has a method `lower` too."""
         jitted = jax.jit(function, **options)
 
@@ -114,7 +117,7 @@ class Partitioner:
             if rules[role] is None and not any(size % groups for size in sizes):
                 rules[role] = 'data'
         spread = copy.copy(self)
-        spread.rules = _rules(rules)
+        spread.rules = tuple(rules.items())
         return spread
 
     def sharding(self, *roles: str | None) -> NamedSharding:
@@ -187,12 +190,6 @@ def _is_box(x):
     return isinstance(x, nn.LogicallyPartitioned)
 
 
-def _rules(table):
-    """With those of a batch, and of the batch while its rows are looked up in a table of which a device has a part."""
-    looked_up = tuple(axis for axis in BATCH_AXES if axis != table['table_embed'])
-    return tuple((table | {'batch': BATCH_AXES, 'looked_up': looked_up}).items())
-
-
 def _mesh_shape(shape, n_devices):
     if len(shape) != len(AXES) or shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
         raise UserError(
@@ -225,3 +222,14 @@ def _make_mesh(shape, slices):
     mesh = Mesh(array, MESH_AXES)
     logging.info('mesh: %s on %d %s device(s)', dict(mesh.shape), array.size, array.flat[0].platform)
     return mesh
+
+
+def _connect(mesh):
+    """Connects the devices of several processes, along all axes, while these do the same: gloo, which does it for CPUs
+    where they first need it, gives up if one of them comes there 30 s after another, as after a longer compilation."""
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    groups = [some for n in range(len(axes)) for some in itertools.combinations(axes, n + 1)]
+    sums = lambda: [jax.lax.psum(jax.lax.axis_index(some), some) for some in groups]
+    peers.meet()
+    jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=PartitionSpec()))())
+    multihost_utils.broadcast_one_to_all(np.array(0))  # which has groups of its own

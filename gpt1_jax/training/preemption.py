@@ -42,7 +42,8 @@ class PreemptionGuard:
     def _receive(self, signum, frame):
         del frame
         self._received = signum
+        stopping.taken.append(signum)
         if peers.current:
             peers.current.ask_to_stop()
         if signum == signal.SIGINT:
-            signal.signal(signum, self._former[signum])
+            signal.signal(signum, self._former.get(signum, signal.default_int_handler))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.model import architecture
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
-from gpt1_jax.training import loss_kernels, losses, steps
+from gpt1_jax.training import loss_kernels, losses, room, steps
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState, abstract_state, create_state
@@ -45,6 +45,11 @@ class Program:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    def check_room(self) -> None:
+        """Raises UserError if a device has no room for its part of the state and of the gradients."""
+        gradients = jax.tree.map(lambda leaf: leaf.update(dtype=self.classifier.model.dtype), self.abstract.params)
+        room.check_room('model', 'parameters, their moments and gradients', self.abstract, gradients)
 
     def create_state(self, seed: int) -> TrainState:
         """A new state on the devices."""

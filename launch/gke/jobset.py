@@ -33,7 +33,7 @@ def manifest(args: argparse.Namespace) -> str:
         raise Error(f'--name: {args.name!r} is no name of a JobSet. Use at most 40 of a-z, 0-9 and -, a letter first.')
     if not re.fullmatch(r'\d+(x\d+)*', args.topology) or args.topology.count('x') + 1 != DIMENSIONS[args.accelerator]:
         example = 'x'.join('2' * DIMENSIONS[args.accelerator])
-        raise Error(f'--topology: {args.topology!r} is none of a {args.accelerator}. Write one such as {example}.')
+        raise Error(f'--topology: {args.topology!r} is no topology of {args.accelerator}. Write one such as {example}.')
     chips = math.prod(map(int, args.topology.split('x')))
     per_host = min(args.chips_per_host, chips)
     if chips % per_host:
@@ -42,7 +42,7 @@ def manifest(args: argparse.Namespace) -> str:
             "the machine type of the node pool ends with (4 for 'ct5lp-hightpu-4t')."
         )
     if not args.workdir.startswith('gs://'):
-        raise Error(f'--workdir: The hosts share no disk, and {args.workdir} is none of a bucket. Give a gs:// path.')
+        raise Error(f'--workdir: The hosts share no disk, and {args.workdir} is not in a bucket. Give a gs:// path.')
     for flag, text in (('--image', args.image), ('--service-account', args.service_account)):
         if not re.fullmatch(r'[\w./:@-]+', text):
             raise Error(f'{flag}: {text!r} has characters that it cannot have. Correct it.')

@@ -25,7 +25,7 @@ from etils import epath
 from gpt1_jax.data.corpus import shards
 from gpt1_jax.data.corpus.passes import Passes, check_tokens, lowest
 from gpt1_jax.data.corpus.shard_index import SPLITS, dtype_of, write_index
-from gpt1_jax.data.corpus.survey import conclude, paragraph_limit, together
+from gpt1_jax.data.corpus.survey import conclude, gather_here, paragraph_limit, together
 from gpt1_jax.data.corpus.units import cut, facts_of, result_of, units, work
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import import_package, is_local, make_directory, write_atomically
@@ -40,7 +40,7 @@ RUNNERS = {  # name -> options of Beam
 _IMPOSSIBLE = 'config.runner has nothing to run on'
 _INSTALL = 'pip install -r launch/beam.txt, in an environment of its own'
 _SPARE = 4  # excerpts that are looked at, at first, for each that is wanted: a character may have several bytes
-_READERS = 32  # threads that read results, in a remote store
+_THREADS = 32  # that read or delete results, in a remote store
 
 # Calls the function on each of the elements, anywhere, in any order; more than once is no harm.
 Run = Callable[[Callable, Sequence], None]
@@ -53,8 +53,16 @@ def passes(run: Run) -> Passes:
 
 def _survey(run, corpus, data, output):
     del data
-    found = _do(run, output, 'check', units(corpus, {}), limit=paragraph_limit(corpus))
-    return conclude(corpus, together(map(facts_of, found)))
+    limit = paragraph_limit(corpus)
+    if not corpus.documents:  # only files that cannot be read
+        return conclude(corpus, gather_here(corpus, limit))
+    facts = together(map(facts_of, _do(run, output, 'check', units(corpus, {}), limit=limit)))
+    try:
+        return conclude(corpus, facts)
+    except UserError:  # the next attempt looks again: a file that was put right may have the size that it had
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(lambda path: path.unlink(), (output / 'journal').glob('check-*')))
+        raise
 
 
 def _sample(run, corpus, data, output, held_out):
@@ -87,15 +95,16 @@ def _encode(run, corpus, data, output, held_out, tokenizer):
         split: {'tokens': tokens[split], 'documents': documents[split], 'shards': entries[split]} for split in SPLITS
     }
     options = shards.read_journal(output)['preparation']
-    write_index(output, options, tokenizer.vocab_size, tokenizer.fingerprint, splits)
+    characters = sum(unit['characters'] for unit in done)
+    write_index(output, options, tokenizer.vocab_size, tokenizer.fingerprint, splits, characters)
     shards.remove_journal(output)
-    return sum(unit['characters'] for unit in done)
 
 
 def _pieces(done, split):
-    """What the units have of a split, in their order: a file, from the journal on, and its number of tokens."""
+    """What the units have of a split, in their order: ((a file, from the journal on, its SHA-256), its tokens)."""
     for unit in done:
-        yield from ((f'{unit["folder"]}/{entry["file"]}', entry['tokens']) for entry in unit['splits'][split]['shards'])
+        for entry in unit['splits'][split]['shards']:
+            yield (f'{unit["folder"]}/{entry["file"]}', entry['sha256']), entry['tokens']
 
 
 def _do(run: Run, output: epath.Path, name: str, tasks: Iterable[dict], **shared) -> Iterator:
@@ -117,7 +126,7 @@ def _do(run: Run, output: epath.Path, name: str, tasks: Iterable[dict], **shared
     logging.info('%s: a job of %s tasks%s', _TITLES[name], f'{len(lines):,}', before)
     if left:
         run(functools.partial(work, os.path.abspath(path) if is_local(path) else os.fspath(path)), left)
-    with ThreadPoolExecutor(_READERS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads:
         yield from threads.map(_read, (result_of(path, number) for number in range(len(lines))))
 
 

@@ -5,14 +5,13 @@ import gzip
 import io
 import itertools
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from etils import epath
 
 from gpt1_jax.data import parquet
-from gpt1_jax.data.corpus.documents import DocumentError, Unreadable, named_errors
+from gpt1_jax.data.corpus.documents import DAMAGED, DocumentError, Unreadable, named_errors
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import parse_json, size_of
 
@@ -21,7 +20,7 @@ _PARQUET_ROWS = 16  # at once: a row may be a book
 _LONGEST_LINE = 2**26  # bytes
 _UNPACKED = 2**30  # bytes that the members of any archive may have together, and of a larger one
 _RATIO = 200  # times its size
-_ERRORS = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+_ERRORS = (OSError, RuntimeError, *DAMAGED)
 
 
 class Part(NamedTuple):
@@ -65,7 +64,7 @@ def _unpacked(file, name):
 def text_part(name: str, path: epath.Path) -> Part:
     """A file that is one document. Raises DocumentError: it is not there."""
     with named_errors(path):
-        size = path.stat().length
+        size = size_of(path)
     return Part(1, size, lambda: (name,), lambda first: _open_text(path))
 
 
@@ -117,7 +116,7 @@ def table_part(name: str, path: epath.Path, column: str) -> Part | None:
     """
     open_table = _open_parquet if name.lower().endswith('.parquet') else _open_json
     with named_errors(path):
-        size, documents, columns = path.stat().length, *open_table(path)
+        size, documents, columns = size_of(path), *open_table(path)
     found = next((one for one in ([column] if column else TEXT_COLUMNS) if one in columns), None)
     if found is None:
         return None
@@ -170,8 +169,7 @@ def _open_parquet(path):
         file = parquet.open_file(path)
     except UserError as error:
         raise DocumentError(str(error)) from error
-    texts = [field.name for field in file.schema_arrow if str(field.type) in ('string', 'large_string', 'string_view')]
-    return file.metadata.num_rows, texts
+    return file.metadata.num_rows, parquet.text_columns(file.schema_arrow)
 
 
 def parquet_texts(path: epath.Path, column: str, first: int) -> Iterator[BinaryIO]:
@@ -183,7 +181,7 @@ def parquet_texts(path: epath.Path, column: str, first: int) -> Iterator[BinaryI
         )
         ends = [0, *ends]
         groups = [group for group, end in enumerate(ends[1:]) if end > first]
-        batches = file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=[column])
+        batches = parquet.batches(file, _PARQUET_ROWS, row_groups=groups, columns=[column])
         texts = (text for batch in batches for text in batch.column(0).cast('large_binary').to_pylist())
         for text in itertools.islice(texts, first - ends[groups[0]] if groups else 0, None):
             yield io.BytesIO(text or b'')

@@ -18,6 +18,15 @@ from gpt1_jax.encodings import file_format, source_encoding, wide_encoding
 from gpt1_jax.errors import UserError
 
 BLOCK_BYTES = 2**20
+# Of a compressed file. Some builds of Python cannot unpack LZMA.
+DAMAGED = (
+    EOFError,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    zlib.error,
+    *([zipfile.lzma.LZMAError] if zipfile.lzma else []),
+)
+_GROUP = 2**19  # characters, at least, that a worker is given at once
 
 
 class DocumentError(UserError):
@@ -159,18 +168,18 @@ class Unreadable(io.RawIOBase):
     def __init__(self, error: Exception):
         self._error = error
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def seek(self, offset, whence=0):
+    def seek(self, offset: int, whence: int = 0) -> int:
         raise self._error
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: bytearray) -> int:
         raise self._error
 
 
 @contextlib.contextmanager
-def named_errors(name: str, convert: Callable[[str], str] | None = None):
+def named_errors(name: str, convert: Callable[[str], str] | None = None) -> Iterator[None]:
     """Turns what can go wrong with a document into a DocumentError that names it.
 
     convert: from the encoding that the text is in to the command that makes it UTF-8.
@@ -186,7 +195,7 @@ def named_errors(name: str, convert: Callable[[str], str] | None = None):
             command = (convert and convert(encoding)) or f'iconv -f {encoding} -t UTF-8'
             problem = f'The text is not UTF-8 at byte {error.start:,}. Convert it with `{command}`.'
         raise DocumentError(f'{name}: {problem}') from error
-    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise DocumentError(f'{name}: The compressed file is damaged ({error}). Copy it again.') from error
     except RuntimeError as error:  # of an archive: a password is needed, or another program
         if not isinstance(error, NotImplementedError) and 'password' not in str(error):
@@ -198,23 +207,22 @@ def named_errors(name: str, convert: Callable[[str], str] | None = None):
         ) from error
 
 
-def fingerprint(*parts) -> str:
+def fingerprint(*parts: object) -> str:
     """16 hex characters that change with the parts."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def map_blocks(
-    pool: Executor, function: Callable[[list[str]], list], blocks: Iterable[Block], in_flight: int, characters: int
+    pool: Executor, function: Callable[[list[str]], list], blocks: Iterable[Block], in_flight: int
 ) -> Iterator[list[tuple[Block, object]]]:
     """Groups of blocks, each with what `function` makes of its text, in their order.
 
     Args:
       pool: runs the function for a group at a time.
       in_flight: groups that are in memory at most.
-      characters: of a group, at least.
     """
     queue = collections.deque()
-    for group in _groups(blocks, characters):
+    for group in _groups(blocks):
         queue.append((group, pool.submit(function, [block.text for block in group])))
         if len(queue) == in_flight:
             group, future = queue.popleft()
@@ -223,12 +231,12 @@ def map_blocks(
         yield list(zip(group, future.result(), strict=True))
 
 
-def _groups(blocks, characters):
+def _groups(blocks):
     group, size = [], 0
     for block in blocks:
         group.append(block)
         size += len(block.text)
-        if size >= characters:
+        if size >= _GROUP:
             yield group
             group, size = [], 0
     if group:

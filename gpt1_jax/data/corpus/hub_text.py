@@ -51,7 +51,7 @@ def open_hub(rest: str, text_column: str = '', download: bool = True) -> Corpus:
 
 
 def _text_column(where, schema, wanted):
-    texts = [field.name for field in schema if str(field.type) in ('string', 'large_string', 'string_view')]
+    texts = parquet.text_columns(schema)
     found = [name for name in ([wanted] if wanted else TEXT_COLUMNS) if name in texts]
     if not found and not wanted and len(texts) == 1:
         found = texts

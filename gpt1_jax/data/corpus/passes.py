@@ -26,7 +26,6 @@ from gpt1_jax.processes import cores, process_pool
 from gpt1_jax.progress import Progress
 
 _EXCERPT = 2**14  # characters; short ones let the sample see many documents
-_TASK = 2**19  # characters, at least, that a worker is given at once
 _COMMIT_SECONDS = 60
 _LINE_END = re.compile('[\n\r\x85\u2028\u2029]')
 
@@ -37,12 +36,12 @@ class Passes(NamedTuple):
     Attributes:
       survey: (corpus, data, output) -> what it holds.
       sample: (corpus, data, output, held_out) -> the texts to train a tokenizer on.
-      encode: (corpus, data, output, held_out, tokenizer) -> number of characters; makes `output` a finished folder.
+      encode: (corpus, data, output, held_out, tokenizer): makes `output` a finished folder.
     """
 
     survey: Callable[[Corpus, Mapping, epath.Path], Survey]
     sample: Callable[[Corpus, Mapping, epath.Path, Mapping[int, int]], list[str]]
-    encode: Callable[[Corpus, Mapping, epath.Path, Mapping[int, int], Tokenizer], int]
+    encode: Callable[[Corpus, Mapping, epath.Path, Mapping[int, int], Tokenizer], None]
 
 
 class Joint(NamedTuple):
@@ -183,12 +182,11 @@ def _encode_here(corpus, data, output, held_out, tokenizer):
         if not is_local(folder):  # the workers then need no TensorFlow, which takes them seconds to load
             tokenizer.save(folder := epath.Path(copy))
         function = functools.partial(_encode, folder)
-        read = lambda blocks: map_blocks(pool, function, blocks, _in_flight(data), _TASK)
+        read = lambda blocks: map_blocks(pool, function, blocks, _in_flight(data))
         position = encode(corpus, held_out, writer, tokenizer, read)
     check_tokens(corpus, data['held_out'], writer.tokens)
     writer.commit(position)
-    writer.finish(tokenizer.fingerprint)
-    return position['characters']
+    writer.finish(tokenizer.fingerprint, position['characters'])
 
 
 def _in_flight(data):

@@ -4,7 +4,6 @@ The vocabulary is learned from a sample of the training text, then all text is s
 depends on the source and the options, not on the number of workers or on interruptions.
 """
 
-import dataclasses
 import resource
 import sys
 import time
@@ -22,7 +21,7 @@ from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import exists, read_json, write_json
+from gpt1_jax.files import check_seal, exists, read_json, sealed, write_json
 from gpt1_jax.processes import process_pool
 from gpt1_jax.progress import Progress, waiting
 
@@ -84,10 +83,11 @@ def _prepare(data, output, passes, options):
     lock.check(output)  # else a folder that was removed meanwhile would be made anew
     if journal is None:
         shards.start_journal(output, options)
-    write_json(output / _HELD_OUT, {'preparation': options, 'held_out': held_out})
+    write_json(output / _HELD_OUT, sealed({'preparation': options, 'held_out': held_out}))
     tokenizer = _tokenizer(corpus, data, output, held_out, passes)
-    characters = passes.encode(corpus, data, output, held_out, tokenizer)
-    prepared = dataclasses.replace(shards.load_shards(output), characters=characters)
+    lock.check(output)
+    passes.encode(corpus, data, output, held_out, tokenizer)
+    prepared = shards.load_shards(output)
     _log_summary(prepared, time.monotonic() - started)
     return prepared
 
@@ -132,7 +132,9 @@ def _require_same(earlier, options, output):
 def _hold_out(corpus, data, output, options, passes) -> dict[int, int]:
     """What is held out beside the source's own split, see `Corpus.blocks`; the same after an interruption."""
     path, fraction = output / _HELD_OUT, data['held_out']
-    kept = read_json(path) if exists(path) else {}
+    fix = 'Delete it, and run the same command again.'
+    kept = read_json(path, {'preparation': dict, 'held_out': {str: int}}, fix) if exists(path) else {}
+    check_seal(path, kept, fix)
     if kept.get('preparation') == options:
         return {int(document): byte for document, byte in kept['held_out'].items()}
     if corpus.own_held_out:

@@ -20,6 +20,7 @@ _INDEX = {
     'vocab_size': int,
     'preparation': dict,
     'splits': {str: {'tokens': int, 'documents': int, 'shards': [_SHARD]}},
+    'characters': (int, type(None)),
 }
 _JOURNAL = {
     'preparation': dict,
@@ -60,7 +61,7 @@ def read_index(directory: epath.Path) -> dict:
             f'{path}: The file has format version {version!r}, and this program reads '
             f'version {FORMAT_VERSION}. Prepare the corpus again.'
         )
-    check_form(path, index, _INDEX, COPY_AGAIN)
+    check_form(path, {'characters': None} | index, _INDEX, COPY_AGAIN)
     check_seal(path, index, COPY_AGAIN)
     if fault := _contradiction(index):
         raise UserError(f'{path}: The file is damaged ({fault}). {COPY_AGAIN}')
@@ -68,9 +69,19 @@ def read_index(directory: epath.Path) -> dict:
 
 
 def write_index(
-    directory: epath.Path, preparation: dict, vocab_size: int, tokenizer_fingerprint: str, splits: dict[str, dict]
+    directory: epath.Path,
+    preparation: dict,
+    vocab_size: int,
+    tokenizer_fingerprint: str,
+    splits: dict[str, dict],
+    characters: int | None,
 ) -> None:
-    """Makes a folder a finished one. splits: 'tokens', 'documents' and 'shards' of each; one without tokens is none."""
+    """Makes a folder a finished one.
+
+    Args:
+      splits: 'tokens', 'documents' and 'shards' of each; one without tokens is none.
+      characters: of the text, where that is known.
+    """
     index = {
         'format_version': FORMAT_VERSION,
         'dtype': dtype_of(vocab_size).str,
@@ -78,6 +89,7 @@ def write_index(
         'vocab_size': vocab_size,
         'preparation': preparation,
         'splits': {name: split for name, split in splits.items() if split['tokens']},
+        **({} if characters is None else {'characters': characters}),
     }
     write_atomically(directory / 'index.json', [json.dumps(sealed(index), indent=1).encode() + b'\n'])
 
@@ -108,6 +120,8 @@ def read_journal(directory: epath.PathLike) -> dict | None:
         journal = read_json(path, _JOURNAL, fix)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if 'pending' in journal:  # which earlier versions did not write, as little as the checksum
+        journal = {'sha256': ''} | journal
     check_seal(path, journal, fix)
     return journal
 

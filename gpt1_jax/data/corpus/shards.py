@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +30,7 @@ from gpt1_jax.data.corpus.shard_index import (
 )
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import is_local, make_directory, patiently, size_of, write_atomically
+from gpt1_jax.files import exists, is_local, make_directory, patiently, size_of, write_atomically
 from gpt1_jax.progress import Progress
 
 
@@ -45,7 +46,8 @@ class Split:
         self._name = name
         self._vocab_size, self._dtype = vocab_size, dtype_of(vocab_size)
         self._shards = entry['shards']
-        self._arrays, self._open = {}, functools.lru_cache(256)(lambda path: open(path, 'rb', buffering=0))
+        self._arrays, self._reading = {}, threading.Lock()
+        self._open = functools.lru_cache(64)(lambda path: open(path, 'rb', buffering=0))
         # Where each shard starts, and the end of the last one.
         self._bounds = np.cumsum([0] + [shard['tokens'] for shard in self._shards], dtype=np.int64)
         self.tokens = entry['tokens']
@@ -82,9 +84,10 @@ class Split:
         """Some tokens of one file. Not memory-mapped: an error of the disk would kill the process."""
         path, size = self._directory / self._shards[shard]['file'], self._dtype.itemsize
         if not is_local(path):  # read whole into memory, once
-            if shard not in self._arrays:
-                self._arrays[shard] = np.frombuffer(path.read_bytes(), self._dtype)
-            return self._arrays[shard][first : first + count]
+            with self._reading:  # of two threads that want it, one reads it
+                if shard not in self._arrays:
+                    self._arrays[shard] = path.read_bytes()
+            return self._checked(path, self._arrays[shard][first * size : (first + count) * size], count)
 
         def read():
             try:
@@ -95,10 +98,12 @@ class Split:
                 self._open.cache_clear()  # what a network file system has lost must be opened again
                 raise
 
-        tokens = np.frombuffer(patiently(read), self._dtype)
-        if len(tokens) != count:
+        return self._checked(path, patiently(read), count)
+
+    def _checked(self, path, data, count):
+        if len(data) != count * self._dtype.itemsize:
             raise UserError(f'{path}: The file has become shorter since the run began. {COPY_AGAIN}')
-        return tokens
+        return np.frombuffer(data, self._dtype)
 
     def check_sizes(self) -> None:
         """Raises UserError for a file that is missing or of another size than the index says."""
@@ -141,7 +146,7 @@ class Shards:
     Attributes:
       preparation: options and source that the content depends on.
       splits: 'train' and, where text was held out, 'valid'.
-      characters: of the text; None where it was not this process that finished the preparation.
+      characters: of the text; None where an earlier version of this program prepared it.
     """
 
     directory: epath.Path
@@ -180,25 +185,27 @@ def load_shards(directory: epath.PathLike) -> Shards:
     splits = {name: Split(directory, name, vocab_size, entry) for name, entry in index['splits'].items()}
     for split in splits.values():
         split.check_sizes()
-    if (directory / 'tokenizer').exists():
+    if exists(directory / 'tokenizer'):
         tokenizer = load_tokenizer(directory / 'tokenizer')
         if (tokenizer.fingerprint, tokenizer.vocab_size) != (fingerprint, vocab_size):
             raise UserError(
                 f'{directory}/tokenizer: This tokenizer has fingerprint {tokenizer.fingerprint} and '
                 f'{tokenizer.vocab_size:,} tokens, but index.json says {fingerprint} and {vocab_size:,}. {COPY_AGAIN}'
             )
-    return Shards(directory, fingerprint, vocab_size, index['preparation'], splits)
+    return Shards(directory, fingerprint, vocab_size, index['preparation'], splits, index.get('characters'))
 
 
 def shards_fingerprint(uri: str) -> str:
     """Tells the content of `shards:/path` from any other, wherever it lies; '' for another URI, or without an index."""
     scheme, _, path = uri.partition(':')
+    if scheme != 'shards':
+        return ''
     try:
-        index = read_index(epath.Path(path).expanduser()) if scheme == 'shards' else {}
+        index = read_index(epath.Path(path).expanduser())
     except (OSError, UserError):
-        index = {}
-    content = [index[name] for name in ('dtype', 'tokenizer_fingerprint', 'vocab_size', 'splits') if index]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16] if index else ''
+        return ''
+    content = [index[name] for name in ('dtype', 'tokenizer_fingerprint', 'vocab_size', 'splits')]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def remove_journal(directory: epath.PathLike) -> None:
@@ -284,15 +291,19 @@ class ShardWriter:
         for split in SPLITS:
             self._pending(split, generation - 1).unlink(missing_ok=True)
 
-    def finish(self, tokenizer_fingerprint: str) -> dict:
-        """Writes the last shards and index.json; `commit` everything before. Returns the index's entries, by split."""
+    def finish(self, tokenizer_fingerprint: str, characters: int | None = None) -> dict:
+        """Writes the last shards and index.json; `commit` everything before. Returns the index's entries, by split.
+
+        characters: of the text, where that is known.
+        """
         for split in SPLITS:
             if filled := self._filled(split):
                 self._write_shard(split, self._buffers[split][:filled])
         splits = {
             split: {name: self._state[name][split] for name in ('tokens', 'documents', 'shards')} for split in SPLITS
         }
-        write_index(self._directory, self._state['preparation'], self._vocab_size, tokenizer_fingerprint, splits)
+        preparation = self._state['preparation']
+        write_index(self._directory, preparation, self._vocab_size, tokenizer_fingerprint, splits, characters)
         remove_journal(self._directory)
         return splits
 
@@ -304,7 +315,7 @@ class ShardWriter:
 
     def _read_pending(self, split, filled):
         path = self._pending(split, self._state['generation'])
-        data = path.read_bytes() if path.exists() else b''
+        data = patiently(path.read_bytes) if exists(path) else b''
         kept = self._state.get('pending', {}).get(split)  # an earlier version wrote none
         if len(data) != filled * self._dtype.itemsize or kept not in (None, hashlib.sha256(data).hexdigest()):
             raise UserError(f'{path}: The file is damaged. Delete {self._directory} and prepare it again.')

@@ -18,7 +18,6 @@ from gpt1_jax.data.corpus.documents import Block, Corpus, Findings, map_blocks
 from gpt1_jax.errors import UserError
 from gpt1_jax.progress import Progress
 
-_TASK = 2**19  # characters, at least, that a worker is given at once
 _PARAGRAPHS_OF = 2**31  # bytes: of a larger corpus a sample of the paragraphs is kept, as many as one of this size has
 _PROBLEMS_SHOWN = 10
 _TEXT = re.compile('[^\\s\ufeff\\0]')
@@ -67,7 +66,7 @@ def survey(corpus: Corpus, pool: Executor, in_flight: int) -> Survey:
       UserError: there is no text, or files that cannot be read: it names all of them.
     """
     work = functools.partial(_fingerprints, paragraph_limit(corpus))
-    return conclude(corpus, gather(corpus, lambda blocks: map_blocks(pool, work, blocks, in_flight, _TASK)))
+    return conclude(corpus, gather(corpus, lambda blocks: map_blocks(pool, work, blocks, in_flight)))
 
 
 def gather_here(corpus: Corpus, limit: int) -> Facts:

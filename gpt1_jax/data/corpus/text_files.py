@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import shlex
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
@@ -160,7 +159,7 @@ def _walk(root, left_out, problems):
 def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
     """The documents of a file; None if none is left. To `unpacked` go those of `paths` that are members of it."""
     suffixes = name.lower()
-    if is_local(path) and not stat.S_ISREG(os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG):
+    if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
         raise DocumentError(f'{path}: This is no ordinary file. Move it away.')
     if suffixes.endswith(_TABLES):
         part = table_part(name, path, text_column)

@@ -51,10 +51,7 @@ def open_tfds(name: str, download: bool = True) -> Corpus:
                     for example in examples.as_numpy_iterator():
                         yield io.BytesIO(example[feature])
                 except tf.errors.OpError as error:
-                    raise UserError(
-                        f'tfds:{name}: The files in {builder.data_dir} are damaged. Delete that folder, and prepare '
-                        'the set again.'
-                    ) from error
+                    raise sets.damaged(name, builder) from error
 
     return Corpus(
         f'tfds:{name}',

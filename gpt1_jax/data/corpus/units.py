@@ -4,6 +4,7 @@ import base64
 import bisect
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import uuid
@@ -89,7 +90,8 @@ def work(path: str, element: tuple[int, int, int]) -> None:
         result, kind = json.dumps(_WORK[task['work']](task, path.parent)), 'json'
     except UserError as error:
         result, kind = str(error), 'error'
-    write_atomically(result_of(path, number, kind), [result.encode()])
+    # A runner may let two workers do one task at the same time.
+    write_atomically(result_of(path, number, kind), [result.encode()], f'.{uuid.uuid4().hex}')
 
 
 def result_of(path: epath.Path, number: int, kind: str = 'json') -> epath.Path:
@@ -138,7 +140,7 @@ def _load_tokenizer(folder, fingerprint):
     return load_tokenizer(folder, threads=1)
 
 
-def cut(pieces: Iterable[tuple[str, int]], length: int) -> list[list[tuple[str, int, int]]]:
+def cut(pieces: Iterable[tuple[object, int]], length: int) -> list[list[tuple[object, int, int]]]:
     """Cuts the tokens of pieces, one after the other, into files of this length; the last may be shorter.
 
     pieces: (name, tokens). Returns the parts of which each file consists: (name, begin, end).
@@ -158,12 +160,11 @@ def cut(pieces: Iterable[tuple[str, int]], length: int) -> list[list[tuple[str, 
 
 def _write(task, journal):
     dtype, parts = np.dtype(task['dtype']), []
-    for name, begin, end in task['parts']:
-        with (journal / name).open('rb') as file:
-            file.seek(begin * dtype.itemsize)
-            parts.append(np.frombuffer(file.read((end - begin) * dtype.itemsize), dtype))
-        if len(parts[-1]) != end - begin:
+    for (name, sha256), begin, end in task['parts']:
+        data = (journal / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
             raise UserError(f'{journal / name}: The file is damaged. Delete {journal} and run the same command again.')
+        parts.append(np.frombuffer(data, dtype)[begin:end])
     return shards.write_shard(journal.parent, task['split'], task['number'], np.concatenate(parts))
 
 

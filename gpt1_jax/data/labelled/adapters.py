@@ -73,19 +73,16 @@ def copa(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
     """Two columns of choices -> a list; the question, 'cause' or 'effect', -> the wording of the task's authors:
     "What was the cause of this?" and "What happened as a result?"."""
     require(where, entry, ('question', 'choice1', 'choice2'))
-    if entry['question'] not in _COPA_QUESTIONS:
-        raise UserError(
-            f"{where}, column 'question': The value {entry['question']!r} is unknown. Write cause or effect."
-        )
-    yield (
-        where,
-        {**entry, 'question': _COPA_QUESTIONS[entry['question']], 'choices': [entry['choice1'], entry['choice2']]},
-    )
+    column = f"{where}, column 'question'"
+    question = to_text(entry['question'], column)
+    if question not in _COPA_QUESTIONS:
+        raise UserError(f'{column}: The value {question!r} is unknown. Write cause or effect.')
+    yield where, {**entry, 'question': _COPA_QUESTIONS[question], 'choices': [entry['choice1'], entry['choice2']]}
 
 
 def dpr(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
     """A sentence with a pronoun and its candidates -> context, the text before the pronoun, and endings, each candidate
-    with the text after it. Besides, the candidates, and `rest`, that text, which only zero-shot evaluation reads.
+    with the text after it; also the candidates and `rest`, the text after it, which only zero-shot evaluation reads.
 
     The pronoun must be a word of its own; of several occurrences the first is the one to be resolved, as the set's
     authors say (Rahman and Ng 2012).

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 
 from absl import logging
+from etils import epath
 
 from gpt1_jax.data.labelled import contents
 from gpt1_jax.errors import UserError
@@ -13,7 +14,7 @@ _COPA = {'p': 'premise', 'a1': 'choice1', 'a2': 'choice2'}
 _PAIR = ('#1 ID', '#2 ID')
 
 
-def copa_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
+def copa_entries(path: epath.Path, data: bytes) -> Iterator[tuple[str, dict]]:
     """COPA's XML (Roemmele et al. 2011), an element <item> each, -> entries as SuperGLUE's, but with labels by name.
 
     Raises:
@@ -25,7 +26,7 @@ def copa_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
         declared = re.match(rb'<\?xml[^>]*encoding=["\']([\w.-]+)', data)
         try:
             text = data.decode(declared[1].decode() if declared else 'utf-8')
-        except (LookupError, UnicodeDecodeError) as error:
+        except (LookupError, UnicodeError) as error:
             raise UserError(f'{path}: The text has another encoding than it says ({error}). Copy it again.') from error
     if '<!ENTITY' in text:  # entities of entities can fill any memory
         raise UserError(f'{path}: The XML defines entities, which are not read. Write the characters themselves.')
@@ -46,7 +47,7 @@ def copa_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
         yield where, entry
 
 
-def pronoun_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
+def pronoun_entries(path: epath.Path, data: bytes) -> Iterator[tuple[str, dict]]:
     """The text form of definite pronoun resolution (Rahman and Ng 2012) -> entries: sentence, pronoun, candidates with
     a comma between and the right one, a line each, with an empty line after them.
 
@@ -76,7 +77,7 @@ def pronoun_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
             item = []
 
 
-def divided(entries: Iterable[tuple[str, dict]], dev_list, dev: bool) -> Iterator[tuple[str, dict]]:
+def divided(entries: Iterable[tuple[str, dict]], dev_list: epath.Path, dev: bool) -> Iterator[tuple[str, dict]]:
     """Of the entries of MRPC's training file, those with a pair of ids in GLUE's dev_ids.tsv if `dev`, else the others.
 
     Raises:

@@ -19,9 +19,9 @@ from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 _LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
-# From this number of batches on, a second step is compiled for batches of few rows. It saves about a tenth of MNLI's
-# rows. The number is a guess: it should be larger where steps are fast and compiling is slow.
-_LONG_EPOCH = 500
+# Where an epoch is spared the rows of as many batches, a second step is compiled for batches of few rows: a tenth of
+# MNLI's rows, a fifth of CoLA's. The number is a guess: it should be larger where steps are fast and compiling is slow.
+_WORTH_A_STEP = 50
 
 
 class FinetuningBatches:
@@ -44,7 +44,7 @@ class FinetuningBatches:
 
     T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits: a few long
     ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
-    first 64 batches of this T needs. In an epoch of 500 batches or more there is a second, smaller R for batches that
+    first 64 batches of this T needs. Where it saves an epoch enough rows, there is a second, smaller R for batches that
     fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
@@ -162,15 +162,16 @@ class _Packer:
 
     def expect(self, members_at, steps):
         """Chooses the usual R from the first of `steps` batches; members_at(step) are the examples of one."""
-        needs = collections.defaultdict(list)
-        for step in range(min(_LOOK_AHEAD, steps)):
+        needs, seen = collections.defaultdict(list), min(_LOOK_AHEAD, steps)
+        for step in range(seen):
             *_, rows, length = self._plan(members_at(step))
             needs[length].append(rows)
         for length, numbers in needs.items():
             most = max(numbers)
             together = lambda fewer: sum(fewer if number <= fewer else most for number in numbers)
-            fewer = min(sorted(set(numbers)), key=together) if steps >= _LONG_EPOCH else most
-            self._usual_rows[length] = sorted({fewer, most})
+            fewer = min(sorted(set(numbers)), key=together)
+            spared = (len(numbers) - together(fewer) / most) * steps / seen
+            self._usual_rows[length] = sorted({fewer, most}) if spared >= _WORTH_A_STEP else [most]
 
     def arrays(self, members, mean):
         """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone."""

@@ -8,7 +8,7 @@ from gpt1_jax.data import parquet
 from gpt1_jax.data.labelled import hub_sets
 from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import import_package, parse_json
+from gpt1_jax.files import check_file, import_package, parse_json
 
 
 def files(folder: epath.Path) -> list[epath.Path]:
@@ -18,7 +18,7 @@ def files(folder: epath.Path) -> list[epath.Path]:
         state = parse_json((folder / 'state.json').read_bytes())
         names = [file['filename'] for file in state['_data_files']]
         chosen = state.get('_indices_data_files')
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return [*there.values()]
     if chosen:
         raise UserError(
@@ -38,6 +38,7 @@ def entries(dataset: Dataset, paths: Sequence[epath.Path]) -> Iterator[tuple[str
     """
     arrow = import_package('pyarrow', 'folders of save_to_disk cannot be read')
     for path in paths:
+        check_file(path)
         try:
             with path.open('rb') as file:
                 reader = arrow.ipc.open_stream(file)
@@ -45,11 +46,11 @@ def entries(dataset: Dataset, paths: Sequence[epath.Path]) -> Iterator[tuple[str
                 number = 0
                 for batch in reader:
                     batch.validate(full=True)  # what reads it trusts the offsets in it
-                    for entry in batch.to_pylist():
+                    for entry in parquet.entries(batch):
                         number += 1
                         where = f'{path}, row {number}'
                         yield where, hub_sets.named(entry, names, where)
-        except (arrow.ArrowException, OSError, ValueError) as error:
+        except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).partition('\n')[0].rstrip('. ')
             raise UserError(
                 f'{path}: This is not a whole table of save_to_disk ({reason}). Copy it again, or write the split with '

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
+from etils import epath
 
 from gpt1_jax.data.labelled import contents
 from gpt1_jax.data.labelled.registry import Dataset
@@ -17,7 +18,7 @@ _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 _CELL_END = re.compile(rb'[\t\r\n]|\Z')
 
 
-def table_entries(path, data: bytes, dataset: Dataset) -> Iterator[tuple[str, dict]]:
+def table_entries(path: epath.Path, data: bytes, dataset: Dataset) -> Iterator[tuple[str, dict]]:
     """The entries of a table, without blank lines. `data` are the contents of `path`.
 
     Cells are separated by what the file's suffix says, unless its first line then is neither a header with a column of

@@ -27,7 +27,7 @@ def shown(names: Iterable) -> str:
     return ', '.join(short[:_MOST]) + (' and more' if len(short) > _MOST else '') or 'nothing'
 
 
-def to_text(value, where: str) -> str:
+def to_text(value: object, where: str) -> str:
     """The value, if it is text; `where` names entry and column. Raises UserError."""
     if not isinstance(value, str):
         kind = 'null' if value is None else type(value).__name__
@@ -35,7 +35,7 @@ def to_text(value, where: str) -> str:
     return value
 
 
-def to_list(value, where: str) -> list:
+def to_list(value: object, where: str) -> list:
     """The value, if it is a list, or the JSON of one: .tsv and .csv have no lists of their own. Raises UserError."""
     if isinstance(value, str):
         try:

@@ -7,14 +7,14 @@ encoding with `</w>` on its last symbol. Without one of the packages no text is 
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from etils import epath
 
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import check_file, import_package, make_directory, read_json, write_atomically
+from gpt1_jax.files import check_file, exists, import_package, make_directory, read_json, write_atomically
 
 RELEASE_NAMES = ('encoder_bpe_40000.json', 'vocab_40000.bpe')
 HUGGING_FACE_NAMES = ('vocab.json', 'merges.txt')
@@ -55,7 +55,7 @@ class OpenAITokenizer:
             self._load_packages()
         return [self._encode(standardise(text)) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, in lower case: newline_id is a newline; special ids (>= V) leave nothing."""
         ids = np.asarray(ids, np.int64)
         text = ''.join(self._texts[i] for i in ids[ids < self.vocab_size])
@@ -164,13 +164,13 @@ def load_openai(directory: epath.PathLike, fingerprint: str | None = None) -> Op
 
 def _find_files(directory: epath.Path) -> tuple[epath.Path, epath.Path]:
     for names in (RELEASE_NAMES, HUGGING_FACE_NAMES):
-        there = [name for name in names if (directory / name).exists()]
+        there = [name for name in names if exists(directory / name)]
         if len(there) == 2:
             return directory / names[0], directory / names[1]
         if there:
             (missing,) = set(names) - set(there)
             raise UserError(f'{directory}: The folder has {there[0]} and lacks {missing}. Copy both from one folder.')
-    if (directory / 'tokenizer.json').exists():
+    if exists(directory / 'tokenizer.json'):
         return directory / 'tokenizer.json', directory / 'tokenizer.json'
     raise UserError(
         f'{directory}: The folder holds no tokenizer. Name one that the task prepare made, or one with '

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -58,7 +58,7 @@ class SentencePieceTokenizer:
             batch.append(np.fromiter(itertools.chain.from_iterable(parts[1:]), np.int32))
         return batch
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of ids: newline_id is a newline; end_id and special ids (>= V) leave nothing."""
         ids = np.asarray(ids, np.int64)
         ids = ids[(ids < self.vocab_size) & (ids != self.end_id)]

@@ -1,0 +1,40 @@
+"""Whether arrays fit into the memory of the devices, known before any of them is made."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from gpt1_jax.errors import UserError
+
+_HOST = pathlib.Path('/proc/meminfo')
+
+
+def memory(devices: Sequence[jax.Device], *of_host: str) -> float | None:
+    """Bytes of each of these devices of this process; None if unknown.
+
+    of_host: names in /proc/meminfo; devices that are the host's processor share the sum.
+    """
+    limit = (devices[0].memory_stats() or {}).get('bytes_limit')
+    if limit is None and devices[0].platform == 'cpu' and _HOST.exists():
+        amounts = dict(line.split(':') for line in _HOST.read_text().splitlines())
+        limit = sum(int(amounts[name].split()[0]) for name in of_host) * 1024 / len(devices)
+    return limit
+
+
+def check_room(where: str, what: str, *arrays: Any) -> None:
+    """Raises UserError if the parts of `what` on a device are larger than all of its memory, which more never fits.
+
+    arrays: trees of ShapeDtypeStructs with shardings over the same devices.
+    """
+    leaves = jax.tree.leaves(arrays)
+    size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    one, *_ = leaves[0].sharding.addressable_devices  # alone: those of a host may share an array
+    limit = memory([one], 'MemTotal', 'SwapTotal')
+    if limit is not None and size > limit:
+        raise UserError(
+            f'{where}: The {what} take {size / 1e9:,.1f} GB on each device, which has {limit / 1e9:,.1f} GB. Make the '
+            'model smaller, or use more devices.'
+        )
