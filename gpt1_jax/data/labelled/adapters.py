@@ -73,10 +73,9 @@ def copa(where: str, entry: dict) -> Iterator[tuple[str, dict]]:
     """Two columns of choices -> a list; the question, 'cause' or 'effect', -> the wording of the task's authors:
     "What was the cause of this?" and "What happened as a result?"."""
     require(where, entry, ('question', 'choice1', 'choice2'))
-    column = f"{where}, column 'question'"
-    question = to_text(entry['question'], column)
-    if question not in _COPA_QUESTIONS:
-        raise UserError(f'{column}: The value {question!r} is unknown. Write cause or effect.')
+    question = entry['question']
+    if not isinstance(question, str) or question not in _COPA_QUESTIONS:
+        raise UserError(f"{where}, column 'question': The value {question!r} is unknown. Write cause or effect.")
     yield where, {**entry, 'question': _COPA_QUESTIONS[question], 'choices': [entry['choice1'], entry['choice2']]}
 
 
