@@ -48,12 +48,10 @@ def _by_threads(batches, start, stop):
 
 def _by_tf_data(batches, start, stop):
     first = batches.batch_at(start)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # two seconds, in which the first step can be compiled
-        importing = pool.submit(import_tensorflow) if start + 1 < stop else None
-        yield first
-        if not importing:
-            return
-        tf = importing.result()
+    yield first
+    if start + 1 == stop:
+        return
+    tf = import_tensorflow()  # takes two seconds, in which a CPU is at the first step
     failures = []
 
     def read(step):
