@@ -251,14 +251,15 @@ def test_all_damaged_is_an_error(make, tmp_path, breakage):
 
 
 def test_what_orbax_leaves_unfinished_is_not_printed(make, caplog):
-    """It waits for the first array that cannot be read; asyncio would print a traceback for each of the others."""
+    """It waits for the first array that cannot be read or written; asyncio would print a traceback of the others."""
 
     async def fail():
         raise ValueError('another array')
 
     async def leave():
-        asyncio.create_task(fail())
-        await asyncio.sleep(0)
+        asyncio.create_task(fail())  # of a read
+        asyncio.gather(fail())  # of a write
+        await asyncio.sleep(0.01)
 
     make()
     asyncio.run(leave())

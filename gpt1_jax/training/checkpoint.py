@@ -331,8 +331,9 @@ def _unraisablehook(unraisable):
 
 
 def _without_tasks(record):
-    """Log filter. Of the arrays that cannot be read, Orbax waits for the first; the others would be tracebacks."""
-    return 'Task exception was never retrieved' not in record.getMessage()
+    """Log filter. Of the arrays that cannot be read or written, Orbax waits for the first; the others would be
+    tracebacks of tasks and futures."""
+    return 'exception was never retrieved' not in record.getMessage()
 
 
 def _without_orbax(record):
