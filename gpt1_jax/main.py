@@ -164,6 +164,7 @@ if __name__ == '__main__':
     _set_up()
     try:
         app.run(_run, flags_parser=_parse)
-    except SystemExit as ended:
-        stopping.end_soon(ended.code or 0)
+    except (SystemExit, KeyboardInterrupt) as ended:
+        stopping.end_if_asked()  # by a signal that came when the task was done
+        stopping.end_soon(getattr(ended, 'code', 130) or 0)
         raise

@@ -2,25 +2,20 @@
 
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
-import threading
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import triton_on_host
 from gpt1_jax.errors import UserError
-from gpt1_jax.model import attention, dropout
+from gpt1_jax.model import attention, dropout, triton_calls
 from gpt1_jax.model.architecture import build
 from gpt1_jax.model.attention_kernels import Settings
 from gpt1_jax.model.sizes import SIZES
 from gpt1_jax.model.transformer import Decoder
 from gpt1_jax.training.partitioning import Partitioner
-from helpers import ROOT
 
 ROWS, LENGTH, HEADS, HEAD_DIM = 4, 40, 2, 16  # blocks of 32 and 64 tokens do not divide the rows
 RNG = np.random.default_rng(0)
@@ -29,44 +24,10 @@ CONTEXTS = np.where(SEGMENTS > 1, SEGMENTS.max(axis=1, keepdims=True), SEGMENTS)
 IDS = {'whole rows': (None, None), 'segments': (SEGMENTS, None), 'contexts': (SEGMENTS, CONTEXTS)}
 
 
-class OnHost:
-    """A NumPy array with what the interpreter asks of a PyTorch tensor."""
-
-    def __init__(self, array):
-        self.array, self.dtype = array, str(array.dtype)
-
-    data_ptr = lambda self: self.array.ctypes.data
-    untyped_storage = cpu = lambda self: self
-    new_empty = lambda self, *_, **__: OnHost(self.array)
-    storage_offset = size = stride = set_ = copy_ = lambda self, *_: None
-
-
-_LOCK = threading.Lock()  # the interpreter has one grid for all threads
-
-
-def interpreted_call(*arrays, kernel, out_shape, grid, num_warps, num_stages, **constants):
-    """`jax_triton.triton_call` without a GPU; what a kernel does not write is NaN."""
-    shapes, tree = jax.tree.flatten(out_shape)
-
-    def run(*arrays):
-        results = [np.full(shape.shape, np.nan, shape.dtype) for shape in shapes]
-        with _LOCK:
-            kernel[(grid,)](*(OnHost(np.array(array)) for array in arrays), *map(OnHost, results), **constants)
-        return tree.unflatten(results)
-
-    return jax.pure_callback(run, out_shape, *arrays)
-
-
 @pytest.fixture(scope='module')
 def kernels():
-    pytest.importorskip('triton', reason='Triton, in which the kernels are written, is not installed')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=interpreted_call))
-        patch.delitem(sys.modules, 'gpt1_jax.model.attention_triton', raising=False)
-        module = importlib.import_module('gpt1_jax.model.attention_triton')
-        patch.setitem(attention.KERNELS, 'gpu', module)
-        yield module
-    del sys.modules[module.__name__]
+    with triton_on_host.patched():
+        yield attention.KERNELS['gpu']
 
 
 def arrays(dtype):
@@ -121,7 +82,8 @@ def test_log_sums(kernels):
     qkv, _, _ = arrays(jnp.float32)
     settings = Settings(HEADS, HEAD_DIM, 0.1)
     scalars = jnp.arange(4, dtype=jnp.uint32)
-    _, (*_, log_sums) = kernels._forward(scalars, [jnp.asarray(SEGMENTS)], jnp.moveaxis(qkv, 0, 2), settings)
+    bias = jnp.zeros((3, HEADS * HEAD_DIM))
+    _, (*_, log_sums) = kernels._forward(scalars, [jnp.asarray(SEGMENTS)], jnp.moveaxis(qkv, 0, 2), bias, settings)
     query, key, _ = np.float64(qkv).reshape(3, ROWS, LENGTH, HEADS, HEAD_DIM)
     for row, head, place in np.ndindex(ROWS, HEADS, LENGTH):
         seen = np.flatnonzero(SEGMENTS[row, : place + 1] == SEGMENTS[row, place])
@@ -136,7 +98,8 @@ def test_masks_to_the_bit(kernels, row, head, rate):
     seeds, ones = dropout.seeds(jax.random.key(5)), jnp.tile(jnp.eye(16), 2)[None]
     scalars = jnp.stack([*seeds, jnp.uint32(row), jnp.uint32(head)])
     qkv = jnp.stack([jnp.zeros_like(ones), jnp.zeros_like(ones), ones], axis=2)
-    out, back = jax.vjp(lambda qkv: kernels._attend(scalars, [], qkv, Settings(12, 16, rate)), qkv)
+    bias = jnp.zeros((3, 32))
+    out, back = jax.vjp(lambda qkv: kernels._attend(scalars, [], qkv, bias, Settings(12, 16, rate)), qkv)
     first = (row * 12 + head) * 16 * 16
     index = jnp.uint32((first + np.arange(2 * 16 * 16)) % 2**32)
     expected = np.tril(dropout.keep(index, seeds, rate).reshape(2, 16, 16))
@@ -182,35 +145,11 @@ def test_in_a_model(kernels):
 
 def test_it_is_optional(monkeypatch):
     """Without its packages there is no kernel, and who insists on one reads what to install."""
-    monkeypatch.setattr(attention.KERNELS['gpu'], 'jax_triton', None)
+    monkeypatch.setattr(triton_calls, 'jax_triton', None)
     config = dict(SIZES['tiny'].sizes)
     assert build(config | {'attention': 'auto'}, 20, 0, 'gpu').attention == 'xla'
     with pytest.raises(UserError, match=r'model\.attention: .*\[triton\]'):
         build(config | {'attention': 'kernel'}, 20, 0, 'gpu')
-
-
-COMPILE = """
-import subprocess, sys, types
-
-import triton
-from triton.backends.compiler import GPUTarget
-
-sys.modules['jax_triton'] = types.SimpleNamespace(triton_call=lambda out_shape: None)
-from gpt1_jax.model import attention_triton
-
-for dtype, block in (('bf16', 64), ('fp32', 32)):
-    types = {'scalars': '*u32', 'ids': '*i32', 'log_sums': '*fp32', 'statistics': '*fp32', 'sizes': 'constexpr'}
-    for kernel in (attention_triton._forward_kernel, attention_triton._backward_kernel):
-        sizes = attention_triton.Sizes(64, 512, 512 // block, block, block // 2, 12, 12, 64, 2, 2**28, 0.9375)
-        signature = {name: types.get(name, '*' + dtype) for name in kernel.arg_names}
-        attributes = {(i,): [['tt.divisibility', 16]] for i in range(len(signature) - 1)}
-        source = triton.compiler.ASTSource(kernel, signature, {'sizes': sizes}, attributes)
-        compiled = triton.compile(source, target=GPUTarget('cuda', 90, 32), options={'num_warps': 4, 'num_stages': 2})
-        assemble = [triton.knobs.nvidia.ptxas.path, '-v', '--gpu-name=sm_90a', '-o', '/dev/null', sys.argv[1]]
-        open(sys.argv[1], 'w').write(compiled.asm['ptx'])
-        report = subprocess.run(assemble, capture_output=True, text=True, check=True).stderr
-        print(dtype, 'wgmma' in compiled.asm['ptx'], ' 0 bytes spill stores, 0 bytes spill loads' in report)
-"""
 
 
 @pytest.mark.slow
@@ -218,8 +157,12 @@ for dtype, block in (('bf16', 64), ('fp32', 32)):
 def test_they_compile_for_a_gpu(tmp_path):
     """The interpreter takes more than the compiler does. For an H100, with products on its tensor cores (float32 is
     multiplied exactly, without them) and all numbers of a block in registers."""
-    environment = os.environ | {'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
-    command = [sys.executable, '-c', COMPILE, str(tmp_path / 'ptx')]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    assert done.stdout.splitlines() == ['bf16 True True'] * 2 + ['fp32 False True'] * 2
+    of = {'scalars': '*u32', 'ids': '*i32'} | dict.fromkeys(('log_sums', 'slopes', 'to_bias'), '*fp32')
+    options, kernels = {'num_warps': 4, 'num_stages': 3}, []
+    for dtype, block in (('bf16', 64), ('fp32', 32)):
+        sizes = 64, 512, 512 // block, block, block // 2, 12, 12, 64, 2, 2**28, 0.9375
+        for name in ('forward', 'to_queries', 'to_keys'):
+            kernel = 'gpt1_jax.model.attention_triton', f'_{name}_kernel', sizes, of | {'': '*' + dtype}, options
+            kernels.append(kernel)
+    found = triton_on_host.compile_kernels(tmp_path, kernels)
+    assert found == [(True, True)] * 3 + [(False, True)] * 3

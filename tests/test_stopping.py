@@ -162,6 +162,26 @@ def test_the_program_itself_from_its_first_lines_on():
     assert process.communicate(timeout=60)[1] == SENTENCE[75] and process.returncode == 75
 
 
+@pytest.mark.parametrize(('number', 'expected'), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_when_the_task_is_done_and_the_program_is_not(number, expected):
+    code = f"""
+        import os, runpy, time
+        from absl import app
+        from gpt1_jax import stopping
+
+        def run(task, flags_parser):
+            stopping.unwind()
+            os.kill(os.getpid(), {int(number)})
+            time.sleep(60)
+
+        app.run = run
+        runpy.run_module('gpt1_jax.main', run_name='__main__')
+    """
+    command = [sys.executable, '-c', textwrap.dedent(code)]
+    ended = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (expected, SENTENCE[expected])
+
+
 def test_a_thread_of_a_library_does_not_keep_the_process():
     """One that writes to a disk that hangs, for example."""
     code = """

@@ -32,10 +32,10 @@ _UPDATES = 4  # of a run that is stopped halfway
 
 def run(context: Context) -> None:
     masks(context)
-    attention_kernel(context)
+    kernels(context)
     golden(context)
-    precision(context)
     packed(context)
+    precision(context)
     resumed(context)
     mesh(context)
 
@@ -60,10 +60,10 @@ def masks(context: Context) -> None:
         }
 
 
-def attention_kernel(context: Context) -> None:
-    """Compares the device's attention kernel with XLA's attention: its dropout mask bit by bit, and all gradients."""
-    with context.attempt('attention_kernel') as piece:
-        context.need(40)
+def kernels(context: Context) -> None:
+    """Compares the device's kernels with XLA: the attention's dropout mask bit by bit, and all gradients."""
+    with context.attempt('kernels') as piece:
+        context.need(50)
         platform, sizes = jax.default_backend(), SIZES[context.size].sizes
         length, heads = sizes['n_positions'], sizes['heads']
         head_dim = sizes['width'] // heads
@@ -88,14 +88,21 @@ def attention_kernel(context: Context) -> None:
         with jax.default_matmul_precision('highest'):
             for chosen in ('kernel', 'xla'):
                 made = program.pretraining(
-                    context.size, batch_size=ROWS, devices=jax.devices()[:1], dtype='float32', attention=chosen
+                    context.size,
+                    batch_size=ROWS,
+                    devices=jax.devices()[:1],
+                    dtype='float32',
+                    scan=True,
+                    attention=chosen,
                 )
                 batch = {key: jnp.asarray(value[0]) for key, value in made.batches.batch_at(0).items()}
-                gradient = jax.jit(jax.grad(made.program.loss_fn, has_aux=True))
+                by_xla = steps.pretrain_loss_fn(made.program.classifier)
+                loss_fn = made.program.loss_fn if chosen == 'kernel' else by_xla
+                gradient = jax.jit(jax.grad(loss_fn, has_aux=True))
                 gradients.append(gradient(made.new_state().params, batch, jax.random.key(1))[0])
         error = relative_error(*gradients)
         piece |= {
-            'compared': f'the kernel with XLA: {mask.size:,} bits of the mask, gradients of {ROWS} rows in float32',
+            'compared': f'the kernels with XLA: {mask.size:,} bits of the mask, gradients of {ROWS} rows in float32',
             'different': different,
             **error,
             'allowed': ALLOWED['float32'],

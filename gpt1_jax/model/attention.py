@@ -123,7 +123,10 @@ def attend_in_kernel(
 
 
 class SelfAttention(nn.Module):
-    """Attention sub-layer: joint q|k|v projection, attention, output projection (the release's `attn`)."""
+    """Attention sub-layer: joint q|k|v projection, attention, output projection (the release's `attn`).
+
+    leave_bias: return (output, bias) in place of their sum, for a kernel that adds it; not with a cache.
+    """
 
     heads: int
     dropout_rate: float
@@ -131,11 +134,12 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
     attention: str
     platform: str
+    leave_bias: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, visible: Visible, train: bool, cache: tuple | None = None
-    ) -> tuple[jax.Array, tuple | None]:
+    ) -> tuple[jax.Array | tuple, tuple | None]:
         """`x` [B, Q, width] -> ([B, Q, width], cache).
 
         `cache` is (key, value, each [B, H, K, D], lengths [B]): row b's new keys and values are written from
@@ -179,6 +183,8 @@ class SelfAttention(nn.Module):
             qkv = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads'))
             bias, rate = qkv_bias.reshape(3, width), self.dropout_rate
             mixed = attend_in_kernel(qkv, bias, visible, self.heads, rate, dropout_key, self.platform)
+            if self.leave_bias:
+                return (mixed @ out_kernel, out_bias), None
             return mixed @ out_kernel + out_bias.astype(self.dtype)[None, None], None
         projections = (affine(x, qkv_kernel[:, i], qkv_bias[i].reshape(width)) for i in range(3))
         query, key, value = (
@@ -186,7 +192,8 @@ class SelfAttention(nn.Module):
             for y in projections
         )
         mixed = attention_blocks.attend(query, key, value, visible.mask(), self.dropout_rate, dropout_key)
-        return affine(mixed.reshape(x.shape), out_kernel, out_bias), None
+        mixed = mixed.reshape(x.shape)
+        return (mixed @ out_kernel, out_bias) if self.leave_bias else affine(mixed, out_kernel, out_bias), None
 
     def _has_kernel(self, rows, length, head_dim):
         if self.attention == 'xla' or self.is_initializing():  # rows of an initialisation need not fit the mesh

@@ -1,15 +1,13 @@
-"""Causal self-attention with dropout as one kernel each way for NVIDIA GPUs; `attend` in attention.py is its reference.
+"""Causal self-attention with dropout as kernels for NVIDIA GPUs; `attend` in attention.py is their reference.
 
 Scores never leave the chip. A program has one block of one head's queries (or keys), and goes through the blocks of
 keys that these see (or queries that see these). The forward pass saves the logarithm of each softmax's denominator; the
-backward pass computes the probabilities and the dropout's mask again. Queries, keys and values are read, and their
-gradients written, in the order in which one matrix product makes them: [tokens, 3 * width].
-
-Written in Triton and called through jax-triton, because JAX gives up its own way to Triton. Both are optional.
+backward pass computes the probabilities and the dropout's mask again, once for the gradients of the queries and once
+for those of keys and values. All are read and written in the order in which one matrix product makes them: [tokens,
+3 * width]. That product adds the biases, too; their gradients are summed block by block, and then by XLA.
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,25 +18,17 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from gpt1_jax.model import mesh
+from gpt1_jax.model import mesh, triton_calls
 from gpt1_jax.model.attention_blocks import MASKED
 from gpt1_jax.model.attention_kernels import Settings
-
-try:
-    import jax_triton
-    import triton.language as tl
-    from triton import jit
-    from triton.language import constexpr
-except ImportError:  # then `obstacle` says so, and no kernel is called
-    jax_triton, jit, constexpr = None, lambda kernel: kernel, float
+from gpt1_jax.model.triton_calls import constexpr, jit, kept, tl
 
 _LOG2_E = constexpr(math.log2(math.e))
 _MASKED = constexpr(MASKED)
 
-# jax-triton 0.4 renamed an argument. It may meet a Triton that writes newer PTX than the assembler of JAX's CUDA reads.
-_NEW = jax_triton and 'out_type' in inspect.signature(jax_triton.triton_call).parameters
-_SHAPES = 'out_type' if _NEW else 'out_shape'
-_OPTIONS = {'backend_options': {'ptx_version': 83}} if _NEW else {}
+# Tokens of a block, and of the other side that are read at a time: the fastest for heads of 64 on an H100.
+_BLOCKS = {'forward': (64, 32), 'to_queries': (64, 32), 'to_keys': (64, 16)}
+_TUNING = triton_calls.Tuning(warps=4, stages=3)
 
 
 class Sizes(NamedTuple):
@@ -73,8 +63,8 @@ class Sizes(NamedTuple):
 
 def obstacle(length: int, heads: int, head_dim: int) -> str | None:
     """Why the kernels cannot serve rows of `length` tokens with `heads` heads of `head_dim` on a device, or None."""
-    if jax_triton is None:
-        return 'there is none for a GPU without pip install -e ".[triton]"'
+    if why_not := triton_calls.obstacle():
+        return why_not
     if head_dim < 16 or head_dim > 128 or head_dim & (head_dim - 1):
         return f'a head of {head_dim} is not 16, 32, 64 or 128 wide'
     return None
@@ -89,11 +79,9 @@ def attend(
     rows, heads = mesh.axes('batch'), mesh.axes('heads')
 
     def on_device(seeds, ids, qkv, bias):
-        columns = bias.astype(qkv.dtype).reshape(1, -1)
-        qkv = (qkv.reshape(-1, columns.size) + columns).reshape(qkv.shape)  # a matrix: XLA's product adds the bias
-        first_row = lax.axis_index(rows) * qkv.shape[0] if rows else 0
-        first_head = lax.axis_index(heads) * (qkv.shape[3] // settings.head_dim) if heads else 0
-        return _attend(jnp.stack([*seeds, jnp.uint32(first_row), jnp.uint32(first_head)]), ids, qkv, settings)
+        first_head = jnp.uint32(lax.axis_index(heads) * (qkv.shape[3] // settings.head_dim) if heads else 0)
+        scalars = jnp.stack([*seeds, triton_calls.first_row(len(qkv)), first_head])
+        return _attend(scalars, ids, qkv, bias, settings)
 
     if rows or heads:
         on_device = jax.shard_map(
@@ -110,79 +98,77 @@ def attend(
     return on_device(seeds, ids, qkv, bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(scalars, ids, qkv, settings):
-    """On one device. scalars: uint32 [4], two seeds and the first row and head here. qkv: [B, T, 3, H * D]."""
-    return _forward(scalars, ids, qkv, settings)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(scalars, ids, qkv, bias, settings):
+    """On one device. scalars: uint32 [4], two seeds and the first row and head here. qkv: [B, T, 3, H * D]. bias:
+    float32 [3, H * D]."""
+    return _forward(scalars, ids, qkv, bias, settings)[0]
 
 
-def _forward(scalars, ids, qkv, settings):
+def _forward(scalars, ids, qkv, bias, settings):
     rows, length, _, width = qkv.shape
+    columns = bias.astype(qkv.dtype).reshape(1, -1)
+    qkv = (qkv.reshape(-1, columns.size) + columns).reshape(qkv.shape)  # a matrix: XLA's product adds the bias
+    sizes = _sizes(qkv, ids, settings, 'forward')
     shapes = (
         jax.ShapeDtypeStruct((rows, length, width), qkv.dtype),
-        jax.ShapeDtypeStruct((rows, width // settings.head_dim, length), jnp.float32),
+        jax.ShapeDtypeStruct((rows, sizes.heads, length), jnp.float32),
     )
-    mixed, log_sums = _call(_forward_kernel, scalars, ids, (qkv,), shapes, settings)
-    return mixed, (scalars, ids, qkv, mixed, log_sums)
+    stacked = jnp.stack(ids) if ids else scalars  # not read
+    mixed, log_sums = _call(_forward_kernel, sizes, shapes, scalars, stacked, qkv)
+    return mixed, (scalars, ids, stacked, qkv, mixed, log_sums)
 
 
 def _backward(settings, saved, gradient):
-    scalars, ids, qkv, mixed, log_sums = saved
-    per_head = lambda x: x.reshape(*x.shape[:2], -1, settings.head_dim).astype(jnp.float32)
-    slopes = jnp.sum(per_head(mixed) * per_head(gradient), axis=-1).swapaxes(1, 2)
-    arrays = qkv, gradient, jnp.stack([log_sums, slopes], axis=2)
-    result = _call(_backward_kernel, scalars, ids, arrays, jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), settings)
+    scalars, ids, stacked, qkv, mixed, log_sums = saved
+    rows, _, _, width = qkv.shape
+    result = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    to_bias = lambda sizes, parts: jax.ShapeDtypeStruct((rows * sizes.blocks, parts, width), jnp.float32)
+    sizes = _sizes(qkv, ids, settings, 'to_queries')
+    arrays = scalars, stacked, qkv, mixed, gradient, log_sums
+    shapes = result, jax.ShapeDtypeStruct(log_sums.shape, jnp.float32), to_bias(sizes, 1)
+    result_, slopes, first = _call(_to_queries_kernel, sizes, shapes, *arrays)
+    sizes = _sizes(qkv, ids, settings, 'to_keys')
+    arrays = scalars, stacked, qkv, gradient, log_sums, slopes, result_
+    to_qkv, rest = _call(_to_keys_kernel, sizes, (result, to_bias(sizes, 2)), *arrays, aliases={6: 0})
+    to_bias = jnp.concatenate([jnp.sum(first, axis=0), jnp.sum(rest, axis=0)])
     nothing = lambda x: np.zeros(x.shape, jax.dtypes.float0)
-    return nothing(scalars), [nothing(x) for x in ids], result
+    return nothing(scalars), [nothing(x) for x in ids], to_qkv, to_bias
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _call(kernel, scalars, ids, arrays, shapes, settings):
-    rows, length, _, width = arrays[0].shape
-    block = 64 if arrays[0].dtype.itemsize == 2 else 32  # what the registers hold
-    sizes = Sizes(
+def _sizes(qkv, ids, settings, kernel):
+    rows, length, _, width = qkv.shape
+    block, step = _BLOCKS[kernel] if qkv.dtype.itemsize == 2 else (32, 16)
+    return Sizes(
         rows=rows,
         length=length,
         blocks=-(-length // block),
         block=block,
-        step=block // 2,
+        step=step,
         heads=width // settings.head_dim,
         all_heads=settings.heads,
         head_dim=settings.head_dim,
         ids=len(ids),
-        threshold=min(round(settings.rate * 2**32), 2**32 - 1),
+        threshold=triton_calls.threshold(settings.rate),
         kept=1 - settings.rate,
     )
-    return jax_triton.triton_call(
-        scalars,
-        jnp.stack(ids) if ids else scalars,  # not read
-        *arrays,
-        kernel=kernel,
-        grid=rows * sizes.heads * sizes.blocks,
-        sizes=sizes,
-        num_warps=4,
-        num_stages=2,
-        **{_SHAPES: shapes},
-        **_OPTIONS,
-    )
+
+
+def _call(kernel, sizes, shapes, *arrays, aliases=None):
+    grid = sizes.rows * sizes.heads * sizes.blocks
+    return triton_calls.call(kernel, *arrays, shapes=shapes, grid=grid, sizes=sizes, tuning=_TUNING, aliases=aliases)
 
 
 @jit
 def _keep(scalars, query, key, sizes: constexpr):
     """`dropout.keep` of places in [B, H, Q, K] on all devices. query, key: numbers in the row; they broadcast."""
-    first, second = tl.load(scalars), tl.load(scalars + 1)
     _, row, head = _place(sizes)
     head = (tl.load(scalars + 2) + row.to(tl.uint32)) * sizes.all_heads + tl.load(scalars + 3) + head.to(tl.uint32)
-    x = (head * sizes.length + query.to(tl.uint32)) * sizes.length + key.to(tl.uint32)
-    x = x ^ first
-    x = (x ^ (x >> 17)) * 0xED5AD4BB
-    x = x ^ second
-    x = (x ^ (x >> 11)) * 0xAC4C1B51
-    x = x ^ first
-    x = (x ^ (x >> 15)) * 0x31848BAB
-    return x >= sizes.threshold
+    index = (head * sizes.length + query.to(tl.uint32)) * sizes.length + key.to(tl.uint32)
+    return kept(index, tl.load(scalars), tl.load(scalars + 1), sizes.threshold)
 
 
 @jit
@@ -235,8 +221,30 @@ def _scores(rows, columns, sizes: constexpr):
 
 
 @jit
-def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: constexpr):
+def _per_query(array, query, sizes: constexpr):
+    """Of an array [rows, heads, length]; 0 after the row's end."""
+    _, row, head = _place(sizes)
+    return tl.load(array + (row * sizes.heads + head) * sizes.length + query, mask=query < sizes.length, other=0.0)
+
+
+@jit
+def _store_per_query(array, query, values, sizes: constexpr):
+    _, row, head = _place(sizes)
+    tl.store(array + (row * sizes.heads + head) * sizes.length + query, values, mask=query < sizes.length)
+
+
+@jit
+def _store_sums(array, tokens, values, part: constexpr, parts: constexpr, sizes: constexpr):
+    """The sum of `values` [block, D] over this program's tokens, in an array [rows * blocks, parts, heads, D]."""
     block, row, head = _place(sizes)
+    first = (((row * sizes.blocks + block) * parts + part) * sizes.heads + head) * sizes.head_dim
+    total = tl.sum(tl.where(tokens[:, None] < sizes.length, values, 0.0), 0)
+    tl.store(array + first + tl.arange(0, sizes.head_dim), total)
+
+
+@jit
+def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: constexpr):
+    block, _, _ = _place(sizes)
     query = block * sizes.block + tl.arange(0, sizes.block)
     queries = _load(qkv, query, 0, 3, sizes)
     largest = tl.full([sizes.block], _MASKED, tl.float32)
@@ -257,19 +265,40 @@ def _forward_kernel(scalars, ids, qkv, mixed, log_sums, sizes: constexpr):
                 powers = tl.where(_keep(scalars, query[:, None], key[None, :], sizes), powers, 0.0)
             sums = tl.dot(powers.to(values.dtype), values, sums * shrink[:, None], input_precision='ieee')
     _store(mixed, query, sums / (total * sizes.kept)[:, None], 0, 1, sizes)
-    log_sums += (row * sizes.heads + head) * sizes.length + query
-    tl.store(log_sums, largest / _LOG2_E + tl.log(total), mask=query < sizes.length)
+    _store_per_query(log_sums, query, largest / _LOG2_E + tl.log(total), sizes)
 
 
 @jit
-def _backward_kernel(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
-    """One block's keys and values, then its queries: all programs have equally much to do."""
-    _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes)
-    _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes)
+def _to_queries_kernel(scalars, ids, qkv, mixed, gradient, log_sums, result, slopes, to_bias, sizes: constexpr):
+    """The gradients of a block of queries, and the mean slope of each query's probabilities."""
+    block, _, _ = _place(sizes)
+    query = block * sizes.block + tl.arange(0, sizes.block)
+    queries, gradients = _load(qkv, query, 0, 3, sizes), _load(gradient, query, 0, 1, sizes)
+    slope = tl.sum(_load(mixed, query, 0, 1, sizes).to(tl.float32) * gradients.to(tl.float32), 1)
+    _store_per_query(slopes, query, slope, sizes)
+    log_sum = _per_query(log_sums, query, sizes) * _LOG2_E
+    to_queries = tl.full([sizes.block, sizes.head_dim], 0.0, tl.float32)
+    for diagonal in tl.static_range(2):  # keys of earlier blocks, then of this one
+        for start in range(block * sizes.block * diagonal, (block + diagonal) * sizes.block, sizes.step):
+            key = start + tl.arange(0, sizes.step)
+            keys, values = _load(qkv, key, 1, 3, sizes), _load(qkv, key, 2, 3, sizes)
+            powers = tl.exp2(_scores(queries, keys, sizes) - log_sum[:, None])
+            if diagonal or sizes.ids:
+                powers = tl.where(_seen(ids, query[:, None], key[None, :], sizes), powers, 0.0)
+            to_dropped = tl.dot(gradients, values.T, input_precision='ieee')
+            if sizes.threshold:
+                keep = _keep(scalars, query[:, None], key[None, :], sizes)
+                to_dropped = tl.where(keep, to_dropped, 0.0) * (1 / sizes.kept)
+            to_scores = powers * (to_dropped - slope[:, None])
+            to_queries = tl.dot(to_scores.to(keys.dtype), keys, to_queries, input_precision='ieee')
+    to_queries *= sizes.head_dim**-0.5
+    _store(result, query, to_queries, 0, 3, sizes)
+    _store_sums(to_bias, query, to_queries, 0, 1, sizes)
 
 
 @jit
-def _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
+def _to_keys_kernel(scalars, ids, qkv, gradient, log_sums, slopes, other, result, to_bias, sizes: constexpr):
+    """The gradients of a block of keys and values. other: the result so far, written in place."""
     block, _, _ = _place(sizes)
     key = block * sizes.block + tl.arange(0, sizes.block)
     keys, values = _load(qkv, key, 1, 3, sizes), _load(qkv, key, 2, 3, sizes)
@@ -278,55 +307,24 @@ def _to_keys(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
     for later in tl.static_range(2):  # queries of this block, then of later ones
         stop = sizes.blocks if later else block + 1
         for start in range((block + later) * sizes.block, stop * sizes.block, sizes.step):
+            # After the row's end queries, gradients, logarithms and slopes are 0: nothing comes of them.
             query = start + tl.arange(0, sizes.step)
             queries, gradients = _load(qkv, query, 0, 3, sizes), _load(gradient, query, 0, 1, sizes)
-            log_sum, slope = _statistics(statistics, query, sizes)
-            scores = _scores(keys, queries, sizes)
-            powers = tl.exp2(scores - log_sum[None, :])
+            log_sum, slope = _per_query(log_sums, query, sizes) * _LOG2_E, _per_query(slopes, query, sizes)
+            powers = tl.exp2(_scores(keys, queries, sizes) - log_sum[None, :])
             if not later or sizes.ids:
                 powers = tl.where(_seen(ids, query[None, :], key[:, None], sizes), powers, 0.0)
             to_dropped = tl.dot(values, gradients.T, input_precision='ieee')
             dropped = powers
             if sizes.threshold:
-                kept = _keep(scalars, query[None, :], key[:, None], sizes)
-                dropped = tl.where(kept, powers, 0.0)
-                to_dropped = tl.where(kept, to_dropped, 0.0) * (1 / sizes.kept)
+                keep = _keep(scalars, query[None, :], key[:, None], sizes)
+                dropped = tl.where(keep, powers, 0.0)
+                to_dropped = tl.where(keep, to_dropped, 0.0) * (1 / sizes.kept)
             to_scores = powers * (to_dropped - slope[None, :])
             to_values = tl.dot(dropped.to(values.dtype), gradients, to_values, input_precision='ieee')
             to_keys = tl.dot(to_scores.to(keys.dtype), queries, to_keys, input_precision='ieee')
-    _store(result, key, to_keys * sizes.head_dim**-0.5, 1, 3, sizes)
-    _store(result, key, to_values / sizes.kept, 2, 3, sizes)
-
-
-@jit
-def _to_queries(scalars, ids, qkv, gradient, statistics, result, sizes: constexpr):
-    block, _, _ = _place(sizes)
-    query = block * sizes.block + tl.arange(0, sizes.block)
-    queries, gradients = _load(qkv, query, 0, 3, sizes), _load(gradient, query, 0, 1, sizes)
-    log_sum, slope = _statistics(statistics, query, sizes)
-    to_queries = tl.full([sizes.block, sizes.head_dim], 0.0, tl.float32)
-    for diagonal in tl.static_range(2):  # keys of earlier blocks, then of this one
-        for start in range(block * sizes.block * diagonal, (block + diagonal) * sizes.block, sizes.step):
-            key = start + tl.arange(0, sizes.step)
-            keys, values = _load(qkv, key, 1, 3, sizes), _load(qkv, key, 2, 3, sizes)
-            scores = _scores(queries, keys, sizes)
-            powers = tl.exp2(scores - log_sum[:, None])
-            if diagonal or sizes.ids:
-                powers = tl.where(_seen(ids, query[:, None], key[None, :], sizes), powers, 0.0)
-            to_dropped = tl.dot(gradients, values.T, input_precision='ieee')
-            if sizes.threshold:
-                kept = _keep(scalars, query[:, None], key[None, :], sizes)
-                to_dropped = tl.where(kept, to_dropped, 0.0) * (1 / sizes.kept)
-            to_scores = powers * (to_dropped - slope[:, None])
-            to_queries = tl.dot(to_scores.to(keys.dtype), keys, to_queries, input_precision='ieee')
-    _store(result, query, to_queries * sizes.head_dim**-0.5, 0, 3, sizes)
-
-
-@jit
-def _statistics(statistics, query, sizes: constexpr):
-    """Of each query: the logarithm (base 2) of the softmax's denominator, and the mean slope of its probabilities.
-    After the row's end both are 0, as queries and gradients are: nothing comes of them."""
-    _, row, head = _place(sizes)
-    statistics += (row * sizes.heads + head) * (2 * sizes.length) + query
-    log_sum = tl.load(statistics, mask=query < sizes.length, other=0.0)
-    return log_sum * _LOG2_E, tl.load(statistics + sizes.length, mask=query < sizes.length, other=0.0)
+    to_keys, to_values = to_keys * sizes.head_dim**-0.5, to_values / sizes.kept
+    _store(result, key, to_keys, 1, 3, sizes)
+    _store(result, key, to_values, 2, 3, sizes)
+    _store_sums(to_bias, key, to_keys, 0, 2, sizes)
+    _store_sums(to_bias, key, to_values, 1, 2, sizes)

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt1_jax.model import mesh
+from gpt1_jax.model import mesh, norm_triton
 from gpt1_jax.model.attention import SelfAttention, Visible
 from gpt1_jax.model.dropout import dropout
+from gpt1_jax.model.feed_forward import FeedForward
 from gpt1_jax.model.flops import training_flops_per_token
-from gpt1_jax.model.products import affine
-from gpt1_jax.model.weights import copies, for_use, whole
+from gpt1_jax.model.weights import copies, whole
+
+_EPSILON = 1e-5  # of a layer norm
 
 
 class Cache(NamedTuple):
@@ -47,38 +49,6 @@ class Output(NamedTuple):
     cache: tuple | None = None
 
 
-class Dense(nn.Module):
-    """`affine` with a kernel [K, features], of the roles given, and a bias."""
-
-    features: int
-    roles: tuple[str, str]
-    init_std: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
-        bias_role = 'norm' if self.roles[1] == 'embed' else self.roles[1]  # a bias is never spread
-        kernel = self.param('kernel', nn.with_logical_partitioning(normal, self.roles), (x.shape[-1], self.features))
-        bias = self.param('bias', nn.with_logical_partitioning(zeros, (bias_role,)), (self.features,))
-        return affine(x, for_use(kernel, self.roles, self.dtype), bias)
-
-
-class FeedForward(nn.Module):
-    """width -> mlp_width -> width with the tanh form of GELU."""
-
-    mlp_width: int
-    init_std: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dense = lambda features, name, roles: Dense(features, roles, self.init_std, self.dtype, name=name)
-        h = jax.nn.gelu(dense(self.mlp_width, 'in', ('embed', 'mlp'))(x), approximate=True)
-        h = nn.with_logical_constraint(h, ('batch', None, 'mlp'))
-        return dense(x.shape[-1], 'out', ('mlp', 'embed'))(h)
-
-
 class Block(nn.Module):
     """One post-layer-norm layer: n = LN1(x + attention(x)); h = LN2(n + mlp(n))."""
 
@@ -94,23 +64,35 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: tuple | None, visible: Visible) -> tuple[jax.Array, tuple | None]:
-        norm = lambda name: nn.LayerNorm(
-            epsilon=1e-5,
-            name=name,
-            dtype=self.dtype,
-            use_fast_variance=False,
-            scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
-        )
-        branch = lambda y: dropout(
-            y, self.make_rng('dropout') if self.train and self.residual_dropout else None, self.residual_dropout
-        )
+        fused = self._has_norm_kernel(x, cache)
+
+        def join(name, x, branch, uses):
+            """The norm of x + dropout(branch), `uses` times."""
+            key = self.make_rng('dropout') if self.train and self.residual_dropout else None
+            if fused:
+                settings = norm_triton.Settings(self.residual_dropout if key is not None else 0.0, _EPSILON, uses)
+                return norm_triton.Norm(settings, name=name)(x, *branch, key)
+            norm = nn.LayerNorm(
+                epsilon=_EPSILON,
+                name=name,
+                dtype=self.dtype,
+                use_fast_variance=False,
+                scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
+                bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
+            )
+            return (norm(x + dropout(branch, key, self.residual_dropout)),) * uses
+
         settings = self.heads, self.attention_dropout, self.init_std, self.dtype, self.attention, self.platform
-        attention = SelfAttention(*settings, name='attention')
-        attended, cache = attention(x, visible, self.train, cache)
-        n = norm('norm_1')(x + branch(attended))
-        h = norm('norm_2')(n + branch(FeedForward(self.mlp_width, self.init_std, self.dtype, name='mlp')(n)))
+        attended, cache = SelfAttention(*settings, fused, name='attention')(x, visible, self.train, cache)
+        read, n = join('norm_1', x, attended, 2)
+        mlp = FeedForward(self.mlp_width, self.init_std, self.dtype, fused, name='mlp')
+        (h,) = join('norm_2', n, mlp(read), 1)
         return nn.with_logical_constraint(h, ('batch', None, None)), cache
+
+    def _has_norm_kernel(self, x, cache):
+        if not self.train or self.platform != 'gpu' or self.attention == 'xla' or self.is_initializing():
+            return False
+        return cache is None and not norm_triton.obstacle(x.shape[0], x.shape[-1])
 
 
 class Decoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,23 @@ from gpt1_jax.model.products import outer_products, product
 _ROW_MULTIPLE = 128  # rows of a matrix tile
 
 
+def gradient(logits: jax.Array, targets: jax.Array, weights: jax.Array, dtype: jnp.dtype) -> tuple:
+    """(the gradient of the weighted sum of negative log-likelihoods with respect to the logits, in `dtype`; the
+    negative log-likelihoods). logits: float32 [..., entries]; targets: int [...]; weights: float32 [...]."""
+    exponentials, total, nll = _exponentials_and_nll(logits, targets)
+    one_hot = targets[..., None] == jnp.arange(logits.shape[-1])[(None,) * targets.ndim]
+    d_logits = exponentials * (weights / total)[..., None] - jnp.where(one_hot, weights[..., None], 0.0)
+    return d_logits.astype(dtype), nll
+
+
 def lm_loss(
-    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk_tokens: int = 1024
+    hidden: jax.Array,
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk_tokens: int = 1024,
+    gradient: Callable = gradient,
 ) -> jax.Array:
     """Weighted sum of next-token negative log-likelihoods, in nats; float32 scalar.
 
@@ -29,36 +45,34 @@ def lm_loss(
       targets: int [shards, N, T].
       weights: float32 [shards, N, T].
       chunk_tokens: most tokens of a shard in one chunk (but at least one position of every row).
+      gradient: computes `gradient`.
     """
-    return _lm_loss(hidden, one_each(embedding, len(hidden)), targets, weights, chunk_tokens)
+    return _lm_loss(hidden, one_each(embedding, len(hidden)), targets, weights, chunk_tokens, gradient)
 
 
 def token_nll(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, *, chunk_tokens: int = 1024) -> jax.Array:
     """Negative log-likelihood of each target in nats, float32 [shards, N, T]; for evaluation. See `lm_loss`."""
     table, rows = _pad_rows(one_each(embedding, len(hidden)).astype(hidden.dtype))
     _, nll = jax.lax.scan(
-        lambda _, chunk: (None, _exponentials_and_nll(chunk[0], table, chunk[1], rows)[2]),
+        lambda _, chunk: (None, _exponentials_and_nll(_logits(chunk[0], table, rows), chunk[1])[2]),
         None,
         _split(chunk_tokens, hidden, targets),
     )
     return _join(nll, targets.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _lm_loss(hidden, embedding, targets, weights, chunk_tokens):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _lm_loss(hidden, embedding, targets, weights, chunk_tokens, gradient):
     nll = token_nll(hidden, embedding, targets, chunk_tokens=chunk_tokens)
     return jnp.sum(nll * weights)
 
 
-def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
+def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens, gradient):
     table, rows = _pad_rows(embedding.astype(hidden.dtype))
 
     def one_chunk(table_gradient, chunk):
         h, target, weight = chunk
-        exponentials, total, nll = _exponentials_and_nll(h, table, target, rows)
-        one_hot = target[..., None] == jnp.arange(table.shape[1])[None, None, None]
-        d_logits = exponentials * (weight / total)[..., None] - jnp.where(one_hot, weight[..., None], 0.0)
-        d_logits = d_logits.astype(h.dtype)
+        d_logits, nll = gradient(_logits(h, table, rows), target, weight, h.dtype)
         d_hidden = product('gntv,gvw->gntw', d_logits, table)
         table_gradient += jax.vmap(outer_products)(d_logits, h)
         return nn.with_logical_constraint(table_gradient, ('batch', 'vocab', None)), (nll, d_hidden)
@@ -70,8 +84,8 @@ def _lm_loss_forward(hidden, embedding, targets, weights, chunk_tokens):
     return jnp.sum(nll * weights), (_join(d_hidden, hidden.shape), table_gradient, nll)
 
 
-def _lm_loss_backward(chunk_tokens, residuals, cotangent):
-    del chunk_tokens
+def _lm_loss_backward(chunk_tokens, gradient, residuals, cotangent):
+    del chunk_tokens, gradient
     d_hidden, d_embedding, nll = residuals
     scale = lambda x: (cotangent * x).astype(x.dtype)
     return scale(d_hidden), scale(d_embedding), None, scale(nll)
@@ -92,12 +106,16 @@ def _pad_rows(embedding):
     return nn.with_logical_constraint(table, ('batch', 'vocab', None)), rows
 
 
-def _exponentials_and_nll(hidden, table, targets, rows):
-    """hidden [g, n, t, width] -> float32 exponentials of the logits, up to a factor for each token [g, n, t, rows of
-    the table]; their sum and the nll [g, n, t]."""
+def _logits(hidden, table, rows):
+    """hidden [g, n, t, width] -> float32 [g, n, t, rows of the table]."""
     logits = jnp.einsum('gntw,gvw->gntv', hidden, table, preferred_element_type=jnp.float32)
     if rows < table.shape[1]:
         logits = jnp.where(jnp.arange(table.shape[1])[None, None, None] < rows, logits, -jnp.inf)
+    return logits
+
+
+def _exponentials_and_nll(logits, targets):
+    """The exponentials of the logits, up to a factor for each token; their sum and the nll [...]."""
     most = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - most[..., None])
     total = jnp.sum(exponentials, axis=-1)

@@ -14,12 +14,15 @@ import optax
 from ml_collections import ConfigDict
 
 from gpt1_jax.data.tokenizers import N_SPECIAL
-from gpt1_jax.model import architecture
+from gpt1_jax.model import architecture, triton_calls
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
-from gpt1_jax.training import loss_kernels, losses, room, steps
+from gpt1_jax.training import loss_kernels, loss_triton, losses, room, steps
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState, abstract_state, create_state
+
+# cuBLAS alone multiplies: it adds biases and residuals and computes GELU on the way, and XLA's products are not faster.
+_COMPILER_OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +90,11 @@ def finetuning(
 
 def _lm_loss(partitioner):
     device = partitioner.mesh.devices.flat[0]
-    kernels = partitioner.platform == 'tpu' and device.device_kind not in loss_kernels.TOO_SMALL
-    return loss_kernels.lm_loss if kernels else losses.lm_loss
+    if partitioner.platform == 'tpu' and device.device_kind not in loss_kernels.TOO_SMALL:
+        return loss_kernels.lm_loss
+    if partitioner.platform == 'gpu' and not triton_calls.obstacle():
+        return loss_triton.lm_loss
+    return losses.lm_loss
 
 
 def _program(config, classifier, loss_fn, total_steps, partitioner):
@@ -101,6 +107,7 @@ def _program(config, classifier, loss_fn, total_steps, partitioner):
         in_shardings=(shardings, partitioner.batch_sharding()),
         out_shardings=(shardings, partitioner.sharding()),
         donate_argnums=0,
+        compiler_options=_COMPILER_OPTIONS.get(partitioner.platform),
     )
     return Program(classifier, partitioner, optimizer, abstract, loss_fn, train_step)
 
