@@ -20,7 +20,7 @@ def model_defaults() -> ml_collections.ConfigDict:
             init_std=0.02,  # standard deviation of initial values
             scan=True,  # compile one layer and loop (compiles fast), or every layer (runs fast)
             remat=False,  # recompute activations in the backward pass to save memory
-            attention='auto',  # xla, kernel, or auto (the kernel of a TPU or GPU, where it fits the model)
+            attention='auto',  # xla, kernel, or auto (the kernels of a TPU or GPU, where they fit the model)
             dtype='auto',  # of computation: float32, bfloat16, or auto (float32 on a CPU, bfloat16 elsewhere)
         )
     )

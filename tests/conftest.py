@@ -2,12 +2,13 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 import types
 
 os.environ['NPROC'] = '32'  # XLA sizes its thread pool by this; on few cores collectives deadlock without it
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['TRITON_INTERPRET'] = '1'  # runs the kernels of attention_triton.py without a GPU
+os.environ['TRITON_INTERPRET'] = '1'  # runs the kernels for a GPU without one
 # Compiling takes most of the time here: LLVM's optimisations a quarter of that, and XLA's way to write loops for LLVM
 # through MLIR half of the rest.
 os.environ['XLA_FLAGS'] = (
@@ -28,6 +29,8 @@ import pytest
 from gpt1_jax import hub, network
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from servers import Hub, running
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what the tests start would ignore it too, as under nohup
 
 
 def pytest_addoption(parser):

@@ -30,6 +30,7 @@ if __name__ == '__main__':
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
     os.environ.setdefault('XLA_FLAGS', '')
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what it starts would ignore it too, as under nohup
 
 import soak_cases
 import soak_damages

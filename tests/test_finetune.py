@@ -38,9 +38,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def finished(folder):
     config = runs.finetuning(folder, folder / 'lm')
-    # A rate at which a later epoch undoes what an earlier one has learnt.
+    # A rate at which a later epoch undoes what an earlier one has learnt; with which seed, the processor decides.
     config.optimizer.learning_rate, config.data.epochs, config.checkpoint.keep_latest = 0.3, 4.0, 1
-    return config, finetune.run(config, folder / 'run')
+    for config.seed in range(10):
+        result = finetune.run(config, folder / 'run')
+        best, last = (result.value(split='dev', checkpoint=checkpoint) for checkpoint in ('best', 'last'))
+        if best > last:  # else the checkpoints could be mixed up
+            return config, result
+        (folder / 'run').rmtree()
+    pytest.fail('the last checkpoint is the best with every seed')
 
 
 class Stop(Exception):
@@ -72,7 +78,6 @@ def test_the_scores_are_those_of_the_last_and_the_best_checkpoint(folder, finish
     best = max(evaluations, key=lambda evaluation: evaluation[1])  # the first of equal ones
     found = {(score.split, score.checkpoint): (score.step, score.value) for score in result.scores}
     assert found == {('dev', 'last'): evaluations[-1], ('dev', 'best'): best, ('test', 'best'): best}
-    assert best[0] < 20 and best[1] > evaluations[-1][1]  # else the checkpoints could be mixed up
     assert {score.examples for score in result.scores} == {16}
 
 

@@ -111,7 +111,8 @@ class Decoder(nn.Module):
         need more, as 1 / sqrt(width): with 0.02 they are slow to learn more than word frequencies.
       softmax_rows: 'all' lets special and position rows compete in the softmax (release); 'tokens' leaves
         position rows out (the port).
-      attention: 'xla', 'kernel', or 'auto' (the kernel unless it cannot serve the rows at hand).
+      attention: 'xla', 'kernel', or 'auto' (the kernel unless it cannot serve the rows at hand); unless
+        'xla', layer norms are kernels too in training on a GPU.
       platform: of the devices, which have a kernel of their own.
     """
 
