@@ -46,13 +46,13 @@ def test_every_batch_once_in_order(by, start, stop):
 def test_batches_are_read_ahead_but_not_without_bound(by):
     source, before = Batches(), threading.enumerate()  # other tests may have left some
     stream = prefetch.prefetch(source, 0, 100)
-    next(stream), next(stream)
+    next(stream), next(stream), next(stream)
     for _ in range(200):  # as long as a loaded machine may need
-        if len(set(source.read)) >= 3:
+        if len(set(source.read)) >= 4:
             break
         time.sleep(0.05)
     time.sleep(0.3)
-    assert 3 <= len(set(source.read)) <= 9
+    assert 4 <= len(set(source.read)) <= 10
     stream.close()
     threads = [thread for thread in threading.enumerate() if thread.name.startswith('ThreadPoolExecutor')]
     assert by == 'tf_data' or not set(threads) - set(before)
@@ -63,3 +63,15 @@ def test_a_reader_s_error_comes_after_the_batches_before_it(by):
     assert [int(next(stream)['tokens'][0, 0]) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match='step 3 cannot be read'):
         next(stream)
+
+
+def test_tensorflow_is_imported_after_the_first_step(monkeypatch):
+    """A loop asks for the third batch when it has read what the first step has given."""
+    pytest.importorskip('tensorflow')
+    imported, original = [], prefetch.import_tensorflow
+    monkeypatch.setattr(prefetch, 'import_tensorflow', lambda: imported.append(1) or original())
+    stream = prefetch.prefetch(Batches(), 0, 9)
+    next(stream), next(stream)
+    assert not imported
+    next(stream)
+    assert imported

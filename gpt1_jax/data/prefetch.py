@@ -13,6 +13,7 @@ from gpt1_jax.files import import_tensorflow
 
 _AHEAD = 4  # batches
 _READERS = 2
+_WITHOUT = 2  # batches read without TensorFlow
 
 
 def prefetch(batches: Any, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -47,11 +48,15 @@ def _by_threads(batches, start, stop):
 
 
 def _by_tf_data(batches, start, stop):
-    first = batches.batch_at(start)
-    yield first
-    if start + 1 == stop:
+    # TensorFlow takes seconds to import and would slow the first step. A loop asks for the third batch when it has read
+    # what that step has given.
+    begin = min(start + _WITHOUT, stop)
+    for step in range(start, begin):
+        first = batches.batch_at(step)
+        yield first
+    if begin == stop:
         return
-    tf = import_tensorflow()  # takes two seconds, in which a CPU is at the first step
+    tf = import_tensorflow()
     failures = []
 
     def read(step):
@@ -64,7 +69,7 @@ def _by_tf_data(batches, start, stop):
 
     types = [value.dtype for value in first.values()]
     dataset = (
-        tf.data.Dataset.range(start + 1, stop)
+        tf.data.Dataset.range(begin, stop)
         .map(lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS, deterministic=True)
         .prefetch(_AHEAD - _READERS)
     )
