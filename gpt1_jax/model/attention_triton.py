@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from gpt1_jax.model import mesh, triton_calls
 from gpt1_jax.model.attention_blocks import MASKED
 from gpt1_jax.model.attention_kernels import Settings
+from gpt1_jax.model.dropout import threshold
 from gpt1_jax.model.triton_calls import constexpr, jit, kept, tl
 
 _LOG2_E = constexpr(math.log2(math.e))
@@ -152,7 +153,7 @@ def _sizes(qkv, ids, settings, kernel):
         all_heads=settings.heads,
         head_dim=settings.head_dim,
         ids=len(ids),
-        threshold=triton_calls.threshold(settings.rate),
+        threshold=threshold(settings.rate),
         kept=1 - settings.rate,
     )
 

@@ -28,7 +28,12 @@ def keep(index: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     x = x ^ seeds[0]
     x = (x ^ (x >> 15)) * jnp.uint32(0x31848BAB)
     # triple32 ends with x ^ (x >> 14), left out here: it keeps the 14 highest bits, which nearly always decide.
-    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return x >= jnp.uint32(threshold(rate))
+
+
+def threshold(rate: float) -> int:
+    """What hashes are below that are dropped with probability `rate`."""
+    return min(round(rate * 2**32), 2**32 - 1)
 
 
 def seeds(key: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from gpt1_jax.model import mesh, triton_calls
-from gpt1_jax.model.dropout import seeds
+from gpt1_jax.model.dropout import seeds, threshold
 from gpt1_jax.model.triton_calls import constexpr, jit, kept, tl
 
 _WIDEST = 8192  # the registers hold no wider row
@@ -163,7 +163,7 @@ def _sizes(x, settings):
         padded=padded,
         block=block,
         rounds=-(-tokens // (block * _PROGRAMS)),
-        threshold=triton_calls.threshold(settings.rate),
+        threshold=threshold(settings.rate),
         kept=1 - settings.rate,
         epsilon=settings.epsilon,
         uses=settings.uses,

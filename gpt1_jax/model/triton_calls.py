@@ -66,11 +66,6 @@ def call(
     )
 
 
-def threshold(rate: float) -> int:
-    """Hashes below it are dropped; 0 for no dropout."""
-    return min(round(rate * 2**32), 2**32 - 1)
-
-
 def first_row(rows: int) -> jax.Array:
     """uint32: the number in the whole batch of this device's first row, of `rows`; inside a `shard_map`."""
     axes = mesh.axes('batch')
