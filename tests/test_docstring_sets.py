@@ -245,8 +245,8 @@ NOT_RUNNING_TEXT = [
 def test_running_text():
     first, last = 'Returns the sum of\nall values.', 'The values, which (as a whole) are summed: A few at once.'
     docstring = '\n\n'.join([first, *NOT_RUNNING_TEXT, last])
-    assert docstring_sets.running_text(docstring) == [first.replace('\n', ' '), last]
-    assert [docstring_sets.running_text(text) for text in ('', *NOT_RUNNING_TEXT)] == [[]] * 10
+    assert docstring_sets.running_text(docstring) == (first.replace('\n', ' '), last)
+    assert [docstring_sets.running_text(text) for text in ('', *NOT_RUNNING_TEXT)] == [()] * 10
     assert sentences_of([DocFile('p', 'p/a.py', False, [docstring])])['train'] == [
         'Returns the sum of all values.',
         'The values, which (as a whole) are summed:',

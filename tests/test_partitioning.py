@@ -49,6 +49,22 @@ def test_jit_takes_the_options_of_jax():
     assert x.is_deleted()
 
 
+@pytest.mark.parametrize(
+    ('flags', 'options'),
+    [
+        ('', {'xla_backend_optimization_level': 1, 'xla_cpu_copy_insertion_use_region_analysis': True}),
+        ('--xla_backend_optimization_level=2', {'xla_cpu_copy_insertion_use_region_analysis': True}),
+    ],
+)
+def test_level_of_optimisation_on_a_cpu_unless_xla_flags_say_another(flags, options, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    given, jit = [], jax.jit
+    monkeypatch.setattr(jax, 'jit', lambda function, **options: given.append(options) or jit(function, **options))
+    own = {'xla_cpu_copy_insertion_use_region_analysis': True}
+    assert Partitioner('dp').jit(lambda x: x + 1, compiler_options=own)(1) == 2
+    assert given == [{'compiler_options': options}]
+
+
 def test_unbox_constrains_nothing_wherever_it_is_called():
     """Flax's own would move the arrays inside of a mesh."""
     boxed = CLASSIFIER.init(jax.random.key(0))

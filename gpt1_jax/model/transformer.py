@@ -235,6 +235,7 @@ class Decoder(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=self.layers,
                 unroll=1 if self.scan else self.layers,
+                check_constancy_invariants=False,  # would trace the block twice; nothing is shared by the layers
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )
             x, _ = stack(*arguments, name='blocks')(x, None, Visible(order, order, segment_ids, context_ids))

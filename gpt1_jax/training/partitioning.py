@@ -9,6 +9,7 @@ import copy
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,9 @@ STRATEGIES = {  # name: (rules, default mesh shape; a first size of 1 stands for
     'tp': (_TENSOR, (1, 1, -1)),
     'fsdp+tp': (_FSDP | _TENSOR, (1, -1, 2)),
 }
+
+# On a CPU, LLVM's level 1 gives steps as fast as its level 3 and compiles them in three quarters of the time.
+_LLVM_LEVEL = 'xla_backend_optimization_level'
 
 
 class Partitioner:
@@ -83,6 +87,8 @@ class Partitioner:
 
     def jit(self, function: Callable, **options: Any) -> Callable:
         """`jax.jit(function, **options)`, traced and run with this mesh and these rules; has a method `lower` too."""
+        if self.platform == 'cpu' and _LLVM_LEVEL not in os.environ.get('XLA_FLAGS', ''):
+            options['compiler_options'] = {_LLVM_LEVEL: 1} | (options.get('compiler_options') or {})
         jitted = jax.jit(function, **options)
 
         def in_mesh(call):

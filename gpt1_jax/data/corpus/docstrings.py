@@ -4,11 +4,13 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib.metadata
 import inspect
 import itertools
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import gpt1_jax
 from gpt1_jax.data.corpus.held_out import HELD_OUT, held_out_rule
@@ -117,7 +119,13 @@ def _required_distributions() -> set[str]:
 
 
 def _parse_docstrings(paths: list[str]) -> list[list[str]]:
-    return [_docstrings(pathlib.Path(path)) for path in paths]
+    collected = gc.isenabled()
+    gc.disable()  # it would go through each tree many times, and there are no circles in one
+    try:
+        return [_docstrings(pathlib.Path(path)) for path in paths]
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _docstrings(path: pathlib.Path) -> list[str]:
@@ -131,7 +139,15 @@ def _docstrings(path: pathlib.Path) -> list[str]:
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # gone, a template, or a test of broken source
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    nodes = [node for node in _statements(tree) if isinstance(node, documented) and ast.get_docstring(node)]
     nodes.sort(key=lambda node: node.body[0].lineno)
     docstrings = (inspect.cleandoc(ast.get_docstring(node, clean=False)).strip() for node in nodes)
     return list(filter(None, docstrings))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and the statements in it; `ast.walk` goes through every expression too, which takes as long as parsing."""
+    yield node
+    for field in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
+        for child in getattr(node, field, ()):
+            yield from _statements(child)

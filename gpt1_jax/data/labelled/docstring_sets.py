@@ -115,7 +115,8 @@ def make(name: str, parts: Sentences, seed: int = 0, sizes: dict[str, int] = SIZ
     return splits
 
 
-def running_text(docstring: str) -> list[str]:
+@functools.lru_cache(maxsize=2**17)
+def running_text(docstring: str) -> tuple[str, ...]:
     """The paragraphs of running text: headings, lists, tables, code and indented text are left out."""
     found = []
     for paragraph in re.split(r'\n\s*\n', docstring):
@@ -123,7 +124,7 @@ def running_text(docstring: str) -> list[str]:
         plain = sum(_WORD.fullmatch(word.strip('.,;:()')) is not None or word in ('a', 'A') for word in words)
         if len(words) >= 5 and plain >= 0.8 * len(words) and not _NOT_PROSE.search(paragraph.strip('\n')):
             found.append(' '.join(words))
-    return found
+    return tuple(found)
 
 
 # ---------------------------------------------------------------- files -> sentences
