@@ -92,7 +92,7 @@ def test_setup_replaces_the_tree_on_all_workers_and_keeps_the_environment(ready)
         assert (worker / 'gpt1_jax' / '.commit').read_text() == 'unknown\n'  # here; the tree is no git repository
         (worker / 'gpt1_jax' / 'configs' / 'old.py').touch()
         (worker / 'gpt1_jax' / '.venv' / 'mark').touch()
-    installs = lambda: [call for call in ready.calls('python') if call[:3] == ['-m', 'pip', 'install']]
+    installs = lambda: [call for call in ready.calls('python') if call[:4] == ['-m', 'uv', 'pip', 'install']]
     assert [call[-2:] for call in installs()] == [['-e', '.[tpu]']] * 2
     ready.script('setup')
     assert len(installs()) == 2  # nothing changed

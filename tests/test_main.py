@@ -102,7 +102,7 @@ def finetune_flags(folder, language_model, workdir):
         '--config.data.kind=classification',
         '--config.data.fields=text',
         '--config.data.labels=sea,farm',
-        '--config.data.epochs=6',
+        '--config.data.epochs=12',  # half of them are too few for some seeds
         '--config.optimizer.learning_rate=0.01',
     ]
 
@@ -113,7 +113,7 @@ def test_finetuning_from_the_command_line(folder, language_model):
     result = result_of(folder / 'classifier')
     assert result.facts['train_examples'] == 300 and result.facts['dev_examples'] == 100
     (last,), (best,) = (result.select(split='dev', metric='accuracy', checkpoint=which) for which in ('last', 'best'))
-    assert last.step == 54 and best.value > 0.9
+    assert last.step == 108 and best.value > 0.9
     before = metrics(folder / 'classifier')
     run(*flags)  # nothing is left to do, and nothing changes
     assert metrics(folder / 'classifier') == before
