@@ -13,6 +13,32 @@ from gpt1_jax.data.corpus import docstrings, sources
 from gpt1_jax.data.corpus.held_out import HELD_OUT, held_out_rule
 from gpt1_jax.errors import UserError
 
+# A definition in every statement that can hold one.
+STATEMENTS = """
+if x:
+    def f(): '''1'''
+else:
+    class A: '''2'''
+try:
+    def f(): '''3'''
+except E:
+    def f(): '''4'''
+else:
+    def f(): '''5'''
+finally:
+    def f(): '''6'''
+for x in y:
+    with x:
+        async def f(): '''7'''
+else:
+    def f(): '''8'''
+match x:
+    case 1:
+        def f(): '''9'''
+while x:
+    def f(): '''10'''
+"""
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
@@ -32,6 +58,7 @@ class C:
     """Shared."""
 ''',
         'samplepkg/b.py': '"""Shared."""\n\ndef f():\n    r"""Only here \\d."""\nx = """no docstring"""\n',
+        'samplepkg/statements.py': STATEMENTS,
         'samplepkg/broken.py': '"""Not Python 3."""\nprint "x"\n',
         'samplepkg/none.py': 'x = 1\n',
         'other/__init__.py': '"""Another package."""\n',
@@ -54,6 +81,7 @@ def test_docstrings_by_hand(package):
         ('samplepkg', 'samplepkg/__init__.py', ['The package.']),
         ('samplepkg', 'samplepkg/a.py', ['Second in the file.\n\nindented', 'Inner.', 'Shared.']),
         ('samplepkg', 'samplepkg/b.py', ['Only here \\d.']),
+        ('samplepkg', 'samplepkg/statements.py', ['1', '2', '3', '4', '5', '6', '7', '8', '9', '10']),
     ]
     assert sum(d.held_out for d in docs) == 1
     corpus = sources.open_corpus('docs:samplepkg')

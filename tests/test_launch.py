@@ -20,6 +20,14 @@ LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch'), ROOT / '.ci' / 'run'])
 README = (LAUNCH / 'README.md').read_text()
 TOKENS, MFU = 1.1e11, 0.4  # the paper's run; an assumption
+# Its pip has more to say after SETTING than a pipe holds.
+PYTHON_WITH_PIP = r"""
+case "$*" in
+  '-m venv --clear .venv') mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  '-m pip config list') echo "$SETTING" && seq 100000 ;;
+  '-m uv '*) exit "$STATUS" ;;
+esac
+"""
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
@@ -128,6 +136,22 @@ def tools(tmp_path):
     tools = StandIns(tmp_path)
     tools.put('docker', '[ "$1" != "${FAILS:-}" ]')
     return tools
+
+
+@pytest.mark.parametrize(
+    ('setting', 'status', 'installers'),
+    [
+        ('', 0, ['uv']),
+        ("global.extra-index-url='https://mirror/simple'", 0, ['uv']),
+        ("global.index-url='https://mirror/simple'", 0, ['pip']),
+        (":env:.no-index='1'", 0, ['pip']),
+        ('', 2, ['uv', 'pip']),
+    ],
+)
+def test_uv_installs_unless_pip_knows_another_index_and_pip_where_uv_cannot(tools, setting, status, installers):
+    tools.put('python3.12', PYTHON_WITH_PIP)
+    tools.run('bash', '-c', 'source launch/venv.sh', SETTING=setting, STATUS=str(status))
+    assert [call[1] for call in tools.calls('python') if call[-2:] == ['-r', 'requirements.txt']] == installers
 
 
 def image(tools, *words, **kwargs):
