@@ -34,7 +34,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     classifier = finetune.get_config('docs_number')
     # A fifth of the 1,000 training examples. A constant rate: with one that falls, the end of a run would depend on
     # `epochs`, not on dev.
-    classifier.data.update(source=PACKAGES, share=0.2, batch_size=8, epochs=40.0, patience=5)
+    classifier.data.update(source=PACKAGES, share=0.2, batch_size=8, epochs=40.0, patience=10)
     classifier.optimizer.update(schedule='constant', warmup_fraction=0.0, warmup_steps=20)
     classifier.model.update(init_std=language_model.model.init_std, scan=False)
     classifier.log.every = 25  # an epoch

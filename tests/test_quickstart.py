@@ -40,7 +40,7 @@ docs_next     entailment              0.693    14 of 19        0.499      3 of 8
 docs_same     similarity              0.503      2 of 7        0.523      2 of 7        0.498       0.500       0.500
 docs_cloze    multiple_choice         0.543    16 of 21        0.346    17 of 22        0.426       0.250       0.250
 
-Epochs: at the best dev score, and in all: a run ends after 5 without a better one.
+Epochs: at the best dev score, and in all: a run ends after 10 without a better one.
 The standard error of a score is at most 0.016.
 Pre-training beats both other models by two standard errors or more on: docs_number, docs_next, docs_cloze.
 It does not on: docs_same.
