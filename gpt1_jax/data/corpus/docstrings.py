@@ -145,9 +145,11 @@ def _docstrings(path: pathlib.Path) -> list[str]:
     return list(filter(None, docstrings))
 
 
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and the statements in it; `ast.walk` goes through every expression too, which takes as long as parsing."""
-    yield node
-    for field in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
-        for child in getattr(node, field, ()):
-            yield from _statements(child)
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """A tree and the statements in it; `ast.walk` goes through every expression too, which takes as long as parsing."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for field in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
+            waiting += getattr(node, field, ())
