@@ -21,12 +21,13 @@ fail() {
 }
 
 # uv takes a third of pip's time, but does not read pip's settings: where these name an index, and for what uv cannot
-# install, there is pip. A third of pip's time goes into compiling every module; Python compiles those that it imports,
-# if it may keep them.
-packages() {
+# install, there is pip. Compiling every module takes half of pip's time; Python compiles those that it imports, if it may
+# keep them.
+install_packages() {
   local pip=("$PYTHON" -m pip install --quiet --disable-pip-version-check)
   local uv=("$PYTHON" -m uv pip install --quiet --python "$PYTHON") compile=--no-compile
   if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then compile=--compile && uv+=(--compile-bytecode); fi
+  # Not grep -q, which closes the pipe at the first match: pip fails then, and with it the pipeline.
   if ! "$PYTHON" -m pip config list | grep -E '[.](index-url|no-index)=' >/dev/null && "${pip[@]}" "uv==$UV"; then
     "${uv[@]}" "${wanted[@]}" && return
     echo 'uv could not install them; pip tries.' >&2
@@ -48,7 +49,7 @@ $(python3 --version 2>/dev/null || echo missing). Install it (Debian, Ubuntu: ap
   fi
   new_enough "$PYTHON" || fail "$PWD/.venv has a Python older than 3.11. Delete it and run this again."
   echo "Installing ${wanted[1]} into .venv (2.5 GB, a minute or two)."
-  packages || fail "The packages of ${wanted[1]} could not be installed (see above). Fix that and run this again."
+  install_packages || fail "The packages of ${wanted[1]} could not be installed (see above). Fix that and run this again."
   contents >"$stamp"
   echo 'To run other commands in this environment: source .venv/bin/activate'
 fi

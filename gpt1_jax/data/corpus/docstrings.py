@@ -119,12 +119,12 @@ def _required_distributions() -> set[str]:
 
 
 def _parse_docstrings(paths: list[str]) -> list[list[str]]:
-    collected = gc.isenabled()
-    gc.disable()  # it would go through each tree many times, and there are no circles in one
+    enabled = gc.isenabled()
+    gc.disable()  # trees have no cycles, and it would search each many times
     try:
         return [_docstrings(pathlib.Path(path)) for path in paths]
     finally:
-        if collected:
+        if enabled:
             gc.enable()
 
 
