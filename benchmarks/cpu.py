@@ -60,10 +60,10 @@ def serve(side: str, size: str, dtype: str) -> None:
     """One side, as `peer.Worker` wants it."""
     if side == 'ours':  # imports of what only this side has
         from benchmarks.accelerator import peer_ours
-        from gpt1_jax.processes import keep_freed_memory, use_huge_pages
+        from gpt1_jax.processes import compute_in_this_thread, keep_freed_memory
 
-        use_huge_pages()  # as `gpt1_jax.main` does
-        keep_freed_memory()
+        keep_freed_memory()  # as `gpt1_jax.main` does
+        compute_in_this_thread()
         peer_ours.main(size, 'unrolled', dtype)
     else:
         from benchmarks.accelerator import peer_torch

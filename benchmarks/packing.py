@@ -91,9 +91,12 @@ def jax_side(args, work, packing):
     from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches
     from gpt1_jax.model.architecture import Architecture
     from gpt1_jax.model.classifier import ClassifierHead
+    from gpt1_jax.processes import compute_in_this_thread, keep_freed_memory
     from gpt1_jax.training import program
     from gpt1_jax.training.partitioning import Partitioner
 
+    keep_freed_memory()  # as `gpt1_jax.main` does
+    compute_in_this_thread()
     sizes = dict(
         layers=args.layers, width=args.width, heads=args.width // 64, mlp_width=4 * args.width, n_positions=512
     )

@@ -5,17 +5,9 @@ training by Ctrl-C, after saving, or because another process of the run is lost 
 130 stopped by Ctrl-C elsewhere.
 """
 
-import signal
-
 from gpt1_jax import stopping
 
-if __name__ == '__main__':
-    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)  # until `stopping.watch`
-
-from gpt1_jax.processes import keep_compiled_steps, keep_freed_memory, use_huge_pages
-
 if __name__ == '__main__':  # before the imports below, which take long
-    use_huge_pages()
     stopping.watch()
 
 import contextlib
@@ -36,6 +28,7 @@ from gpt1_jax import command_line, distributed, lock, peers, tasks
 from gpt1_jax.config import check, check_place
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.files import explain
+from gpt1_jax.processes import compute_in_this_thread, keep_compiled_steps, keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='configs/NAME.py or configs/NAME.py:ARGUMENT', sys_argv=command_line.ARGUMENTS
@@ -82,6 +75,7 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     check_place('--workdir', str(workdir))
     keep_compiled_steps()
     task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
+    compute_in_this_thread()
     folder = epath.Path(workdir).expanduser()
     with lock.hold(folder, write=not (peers.current and peers.current.process)), _each_warning_once():
         return task.run(config, folder)

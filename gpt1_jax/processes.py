@@ -49,26 +49,25 @@ def cores() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep the memory that XLA frees after each step, for the next one.
+    """Makes glibc keep the memory that is freed, for whoever asks next.
 
-    Otherwise it goes back to Linux, which must clear each page before the next step may use it: on a CPU a third of the
-    time of a small model's step. Other C libraries are left as they are.
+    XLA's buffers are new in each step. On a CPU Linux would clear all of their pages, for a tenth of a step or more, if
+    the memory had gone back to it before. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == 'glibc':
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie free at the end of the heap
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: larger ones are always given back
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: no limit to what may lie free at the end of the heap
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks are of the heap too, not mappings that go when they are freed
 
 
-def use_huge_pages() -> None:
-    """Starts the program again with huge pages for its large arrays, unless GLIBC_TUNABLES is set.
+def compute_in_this_thread() -> None:
+    """Makes JAX, which must be imported but not in use yet, compute in the thread that asks for it, where the platform
+    is a CPU with one device: only the first thread has a heap that takes large blocks, for `keep_freed_memory`.
 
-    XLA's buffers are new in each step, and Linux then clears and maps 2 MB at a time, not 4 KB: on a CPU that is a
-    quarter of a step. glibc reads this setting only when a process starts. Other C libraries are left as they are.
+    A step then ends before its call returns. Little would be done beside it: it has all cores.
     """
-    if platform.libc_ver()[0] == 'glibc' and 'GLIBC_TUNABLES' not in os.environ:
-        os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-        os.execv(sys.executable, sys.orig_argv)
+    if jax := sys.modules.get('jax'):  # not every task needs it
+        jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 def keep_compiled_steps() -> None:

@@ -37,7 +37,6 @@ def watch() -> None:
     atexit.register(replace_handlers, signal.SIG_IGN)  # the last: then all is done, and Python would have none
     sys.unraisablehook = unraisablehook
     threading.Thread(target=_enforce, args=(reader,), daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked where the program has started itself again
 
 
 def replace_handlers(handler: Callable) -> dict[int, Callable]:

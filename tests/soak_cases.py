@@ -19,11 +19,10 @@ TINY = {
     'transformer': ('tiny', dict(layers=1, width=16, heads=2, mlp_width=64, n_positions=32)),
     'lstm': ('tiny_lstm', dict(layers=1, width=16, units=24, n_positions=32)),
 }
-SERVER = {  # environment: one device, quick compilation, no start anew for huge pages
+SERVER = {  # environment: one device, quick compilation
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
     'NPROC': '32',
     'OPENBLAS_NUM_THREADS': '1',  # its threads would not survive a fork
     'TF_CPP_MIN_LOG_LEVEL': '3',

@@ -383,3 +383,22 @@ def test_a_run_that_does_not_fit_ends_before_it_makes_anything(shards, tmp_path,
     with pytest.raises(UserError, match='^model: The parameters, their moments and gradients take'):
         pretrain.run(config(shards), epath.Path(tmp_path))
     assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_the_metrics_of_a_step_that_is_computed_in_the_call_are_written_before_the_next(tmp_path, monkeypatch):
+    job, order = counting_job(tmp_path, 'max', []), []
+    count, write = job.program.train_step, loop.MetricWriter.write
+
+    def train_step(state, batch):
+        order.append('step')
+        return jax.block_until_ready(count(state, batch))
+
+    def written(writer, step, values):
+        order.append(step)
+        write(writer, step, values)
+
+    monkeypatch.setattr(loop.MetricWriter, 'write', written)
+    at_the_end = loop.Evaluator(lambda params, should_stop: {'rank': 1.0}, every=0, ranks_by='rank', mode='max')
+    program = dataclasses.replace(job.program, train_step=train_step)
+    loop.fit(dataclasses.replace(job, program=program, evaluators=[at_the_end]))
+    assert order == [each for step in range(1, 13) for each in ('step', step)] + [12]  # the evaluation at the end

@@ -84,7 +84,7 @@ class Step(NamedTuple):
 
     Attributes:
       input, placing, dispatch, waiting: seconds of the host until the batch is there, it is on the devices, the step is
-        launched, and the step before it is finished.
+        launched (where it is computed in the call, as on a CPU: finished), and the step before it is finished.
       end: on the clock.
       tokens, examples: of the step before it.
     """

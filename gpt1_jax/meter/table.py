@@ -65,7 +65,7 @@ _TRAINING = (
     ('step in the loop', lambda found: f'{found["step_ms"]:.2f} ms  100%'),
     ('  waiting for input', _part('input')),
     ('  placing the batch', _part('placing')),
-    ('  launching the step', _part('dispatch')),
+    ('  launching (a CPU: computing)', _part('dispatch')),
     ('  waiting for the device', _part('waiting')),
     ('step alone', _of_step(lambda found: found['alone_ms']['median'])),
     ('  of it between devices', _of_step(lambda found: found['collectives_ms'])),

@@ -272,6 +272,8 @@ def _fit(job, checkpointer, guard, diverged):
                 state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
             report()
             pending = index + 1, batches.count_tokens(batch), metrics
+            if jax.process_count() == 1 and metrics['loss'].is_ready():  # as on a CPU, which computes it in the call
+                report()
             if end_step(index + 1):
                 break
     finally:
