@@ -83,13 +83,14 @@ def test_a_step_finds_the_memory_of_the_one_before():
     """Ten steps, each with a temporary array of 200 MB, more than glibc keeps by itself."""
     program = textwrap.dedent("""
         import resource, sys
-        import jax, jax.numpy as jnp
-        from gpt1_jax.processes import compute_in_this_thread, keep_freed_memory
+        from gpt1_jax import main
 
         if 'keep' in sys.argv:
-            keep_freed_memory()
+            main._set_up()
+        import jax, jax.numpy as jnp
+
         if 'here' in sys.argv:
-            compute_in_this_thread()
+            main.compute_in_this_thread()
         step = jax.jit(lambda x: jnp.full((7000, 7000), x) @ jnp.full(7000, x))
         faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(5):
