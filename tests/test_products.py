@@ -39,3 +39,12 @@ def test_outer_products_are_summed_in_float32(dtype):
     ones = lambda *shape: jnp.ones(shape, dtype)
     _, backward = jax.vjp(affine, ones(2, 300, 1), ones(1, 1), jnp.ones(1))
     assert backward(x)[2][0] == 600
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('columns', [(3, 5), (5, 3)])
+def test_outer_products_of_the_wider_with_the_narrower(dtype, columns):
+    """On a CPU the narrower is transposed."""
+    x, y = (jnp.asarray(RNG.normal(size=(2, 4, size)), dtype) for size in columns)
+    expected = np.einsum('btk,btn->kn', np.float64(x), np.float64(y))
+    close(jax.jit(outer_products)(x, y), expected, jnp.float32)

@@ -44,8 +44,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
         settings = self.init_std, self.dtype
-        h = Dense(self.mlp_width, ('embed', 'mlp'), *settings, name='in')(x)
-        h = gelu(h) if self.fused else jax.nn.gelu(h, approximate=True)
+        h = gelu(Dense(self.mlp_width, ('embed', 'mlp'), *settings, name='in')(x))
         h = nn.with_logical_constraint(h, ('batch', None, 'mlp'))
         return Dense(x.shape[-1], ('mlp', 'embed'), *settings, self.fused, name='out')(h)
 
@@ -53,12 +52,19 @@ class FeedForward(nn.Module):
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """The tanh form of GELU; keeps nothing but `x` for the backward pass."""
-    return jax.nn.gelu(x, approximate=True)
+    return _gelu(x)
+
+
+def _gelu(x):
+    plain = lambda x: jax.nn.gelu(x, approximate=True)
+    # XLA rounds each of its operations to bfloat16 on a CPU, which takes longer than all the rest of them.
+    rounded_once = lambda x: plain(x.astype(jnp.float32)).astype(x.dtype)
+    return jax.lax.platform_dependent(x, cpu=rounded_once, default=plain)
 
 
 def _backward(x, gradient):
     # Behind a barrier, because XLA would keep what the forward pass computes: that takes longer than to do it again.
-    return jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), jax.lax.optimization_barrier(x))[1](gradient)
+    return jax.vjp(_gelu, jax.lax.optimization_barrier(x))[1](gradient)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _backward)
+gelu.defvjp(lambda x: (_gelu(x), x), _backward)

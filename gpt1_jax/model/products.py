@@ -20,10 +20,14 @@ def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def outer_products(x: jax.Array, y: jax.Array) -> jax.Array:
     """The sum of the outer products of all rows of `x` [B, T, K] with those of `y` [B, T, N]: float32 [K, N]."""
-    if x.dtype == jnp.float32:
-        return jnp.dot(x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]))
-    # A sum over two axes makes XLA transpose `x` before.
-    return jnp.einsum('btk,btn->kn', x, y, preferred_element_type=jnp.float32)
+    if x.dtype != jnp.float32:
+        # A sum over two axes makes XLA transpose `x` before.
+        return jnp.einsum('btk,btn->kn', x, y, preferred_element_type=jnp.float32)
+    plain = lambda x, y: jnp.dot(x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]))
+    if x.shape[-1] <= y.shape[-1]:
+        return plain(x, y)
+    # On a CPU the narrower of the two, and the result, are sooner transposed than the wider one.
+    return jax.lax.platform_dependent(x, y, cpu=lambda x, y: plain(y, x).T, default=plain)
 
 
 @jax.custom_vjp
