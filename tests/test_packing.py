@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt1_jax.data.labelled import packing
-from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches
+from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches, for_platform
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
@@ -214,9 +214,8 @@ def test_evaluation_without_labels():
 @pytest.mark.parametrize('look_ahead, worth', [(1, 50), (3, 50), (64, 50), (64, 4.3), (64, 4.1)])
 def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, worth):
     monkeypatch.setattr(packing, '_LOOK_AHEAD', look_ahead)
-    monkeypatch.setattr(packing, '_WORTH_A_STEP', worth)
     encoded = make(n=640, longest=60)
-    batches = FinetuningBatches(encoded, batch_size=32, min_row_length=64)
+    batches = FinetuningBatches(encoded, batch_size=32, min_row_length=64, worth_a_step=worth)
     rows, needed = [], []
     for step in range(20):
         batch = batches.batch_at(step)
@@ -316,3 +315,11 @@ def test_mistakes_are_user_errors():
     encoded.labels = None
     with pytest.raises(UserError, match='no labels'):
         FinetuningBatches(encoded, batch_size=2)
+
+
+def test_the_shortest_row_by_platform():
+    encoded = make(n=16, longest=30)
+    row = lambda platform: FinetuningBatches(encoded, batch_size=8, **for_platform(platform)).batch_at(0)['tokens'][
+        0, 0, 0
+    ]
+    assert {platform: len(row(platform)) for platform in ('cpu', 'gpu', 'tpu')} == {'cpu': 64, 'gpu': 128, 'tpu': 128}

@@ -19,9 +19,13 @@ from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 _LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
-# Where an epoch is spared the rows of as many batches, a second step is compiled for batches of few rows: a tenth of
-# MNLI's rows, 1,200 batches. CoLA's, 53 batches, gained nothing by it when measured. Otherwise the number is a guess.
-_WORTH_A_STEP = 100
+_WORTH_A_STEP = 100  # batches; a tenth of MNLI's rows are 1,200; otherwise a guess
+
+
+def for_platform(platform: str) -> dict[str, int]:
+    """Arguments of `FinetuningBatches` for devices of this platform."""
+    # A CPU is as fast at short rows, and compiles a step in the time of some tens of steps: CoLA spares it 31 an epoch.
+    return {'min_row_length': 64, 'worth_a_step': 15} if platform == 'cpu' else {}
 
 
 class FinetuningBatches:
@@ -44,8 +48,9 @@ class FinetuningBatches:
 
     T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits: a few long
     ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
-    first 64 batches of this T needs. Where it saves an epoch enough rows, there is a second, smaller R for batches that
-    fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12, 16, ... So few shapes are compiled.
+    first 64 batches of this T needs. Where it spares an epoch the rows of `worth_a_step` batches, there is a second,
+    smaller R for batches that fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12, 16, ...
+    So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
@@ -58,6 +63,7 @@ class FinetuningBatches:
         *,
         batch_size: int,
         min_row_length: int = 128,
+        worth_a_step: float = _WORTH_A_STEP,
         placement: Placement = Placement(),
         accumulation: int = 1,
         seed: int = 0,
@@ -81,7 +87,7 @@ class FinetuningBatches:
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
         self._order = (-1, None)  # the epoch asked for last, and its permutation
-        self._packer.expect(self.members, self.steps_per_epoch)
+        self._packer.expect(self.members, self.steps_per_epoch, worth_a_step)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of update `step`, counted from 0 over all epochs."""
@@ -125,7 +131,7 @@ class EvaluationBatches:
         self._packer = _Packer(encoded, batch_size, min_row_length, placement, 1, True, share_context)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
-        self._packer.expect(self._members, self.steps)
+        self._packer.expect(self._members, self.steps, _WORTH_A_STEP)
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of batch `index`, 0 to steps - 1."""
@@ -160,7 +166,7 @@ class _Packer:
         self._accumulation, self._placement = accumulation, placement
         self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
-    def expect(self, members_at, steps):
+    def expect(self, members_at, steps, worth_a_step):
         """Chooses the usual R from the first of `steps` batches; members_at(step) are the examples of one."""
         needs, seen = collections.defaultdict(list), min(_LOOK_AHEAD, steps)
         for step in range(seen):
@@ -171,7 +177,7 @@ class _Packer:
             together = lambda fewer: sum(fewer if number <= fewer else most for number in numbers)
             fewer = min(sorted(set(numbers)), key=together)
             spared = (len(numbers) - together(fewer) / most) * steps / seen
-            self._usual_rows[length] = sorted({fewer, most}) if spared >= _WORTH_A_STEP else [most]
+            self._usual_rows[length] = sorted({fewer, most}) if spared >= worth_a_step else [most]
 
     def arrays(self, members, mean):
         """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone."""
