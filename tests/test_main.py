@@ -198,6 +198,20 @@ def test_a_warning_is_said_once_in_a_run(tmp_path, monkeypatch, caplog):
         assert said == ['dev: odd', 'dev: read', 'dev: read', 'train: odd', 'train: read']
 
 
+def test_how_a_task_computes_is_set_between_its_import_and_its_run(tmp_path, monkeypatch):
+    """Before the import there may be no JAX to set it for."""
+    from configs import report as report_config
+    from gpt1_jax import main
+    from gpt1_jax.tasks import report
+
+    order, import_module = [], main.importlib.import_module
+    monkeypatch.setattr(main.importlib, 'import_module', lambda name: order.append('import') or import_module(name))
+    monkeypatch.setattr(main, 'compute_in_this_thread', lambda: order.append('set'))
+    monkeypatch.setattr(report, 'run', lambda config, workdir: order.append('run'))
+    main.run_task(report_config.get_config(), str(tmp_path / 'run'))
+    assert order == ['import', 'set', 'run']
+
+
 def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
     before = checksums(language_model, 120)
     error = run(*pretrain_flags(folder, 'whole'), '--config.seed=1', status=2)
