@@ -60,6 +60,16 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: large blocks are of the heap too, not mappings that go when they are freed
 
 
+def release_freed_memory() -> None:
+    """Gives the memory that is free now back to Linux in spite of `keep_freed_memory`.
+
+    For after something that is done but once, such as compiling: it leaves many small pieces, among which the large
+    blocks of steps find no room.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def compute_in_this_thread() -> None:
     """Makes JAX, which must be imported but not in use yet, compute in the thread that asks for it, where the platform
     is a CPU with one device: only the first thread has a heap that takes large blocks, for `keep_freed_memory`.

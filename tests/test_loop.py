@@ -402,3 +402,14 @@ def test_the_metrics_of_a_step_that_is_computed_in_the_call_are_written_before_t
     program = dataclasses.replace(job.program, train_step=train_step)
     loop.fit(dataclasses.replace(job, program=program, evaluators=[at_the_end]))
     assert order == [each for step in range(1, 13) for each in ('step', step)] + [12]  # the evaluation at the end
+
+
+def test_memory_is_released_after_what_compiles(tmp_path, monkeypatch):
+    """After the first step, and after each evaluator's first evaluation."""
+    seen, released = [], []
+    job = counting_job(tmp_path, 'max', seen)
+    monkeypatch.setattr(loop, 'release_freed_memory', lambda: released.append(len(seen)))
+    loop.fit(job)
+    assert [name for name, _ in seen][:3] == ['other', 'rank', 'other'] and len(seen) > 5
+    first = {name: index + 1 for index, (name, _) in reversed(list(enumerate(seen)))}
+    assert released == [0, *sorted(first.values())]

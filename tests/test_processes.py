@@ -113,6 +113,30 @@ def test_a_step_finds_the_memory_of_the_one_before():
     assert 10 * pages['keep here'] < min(pages['keep'], pages['here'])
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is changed')
+def test_kept_memory_is_released_when_asked():
+    """400 MB in pieces of 100 kB, below one that stays."""
+    program = textwrap.dedent("""
+        import resource
+        import numpy as np
+        from gpt1_jax.processes import keep_freed_memory, release_freed_memory
+
+        def resident():
+            return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
+
+        keep_freed_memory()
+        pieces, last = [np.ones(12_500) for _ in range(4000)], np.ones(12_500)
+        held = resident()
+        del pieces
+        kept = resident()
+        release_freed_memory()
+        print(held - kept, held - resident())
+    """)
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=True)
+    at_once, when_asked = map(int, done.stdout.split())
+    assert at_once < 40e6 < 350e6 < when_asked
+
+
 @pytest.mark.parametrize('first', ['keep_compiled_steps()', 'import jax'])  # as a command does, and as a notebook
 def test_compiled_steps_are_kept_in_the_users_cache(first, tmp_path):
     program = f'from gpt1_jax.processes import keep_compiled_steps\n{first}\nimport jax\nkeep_compiled_steps()\n' + (

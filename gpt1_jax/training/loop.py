@@ -18,6 +18,7 @@ from gpt1_jax import lock
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError, Stopped
 from gpt1_jax.files import check_renaming
+from gpt1_jax.processes import release_freed_memory
 from gpt1_jax.progress import Progress, waiting
 from gpt1_jax.training import divergence
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -190,6 +191,7 @@ def _fit(job, checkpointer, guard, diverged):
     model, devices = program.classifier.model, program.partitioner.mesh.devices
     peak = peak_flops(devices.flat[0].device_kind, model.dtype)
     pending, speed = None, {'tokens_per_second': None, 'mfu': None}
+    have_evaluated = []  # and compiled what they need
 
     def report():
         """Reads the metrics of the previous step, now that the next one is dispatched."""
@@ -235,6 +237,9 @@ def _fit(job, checkpointer, guard, diverged):
                         raise Stopped
                     with throughput.pause():
                         evaluation |= evaluator.evaluate(state.params, functools.partial(guard.should_stop, step))
+                        if evaluator not in have_evaluated:
+                            release_freed_memory()
+                            have_evaluated.append(evaluator)
                     if evaluator is job.ranking:
                         ranked = True
                         last = last or evaluator.is_out_of_patience([*evaluations, evaluation])
@@ -270,6 +275,8 @@ def _fit(job, checkpointer, guard, diverged):
         for index, batch in zip(range(start, end), prefetch(batches, start, end)):
             with waiting('compiling the step', show=is_writer()) if index == start else contextlib.nullcontext():
                 state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
+            if index == start:
+                release_freed_memory()
             report()
             pending = index + 1, batches.count_tokens(batch), metrics
             if jax.process_count() == 1 and metrics['loss'].is_ready():  # as on a CPU, which computes it in the call
