@@ -275,7 +275,7 @@ def _fit(job, checkpointer, guard, diverged):
         for index, batch in zip(range(start, end), prefetch(batches, start, end)):
             with waiting('compiling the step', show=is_writer()) if index == start else contextlib.nullcontext():
                 state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
-            if index == start:
+            if index == start:  # compiling it has left holes in the heap
                 release_freed_memory()
             report()
             pending = index + 1, batches.count_tokens(batch), metrics
