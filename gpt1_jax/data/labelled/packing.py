@@ -18,7 +18,7 @@ from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
-_LOOK_AHEAD = 64  # batches; planning one takes about a millisecond
+_LOOK_AHEAD = 1000  # batches, of several epochs; planning one takes less than a millisecond
 _WORTH_A_STEP = 100  # batches, a guess between the 1,200 that MNLI is spared and the few of small sets
 
 
@@ -48,7 +48,7 @@ class FinetuningBatches:
 
     T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits: a few long
     ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
-    first 64 batches of this T needs. Where it spares an epoch the rows of `worth_a_step` batches, there is a second,
+    first 1,000 batches of this T needs. Where it spares an epoch the rows of `worth_a_step` batches, there is a second,
     smaller R for batches that fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12, 16, ...
     So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
@@ -87,7 +87,7 @@ class FinetuningBatches:
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
         self._order = (-1, None)  # the epoch asked for last, and its permutation
-        self._packer.expect(self.members, self.steps_per_epoch, worth_a_step)
+        self._packer.expect(self.members, _LOOK_AHEAD, self.steps_per_epoch, worth_a_step)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of update `step`, counted from 0 over all epochs."""
@@ -131,7 +131,7 @@ class EvaluationBatches:
         self._packer = _Packer(encoded, batch_size, min_row_length, placement, 1, True, share_context)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
-        self._packer.expect(self._members, self.steps, _WORTH_A_STEP)
+        self._packer.expect(self._members, min(_LOOK_AHEAD, self.steps), self.steps, _WORTH_A_STEP)
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of batch `index`, 0 to steps - 1."""
@@ -166,9 +166,10 @@ class _Packer:
         self._accumulation, self._placement = accumulation, placement
         self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
-    def expect(self, members_at, steps, worth_a_step):
-        """Chooses the usual R from the first of `steps` batches; members_at(step) are the examples of one."""
-        needs, seen = collections.defaultdict(list), min(_LOOK_AHEAD, steps)
+    def expect(self, members_at, seen, steps, worth_a_step):
+        """Chooses the usual R from the first `seen` batches; members_at(step) are the examples of one. steps: those of
+        an epoch."""
+        needs = collections.defaultdict(list)
         for step in range(seen):
             *_, rows, length = self._plan(members_at(step))
             needs[length].append(rows)
