@@ -108,6 +108,8 @@ def test_a_loss_that_stays_infinite_ends_the_run_with_its_batch(shards, tmp_path
 class Batches:
     """All alike."""
 
+    from_shards = False
+
     def batch_at(self, step):
         return {'tokens': np.zeros((1, 1, 1, 17), np.uint16), 'weights': np.ones((1, 1, 1, 16), np.float32)}
 

@@ -273,6 +273,7 @@ def pretraining(partitioner, rows=8):
     made = program.pretraining(config, 300, work.TOTAL_STEPS, partitioner)
     shapes = program.pretraining_batch(config, made.classifier.model, partitioner)
     batches = types.SimpleNamespace(
+        from_shards=False,
         batch_at=lambda step: {
             'tokens': np.random.default_rng(step).integers(0, 300, shapes['tokens'].shape).astype(np.uint16),
             'weights': np.full(shapes['weights'].shape, 1 / (rows * 32), np.float32),

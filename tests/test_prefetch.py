@@ -13,8 +13,8 @@ from gpt1_jax.errors import UserError
 class Batches:
     """Even steps are slow, so that readers finish out of order."""
 
-    def __init__(self, failing=None):
-        self.failing, self.read = failing, []
+    def __init__(self, failing=None, from_shards=True):
+        self.failing, self.read, self.from_shards = failing, [], from_shards
 
     def batch_at(self, step):
         self.read.append(step)
@@ -75,3 +75,9 @@ def test_tensorflow_is_imported_after_the_first_step(monkeypatch):
     assert not imported
     next(stream)
     assert imported
+
+
+def test_examples_in_memory_need_no_tensorflow(monkeypatch):
+    monkeypatch.setattr(prefetch, 'import_tensorflow', lambda: pytest.fail('imported'))
+    batches = prefetch.prefetch(Batches(from_shards=False), 2, 9)
+    assert [int(batch['tokens'][0, 0]) for batch in batches] == list(range(2, 9))

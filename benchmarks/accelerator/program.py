@@ -35,7 +35,7 @@ def pretraining(
             'weights': np.full(shapes['weights'].shape, weight, np.float32),
         }
 
-    return work.Work(made, types.SimpleNamespace(batch_at=batch_at))
+    return work.Work(made, types.SimpleNamespace(batch_at=batch_at, from_shards=False))
 
 
 def finetuning(

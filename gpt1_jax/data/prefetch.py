@@ -1,4 +1,5 @@
-"""Batches read ahead of the step that takes them: by tf.data, or by threads where TensorFlow is not installed."""
+"""Batches read ahead of the step that takes them: those of shards by tf.data, or by threads where TensorFlow is not
+installed; those of examples in memory by threads, which need no import and wait less for each other."""
 
 import collections
 import concurrent.futures
@@ -22,14 +23,16 @@ def prefetch(batches: Any, start: int, stop: int) -> Iterator[dict[str, np.ndarr
     A batch is a function of its step, so there is no state to save: to resume is to start later.
 
     Args:
-      batches: has `batch_at(step) -> dict of arrays`; names and types are the same for every step.
+      batches: has `batch_at(step) -> dict of arrays`, with the same names and types for every step, and `from_shards`,
+        whether they come from files.
     Raises: what `batch_at` raises.
     """
     if start >= stop:
         return iter(())
-    if importlib.util.find_spec('tensorflow'):
-        return _by_tf_data(batches, start, stop)
-    logging.log_first_n(logging.INFO, 'TensorFlow is not installed: threads read the batches ahead in its place', 1)
+    if batches.from_shards:
+        if importlib.util.find_spec('tensorflow'):
+            return _by_tf_data(batches, start, stop)
+        logging.log_first_n(logging.INFO, 'TensorFlow is not installed: threads read the batches ahead in its place', 1)
     return _by_threads(batches, start, stop)
 
 

@@ -73,6 +73,8 @@ class Work:
 class Cycle:
     """The first `steps` of some batches, again and again: few shapes, all of which can be compiled before."""
 
+    from_shards = False
+
     def __init__(self, batches: FinetuningBatches, steps: int):
         self._batches, self._steps = batches, steps
         self.count_tokens = batches.count_tokens

@@ -88,6 +88,10 @@ class Remaining:
     batches: object
     rollbacks: Sequence[dict]
 
+    @property
+    def from_shards(self) -> bool:
+        return self.batches.from_shards
+
     def batch_at(self, step: int) -> dict:
         return self.batches.batch_at(position(step, self.rollbacks))
 

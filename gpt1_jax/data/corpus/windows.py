@@ -68,6 +68,8 @@ class PretrainingBatches:
       windows_per_epoch: (tokens - length) // length.
     """
 
+    from_shards = True
+
     def __init__(
         self,
         split: Split,
@@ -150,6 +152,8 @@ class HeldOutBatches:
     Attributes:
       steps: number of batches. targets: number of target tokens in all of them.
     """
+
+    from_shards = True
 
     def __init__(
         self,

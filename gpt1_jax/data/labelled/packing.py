@@ -57,6 +57,8 @@ class FinetuningBatches:
       UserError: no labels, or fewer examples than batch_size.
     """
 
+    from_shards = False
+
     def __init__(
         self,
         encoded: Encoded,
@@ -118,6 +120,8 @@ class EvaluationBatches:
     `batch_at(i)` gives the arrays of FinetuningBatches with k = 1, example_weights 1 (padding 0) and lm_weights
     1 / (targets of the sequence), so that sums over batches can be averaged.
     """
+
+    from_shards = False
 
     def __init__(
         self,
