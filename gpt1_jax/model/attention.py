@@ -138,9 +138,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, visible: Visible, train: bool, cache: tuple | None = None
+        self,
+        x: jax.Array,
+        visible: Visible,
+        dropout_key: jax.Array | None = None,
+        cache: tuple | None = None,
     ) -> tuple[jax.Array | tuple, tuple | None]:
-        """`x` [B, Q, width] -> ([B, Q, width], cache).
+        """`x` [B, Q, width] -> ([B, Q, width], cache). dropout_key: None for no dropout.
 
         `cache` is (key, value, each [B, H, K, D], lengths [B]): row b's new keys and values are written from
         lengths[b] on, and `visible` is over the whole cache.
@@ -177,7 +181,6 @@ class SelfAttention(nn.Module):
             cache = write_to_cache(keys, key, lengths), write_to_cache(values, value, lengths), lengths
             mixed = attend_to_cache(query, *cache[:2], visible).reshape(x.shape)
             return mixed @ out_kernel + out_bias.astype(self.dtype)[None, None], cache
-        dropout_key = self.make_rng('dropout') if train and self.dropout_rate else None
         if self._has_kernel(*x.shape[:2], head_dim):
             qkv = jnp.einsum('bqw,wcz->cbqz', x, qkv_kernel)
             qkv = nn.with_logical_constraint(qkv, (None, 'batch', None, 'heads'))

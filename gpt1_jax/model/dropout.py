@@ -37,8 +37,8 @@ def threshold(rate: float) -> int:
 
 
 def seeds(key: jax.Array) -> jax.Array:
-    """uint32 [2]: 64 bits of `key`, for `keep`."""
-    return jax.random.bits(key, (2,), jnp.uint32)
+    """uint32 [2]: the words of `key`, for `keep`. Bits drawn from it would be no better: a key is drawn itself."""
+    return jax.random.key_data(key).reshape(-1)[:2]
 
 
 def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:

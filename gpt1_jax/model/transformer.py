@@ -18,6 +18,7 @@ from gpt1_jax.model.flops import training_flops_per_token
 from gpt1_jax.model.weights import copies, whole
 
 _EPSILON = 1e-5  # of a layer norm
+_DROPOUTS = 'attention', 'norm_1', 'norm_2'  # of a block: of the weights, and of the branches before the norms
 
 
 class Cache(NamedTuple):
@@ -63,12 +64,16 @@ class Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: tuple | None, visible: Visible) -> tuple[jax.Array, tuple | None]:
+    def __call__(
+        self, x: jax.Array, cache: tuple | None, keys: jax.Array | None, visible: Visible
+    ) -> tuple[jax.Array, tuple | None]:
+        """`x` [B, T, width] -> ([B, T, width], cache). keys: of _DROPOUTS; None for none."""
         fused = self._has_norm_kernel(x, cache)
+        keys = {} if keys is None else dict(zip(_DROPOUTS, keys))
 
         def join(name, x, branch, uses):
             """The norm of x + dropout(branch), `uses` times."""
-            key = self.make_rng('dropout') if self.train and self.residual_dropout else None
+            key = keys.get(name) if self.residual_dropout else None
             if fused:
                 settings = norm_triton.Settings(self.residual_dropout if key is not None else 0.0, _EPSILON, uses)
                 return norm_triton.Norm(settings, name=name)(x, *branch, key)
@@ -83,7 +88,8 @@ class Block(nn.Module):
             return (norm(x + dropout(branch, key, self.residual_dropout)),) * uses
 
         settings = self.heads, self.attention_dropout, self.init_std, self.dtype, self.attention, self.platform
-        attended, cache = SelfAttention(*settings, fused, name='attention')(x, visible, self.train, cache)
+        key = keys.get('attention') if self.attention_dropout else None
+        attended, cache = SelfAttention(*settings, fused, name='attention')(x, visible, key, cache)
         read, n = join('norm_1', x, attended, 2)
         mlp = FeedForward(self.mlp_width, self.init_std, self.dtype, fused, name='mlp')
         (h,) = join('norm_2', n, mlp(read), 1)
@@ -210,7 +216,7 @@ class Decoder(nn.Module):
             order += cache.lengths[:, None]
         if positions is None:
             positions = order[:1] if cache is None else order  # looked up once for all rows
-        key = self.make_rng('dropout') if train and self.dropout else None
+        key, block_keys = self._dropout_keys() if train else (None, None)
         places = tokens, n_rows + positions
         x, table = look_up(table, places, key, self.dropout, self.embedding_dropout, self.dtype, train)
 
@@ -231,14 +237,14 @@ class Decoder(nn.Module):
             stack = nn.scan(
                 block,
                 variable_axes={'params': 0},
-                split_rngs={'params': True, 'dropout': True},
-                in_axes=(0, nn.broadcast),
+                split_rngs={'params': True},
+                in_axes=(0, 0, nn.broadcast),
                 length=self.layers,
                 unroll=1 if self.scan else self.layers,
                 check_constancy_invariants=False,  # would trace the block twice; nothing is shared by the layers
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )
-            x, _ = stack(*arguments, name='blocks')(x, None, Visible(order, order, segment_ids, context_ids))
+            x, _ = stack(*arguments, name='blocks')(x, None, block_keys, Visible(order, order, segment_ids, context_ids))
         elif self.layers:
             # Layer by layer, each with arrays of its own: a scan would copy the cache at every call.
             visible = Visible(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])
@@ -246,13 +252,21 @@ class Decoder(nn.Module):
             for i in range(self.layers):
                 layer = blocks[i] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[i], blocks)
                 x, (key, value, _) = block.apply(
-                    {'params': layer}, x, (cache.keys[i], cache.values[i], cache.lengths), visible
+                    {'params': layer}, x, (cache.keys[i], cache.values[i], cache.lengths), None, visible
                 )
                 keys.append(key)
                 values.append(value)
         if cache is not None:
             cache = Cache(tuple(keys), tuple(values), cache.lengths + (length if lengths is None else lengths))
         return Output(x, table if self.softmax_rows == 'all' else table[..., :n_rows, :], cache)
+
+    def _dropout_keys(self):
+        """(key of the table, keys [layers, len(_DROPOUTS)] of the blocks), drawn at once: each draw is a loop of small
+        kernels on a CPU."""
+        if not (self.dropout or self.attention_dropout or self.residual_dropout):
+            return None, None
+        keys = jax.random.split(self.make_rng('dropout'), 1 + self.layers * len(_DROPOUTS))
+        return keys[0], keys[1:].reshape(self.layers, len(_DROPOUTS))
 
 
 def look_up(
