@@ -244,7 +244,9 @@ class Decoder(nn.Module):
                 check_constancy_invariants=False,  # would trace the block twice; nothing is shared by the layers
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )
-            x, _ = stack(*arguments, name='blocks')(x, None, block_keys, Visible(order, order, segment_ids, context_ids))
+            x, _ = stack(*arguments, name='blocks')(
+                x, None, block_keys, Visible(order, order, segment_ids, context_ids)
+            )
         elif self.layers:
             # Layer by layer, each with arrays of its own: a scan would copy the cache at every call.
             visible = Visible(order, jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)[None])
