@@ -101,7 +101,7 @@ def run_defaults(**log: object) -> dict:
         mesh=mesh_defaults(),
         checkpoint=ml_collections.ConfigDict(
             dict(
-                every=2000,  # steps between saves, in addition to one at every evaluation; 0: only those
+                every=2000,  # steps between saves, in addition to those after evaluations; 0: only those
                 every_minutes=0.0,  # minutes after a save that another one is due, wherever the run is; 0: never
                 keep_latest=2,  # newest checkpoints to keep
                 keep_best=1,  # best checkpoints to keep

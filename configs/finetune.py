@@ -84,5 +84,11 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
     )
     if name in SUITES:
         # Variants: name -> changed keys of this config, such as {'scratch': {'n_transfer': -1}}.
-        config.update(task='sweep', datasets=SUITES[name], seeds=1, variants=ml_collections.ConfigDict())
+        config.update(
+            task='sweep',
+            datasets=SUITES[name],
+            seeds=1,
+            variants=ml_collections.ConfigDict(),
+            workers=0,  # runs at a time; 0: one per core where the only device is a CPU and the model narrow, else one
+        )
     return config

@@ -32,6 +32,7 @@ def get_config(arg: str = 'mnli') -> ml_collections.ConfigDict:
         rest='absent',  # what stands in for the other layers: none, or fresh ones
         layers=(),  # numbers of layers to transfer, such as (0,2,4); empty: from 0 to all
         seeds=1,  # fine-tuning runs of each number
+        workers=0,  # runs at a time; 0: see configs/finetune.py
     )
     config.data.score_train = 1000  # for the curve of training examples
     return config

@@ -45,6 +45,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             task='quickstart',
             seed=0,  # of all parts
             seeds=1,  # of fine-tuning
+            workers=0,  # runs of fine-tuning at a time; 0: one per core
             datasets=('docs_number', 'docs_next', 'docs_same', 'docs_cloze'),
             pretrain=language_model,
             finetune=classifier,

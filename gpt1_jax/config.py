@@ -19,6 +19,7 @@ MAY_CHANGE = (
     'mesh',
     'checkpoint',
     'log',
+    'workers',
     'data.workers',
     'data.cache',
     'data.download',
@@ -96,7 +97,7 @@ _RANGES = (
     ),
     ('model.layers', lambda x: x <= MOST_LAYERS, f'at most {MOST_LAYERS:,}'),
     ('seeds', lambda x: x <= 10_000, 'at most 10,000'),
-    ('data.workers', lambda x: 0 <= x <= 4096, 'from 0 to 4,096'),
+    ('workers', lambda x: 0 <= x <= 4096, 'from 0 to 4,096'),
     ('temperature', lambda x: x == 0 or x >= 1e-30, '0, or at least 1e-30'),
     ('data.limit', lambda x: x >= 1, 'at least 1'),
     ('top_p data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
@@ -231,8 +232,7 @@ def compare(old: dict, new: dict) -> dict[str, tuple]:
     return {
         key: (a, b)
         for key, (a, b) in sorted(_differences(old, new).items())
-        if not any(f'{key}.'.startswith(f'{name}.') for name in MAY_CHANGE)
-        and not (_is_place(key) and _place(a) == _place(b))
+        if not any(f'.{name}.' in f'.{key}.' for name in MAY_CHANGE) and not (_is_place(key) and _place(a) == _place(b))
     }
 
 

@@ -10,9 +10,7 @@ from gpt1_jax import stopping
 if __name__ == '__main__':  # before the imports below, which take long
     stopping.watch()
 
-import contextlib
 import importlib
-import logging as standard_logging
 import os
 import pkgutil
 import re
@@ -24,7 +22,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from gpt1_jax import command_line, distributed, lock, peers, tasks
+from gpt1_jax import command_line, distributed, lock, logs, peers, tasks
 from gpt1_jax.config import check, check_place
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.files import explain
@@ -77,26 +75,8 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
     compute_in_this_thread()
     folder = epath.Path(workdir).expanduser()
-    with lock.hold(folder, write=not (peers.current and peers.current.process)), _each_warning_once():
+    with lock.hold(folder, write=not (peers.current and peers.current.process)), logs.each_warning_once():
         return task.run(config, folder)
-
-
-@contextlib.contextmanager
-def _each_warning_once():
-    """The same data are read several times in a run, to count them, encode them and show them."""
-    said = set()
-
-    def is_new(record):
-        if record.levelno != standard_logging.WARNING:
-            return True
-        message = record.getMessage()
-        return message not in said and not said.add(message)
-
-    logging.get_absl_logger().addFilter(is_new)
-    try:
-        yield
-    finally:
-        logging.get_absl_logger().removeFilter(is_new)
 
 
 def _set_up():
@@ -107,10 +87,7 @@ def _set_up():
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # TensorFlow then loads without Keras, a third faster
     if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
         os.environ.setdefault('NPROC', '32')  # XLA's threads; with too few, collectives between host devices deadlock
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setFormatter(standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    for library in ('jax', 'httpx2'):
-        standard_logging.getLogger(library).setLevel(standard_logging.WARNING)
+    logs.set_up()
 
 
 def _parse(argv):

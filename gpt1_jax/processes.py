@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from gpt1_jax.errors import UserError
 
@@ -41,6 +42,13 @@ def process_pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecuto
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def start_process(target: Callable, *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """A process that imports only what its function needs, leaves Ctrl-C to this one, and ends with it."""
+    process = _LightContext().Process(target=_run_worker, args=(target, arguments))
+    process.start()
+    return process
 
 
 def cores() -> int:
@@ -108,6 +116,11 @@ class _LightProcess(multiprocessing.context.SpawnProcess):
 
 class _LightContext(multiprocessing.context.SpawnContext):
     Process = _LightProcess
+
+
+def _run_worker(target, arguments):
+    _start_worker()
+    target(*arguments)
 
 
 def _start_worker() -> None:

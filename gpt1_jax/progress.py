@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+quiet = False  # in a process whose parent shows how far it is
 _LINE_SECONDS = 10
 _FORMATS = {'loss': 'loss {:.4f}', 'tokens_per_second': '{:,.0f} tokens/s', 'mfu': 'MFU {:.1%}'}
 
@@ -27,6 +28,7 @@ class Progress:
         self, total: int, start: int, description: str, *, unit: str = 'step', show: bool = True, part: bool = False
     ):
         self._total, self._description, self._unit, self._bytes = total, description, unit, unit == 'B'
+        show = show and not quiet
         self._show, self._part, self._said = show, part, False
         self._bar = self._first = None
         self._shown = time.monotonic() if part else None
@@ -100,7 +102,7 @@ def waiting(what: str, *, show: bool = True) -> Iterator[None]:
         while not ended.wait(_LINE_SECONDS):
             print(f'{what}: {duration(time.monotonic() - began)} so far', file=sys.stderr, flush=True)
 
-    if show:
+    if show and not quiet:
         threading.Thread(target=tell, daemon=True).start()
     try:
         yield

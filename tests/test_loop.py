@@ -182,8 +182,11 @@ def steps_of(params):
     ('mode', 'best', 'stops'),
     [('min', 5, ()), ('min', 5, (6,)), ('min', 5, (5, 9)), ('max', 10, ()), ('max', 10, (1, 10))],
 )
-def test_evaluators_have_periods_of_their_own(tmp_path, monkeypatch, mode, best, stops):
-    """Each is asked when it is due and after the last step; the one that ranks says what is saved and what is best."""
+@pytest.mark.parametrize('recent', [1e6, 0.0])
+def test_evaluators_have_periods_of_their_own(tmp_path, monkeypatch, mode, best, stops, recent):
+    """Each is asked when it is due and after the last step; the one that ranks says what is saved and what is best.
+    Where all saves are recent, step 10 is saved only if it is the best."""
+    monkeypatch.setattr(clock, '_RECENT', recent)
     seen, saved, workdir, save = [], [], epath.Path(tmp_path), loop.Checkpointer.save
     recording = lambda self, step, *values: (saved.append(step), save(self, step, *values))
     monkeypatch.setattr(loop.Checkpointer, 'save', recording)
@@ -199,7 +202,8 @@ def test_evaluators_have_periods_of_their_own(tmp_path, monkeypatch, mode, best,
     assert outcome.evaluations == EVALUATIONS
     assert seen == [(name, evaluation['step']) for evaluation in EVALUATIONS for name in evaluation if name != 'step']
     assert outcome.best == {'step': best, 'rank': RANK[best]} and steps_of(loop.best_params(job, outcome)[0]) == best
-    assert saved == sorted({5, 10, 12, *stops}) and checkpoints(workdir) == {best, 12}
+    evaluated = {5, best} if recent else {5, 10}
+    assert saved == sorted({*evaluated, 12, *stops}) and checkpoints(workdir) == {best, 12}
     assert metrics(workdir) == LINES
 
 

@@ -11,6 +11,7 @@ import runs
 from configs import quickstart as quickstart_config
 from gpt1_jax.data.labelled.docstring_sets import SIZES
 from gpt1_jax.data.labelled.examples import Examples
+from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import DivergedError
 from gpt1_jax.evaluation.bag_of_words import Baseline
@@ -211,6 +212,14 @@ def test_a_real_run_ends_with_its_report(tmp_path):
     with runs.on_one_device(pretrain, generate, finetune):
         result = quickstart.run(config, epath.Path(tmp_path))
     for name in config.datasets:
+        for split in SIZES:
+            there, made = (
+                load_examples(REGISTRY[name], source, split)
+                for source in (f'files:{tmp_path}/data/{name}', 'docs:numpy,scipy')
+            )
+            assert (
+                there.fields == made.fields and there.ids == made.ids and there.labels.tolist() == made.labels.tolist()
+            )
         for start in ('pretrained', 'scratch'):
             alone = results.read(epath.Path(tmp_path / name / start / 'seed0'))
             assert alone.facts['train_examples'] == 200

@@ -317,6 +317,14 @@ def test_a_second_call_does_nothing_again(folder, two_seeds):
     assert again.scores == two_seeds.scores and len(before) == 2 and times() == before
 
 
+def test_runs_side_by_side_are_those_of_one_after_the_other(folder, two_seeds):
+    again = sweep.run(config(folder, datasets=('sst2',), seeds=2, workers=2), folder / 'side_by_side')
+    assert again.scores == two_seeds.scores and again.facts == two_seeds.facts and again.model == two_seeds.model
+    log = lambda name: (folder / name / 'sst2' / 'seed1' / 'metrics.jsonl').read_text().splitlines()
+    losses = lambda name: [line['loss'] for line in map(json.loads, log(name)) if 'loss' in line]
+    assert losses('side_by_side') == losses('two')
+
+
 def test_a_suite_of_an_earlier_version_is_evaluated_again_but_not_trained(folder, two_seeds):
     """Its results.json had another form, which is not read: the values here are wrong. Its top had no config.json."""
     for seed in range(2):

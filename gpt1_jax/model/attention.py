@@ -138,11 +138,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        visible: Visible,
-        dropout_key: jax.Array | None = None,
-        cache: tuple | None = None,
+        self, x: jax.Array, visible: Visible, dropout_key: jax.Array | None = None, cache: tuple | None = None
     ) -> tuple[jax.Array | tuple, tuple | None]:
         """`x` [B, Q, width] -> ([B, Q, width], cache). dropout_key: None for no dropout.
 

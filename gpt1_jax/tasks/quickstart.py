@@ -1,5 +1,6 @@
 """The whole method at a small scale: pre-train once, fine-tune each input transformation with and without it."""
 
+import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -50,15 +51,20 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     parts = config.copy_and_resolve_references()
     with parts.unlocked():
         parts.pretrain.seed = parts.generate.seed = parts.finetune.seed = config.seed
-        parts.pretrain.data.source = f'text:{workdir / "text"}'
+        parts.pretrain.data.source, packages = f'text:{workdir / "text"}', parts.finetune.data.source
+        parts.finetune.data.source = f'files:{workdir / "data"}'
         parts.generate.init_from = parts.finetune.init_from = str(workdir / 'pretrain')
     if is_writer():
         with waiting('reading documentation strings'):
-            _write_text(parts.finetune.data.source, workdir / 'text')
+            _write_text(packages, workdir / 'text')
+            for name in config.datasets:
+                _write_examples(name, packages, workdir / 'data' / name)
     language_model = pretrain.run(parts.pretrain, workdir / 'pretrain')
     generate.run(parts.generate, workdir / 'generate')
     variants = {start: config[start].to_dict() for start in STARTS}
-    runs = sweep.with_variants(parts.finetune, variants, without=(), datasets=config.datasets, seeds=config.seeds)
+    runs = sweep.with_variants(
+        parts.finetune, variants, without=(), datasets=config.datasets, seeds=config.seeds, workers=config.workers
+    )
     tuned = sweep.fine_tune_all(runs, workdir)
     with waiting('fitting bags of words', show=is_writer()):
         baselines = list(_baselines(runs))
@@ -82,11 +88,26 @@ def _write_text(source: str, folder: epath.Path) -> None:
         (folder / f'{path.replace("/", ".")}.txt').write_text(text)
 
 
+def _write_examples(name, source, folder):
+    """The splits of a data set, as files that anyone can read, and processes at once."""
+    make_directory(folder)
+    dataset = REGISTRY[name]
+    for split in dataset.splits:
+        examples = load_examples(dataset, source, split)
+        columns = (
+            {'id': examples.ids} | examples.fields | {'label': [dataset.labels[label] for label in examples.labels]}
+        )
+        entries = (dict(zip(columns, row)) for row in zip(*columns.values()))
+        (folder / f'{split}.jsonl').write_text(''.join(f'{json.dumps(entry)}\n' for entry in entries))
+
+
 def _baselines(config) -> Iterator[Score]:
     """Bags of words on the training examples of each run of a sweep."""
     for name in config.datasets:
         dataset = REGISTRY[name]
-        splits = {split: load_examples(dataset, config.data.source, split) for split in ('train', 'dev', 'test')}
+        splits = {
+            split: load_examples(dataset, f'{config.data.source}/{name}', split) for split in ('train', 'dev', 'test')
+        }
         for seed in range(config.seed, config.seed + config.seeds):
             train = splits['train'].take(finetune.drawn(seed, config.data, len(splits['train'])))
             for variant, fields in zip(BASELINES, (dataset.fields, dataset.fields[-1:])):

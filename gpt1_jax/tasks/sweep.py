@@ -21,7 +21,9 @@ from gpt1_jax.files import exists, make_directory, write_json
 from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
+from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import finetune
+from gpt1_jax.training import side_by_side
 from gpt1_jax.training.partitioning import is_writer
 
 _MOST_NAMED = 10
@@ -107,21 +109,16 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
             for (name, variant, seed), run_config in configs.items()
         ]
         write_json(workdir / 'runs.json', entries)
-    runs, progress = {}, Progress(len(configs), 0, 'fine-tuning', unit='run', show=is_writer())
-    progress.update(0)
-    for number, ((name, variant, seed), run_config) in enumerate(configs.items(), 1):
+    outcomes = _run_all(
+        {_path(*key[:2], f'seed{key[2]}'): one for key, one in configs.items()}, workdir, config.workers
+    )
+    runs = {}
+    for name, variant, seed in configs:
         path = _path(name, variant, f'seed{seed}')
-        finished = exists(workdir / path / 'results.json')
-        show = progress.resume if finished else progress.update
-        logging.info('fine-tuning in %s', workdir / path)
-        try:
-            with lock.hold(workdir / path, write=is_writer() and not finished):
-                runs[name, variant, workdir / path] = finetune.run(run_config, workdir / path)
-        except DivergedError as error:
-            logging.error('%s is left out: %s', path, error)
-            left_out[path] = str(error)
-        show(number)
-    progress.close()
+        if isinstance(outcome := outcomes[path], DivergedError):
+            left_out[path] = str(outcome)
+        else:
+            runs[name, variant, workdir / path] = outcome
     if not runs:
         reason = next(reversed(left_out.values())).rstrip('.')
         raise UserError(f'datasets: Every run has diverged ({reason}). Lower optimizer.learning_rate.')
@@ -140,6 +137,37 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
         config=as_json(config),
         seconds=0.0,
     )
+
+
+def _run_all(configs, workdir, workers):
+    """Path -> result of the run, or DivergedError. configs: path -> config."""
+    progress = Progress(len(configs), 0, 'fine-tuning', unit='run', show=is_writer())
+    progress.update(0)
+    outcomes = {}
+    for path in configs:
+        if exists(workdir / path / 'results.json'):
+            outcomes[path] = _fine_tune(configs[path], workdir / path, False)
+            progress.resume(len(outcomes))
+    left = {path: (one, workdir / path, is_writer()) for path, one in configs.items() if path not in outcomes}
+    models = lambda: map(store.open_model, {one.init_from for one, *_ in left.values()})
+    workers = side_by_side.number(workers, len(left), lambda: max(one.architecture.sizes['width'] for one in models()))
+    for path, outcome in side_by_side.each(_fine_tune, left, workers):
+        outcomes[path] = outcome
+        if isinstance(outcome, DivergedError):
+            logging.error('%s is left out: %s', path, outcome)
+        progress.update(len(outcomes))
+    progress.close()
+    return outcomes
+
+
+def _fine_tune(config, folder, write):
+    """The result, or DivergedError. write: whether this process writes there."""
+    logging.info('fine-tuning in %s', folder)
+    try:
+        with lock.hold(folder, write=write):
+            return finetune.run(config, folder)
+    except DivergedError as error:
+        return error
 
 
 def _log_left_out(left_out):
@@ -216,7 +244,7 @@ def _run_config(config, name, uri, variant, seed):
     """The config of one run, equal to one that `finetune` alone would be given."""
     overrides, run_config = config.variants.get(variant, {}), config.copy_and_resolve_references()
     with run_config.unlocked():
-        del run_config.datasets, run_config.seeds, run_config.variants
+        del run_config.datasets, run_config.seeds, run_config.variants, run_config.workers
     run_config.update(task='finetune', seed=config.seed + seed)
     run_config.data.update(dataset=name, source=uri)
     run_config.lock()  # no new keys

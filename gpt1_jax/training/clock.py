@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _MOST_STEPS = 10_000  # between two questions
+_RECENT = 10.0  # seconds
 
 
 class Clock:
@@ -37,6 +38,11 @@ class Clock:
         due, steps = map(int, multihost_utils.broadcast_one_to_all(answer))
         self._next = step + steps
         return bool(due)
+
+    def is_recent(self) -> bool:
+        """Whether the last save was so short a time ago that little would be lost without another. Never in a run of
+        many processes, whose clocks differ."""
+        return jax.process_count() == 1 and time.monotonic() - self._since < _RECENT
 
     def restart(self, step: int) -> None:
         """Counts from now on; the run has just saved after `step`."""

@@ -40,7 +40,7 @@ class Evaluator:
         at the same ones, and then raises Stopped.
       every: steps between evaluations; 0: only after the last step.
       ranks_by: the metric that ranks the run's checkpoints, for exactly one evaluator of a run; the state is saved
-        with each of its evaluations.
+        with each of its evaluations, except where it is not to be kept and one was saved a few seconds before.
       mode: 'min' or 'max', which value of `ranks_by` is best.
       patience: evaluations in a row without a new best value that end the run; 0: it goes to its last step.
     """
@@ -223,6 +223,12 @@ def _fit(job, checkpointer, guard, diverged):
                 'the earlier checkpoints are kept.'
             )
 
+    def is_spared(step):
+        """Whether a step that was ranked is not saved: it is not to be kept, and little would be lost."""
+        best = job.ranking.by_rank(evaluations)[: job.config.checkpoint.keep_best]
+        # Where a run goes back to must not depend on the time.
+        return not may_go_back and step not in [one['step'] for one in best] and clock.is_recent()
+
     def end_step(step, again=False):
         """Does what is due after a step; returns whether the run ends there. again: whether the step was saved before,
         without its evaluation, which was told to stop."""
@@ -249,7 +255,13 @@ def _fit(job, checkpointer, guard, diverged):
             writer.write(step, evaluation)
             evaluations.append({'step': step} | evaluation)
         by_clock = clock.is_due(step)
-        if ranked or stop or by_clock or due(job.config.checkpoint.every) or job.is_kept(step):
+        if (
+            (ranked and not is_spared(step))
+            or stop
+            or by_clock
+            or due(job.config.checkpoint.every)
+            or job.is_kept(step)
+        ):
             report()
             lock.check(job.workdir)  # else a folder that was removed would be made anew, with this alone
             more = {'rollbacks': rollbacks, 'trend': may_go_back and list(trend), 'unevaluated': unevaluated}

@@ -1,0 +1,35 @@
+"""How log lines look, and that a warning is said once."""
+
+import contextlib
+import logging as standard_logging
+from collections.abc import Iterator
+
+from absl import logging
+
+
+def set_up(name: str = '') -> None:
+    """Gives log lines the time and, where several processes write them, a name; hides what libraries tell."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    name = name.replace('%', '%%') + ': ' if name else ''
+    logging.get_absl_handler().setFormatter(standard_logging.Formatter(f'%(asctime)s {name}%(message)s', '%H:%M:%S'))
+    for library in ('jax', 'httpx2'):
+        standard_logging.getLogger(library).setLevel(standard_logging.WARNING)
+
+
+@contextlib.contextmanager
+def each_warning_once() -> Iterator[None]:
+    """The same data are read several times in a run, to count them, encode them and show them."""
+    said = set()
+
+    def is_new(record):
+        if record.levelno != standard_logging.WARNING:
+            return True
+        message = record.getMessage()
+        return message not in said and not said.add(message)
+
+    logging.get_absl_logger().addFilter(is_new)
+    try:
+        yield
+    finally:
+        logging.get_absl_logger().removeFilter(is_new)

@@ -1,0 +1,146 @@
+"""Training runs at the same time, each in a process with its share of the cores.
+
+The steps of a narrow model are small computations one after the other, which a second core makes little faster.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import flags, logging
+
+from gpt1_jax import logs, peers, progress, stopping
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
+from gpt1_jax.processes import compute_in_this_thread, cores, keep_freed_memory, start_process
+from gpt1_jax.training.preemption import PreemptionGuard
+
+_NARROW = 256  # width of a model up to which a process a core is faster
+_ASK_SECONDS = 0.2  # between two looks at whether to stop
+
+
+def number(workers: int, runs: int, width: Callable[[], int]) -> int:
+    """How many processes do some runs; 1 stands for this one.
+
+    Args:
+      workers: as the config says; 0: as many as the cores where the only device is a CPU and the model narrow, else 1.
+      runs: that there are to do.
+      width: of the widest model, asked for only where it counts.
+    Raises:
+      UserError: several processes are asked for, and cannot be.
+    """
+    alone = not peers.current and jax.default_backend() == 'cpu'
+    if workers > 1 and not alone:
+        raise UserError(
+            f'workers: {workers} processes cannot share an accelerator, or be those of several hosts. Set it to 1.'
+        )
+    most = max(1, min(workers or cores(), runs))
+    if most > 1 and not workers and (not alone or jax.device_count() > 1 or width() > _NARROW):
+        return 1
+    return most
+
+
+def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterator[tuple[str, Any]]:
+    """(name, function(*calls[name])) as they end, in `workers` processes; raises what a call raises.
+
+    A request to stop goes on to the processes. When they have saved, this exits with STOPPED_EXIT_STATUS. They are told
+    to stop as well where a call fails or the caller wants no more.
+
+    Args:
+      function: of a module. It, its arguments and its result are pickled.
+      calls: name -> arguments; log lines of the processes have the names.
+    """
+    if workers == 1:
+        yield from ((name, function(*arguments)) for name, arguments in calls.items())
+        return
+    logging.info('%d runs at a time, each in a process of its own', workers)
+    guard, left = PreemptionGuard(), list(calls.items())
+    processes = [_Process(max(1, cores() // workers)) for _ in range(workers)]
+    idle, busy = [*processes], {}
+    try:
+        while left or busy:
+            while left and idle:
+                name, arguments = left.pop(0)
+                process = idle.pop()
+                process.pipe.send((name, function, arguments))
+                busy[process.pipe] = process, name
+            if guard.should_stop(0):
+                sys.exit(STOPPED_EXIT_STATUS)
+            for pipe in multiprocessing.connection.wait(list(busy), _ASK_SECONDS):
+                process, name = busy.pop(pipe)
+                yield name, process.result()
+                idle.append(process)
+    finally:
+        for process, _ in busy.values():
+            process.ask_to_stop()
+        for process, _ in busy.values():
+            process.wait()
+        for process in processes:
+            process.close()
+        guard.close()
+
+
+class _Process:
+    """Does a call at a time."""
+
+    def __init__(self, threads: int):
+        self.pipe, theirs = multiprocessing.Pipe()
+        self._process = start_process(_serve, theirs, threads)
+        theirs.close()  # so that the pipe ends with the process
+
+    def result(self) -> Any:
+        """What the call has returned; raises what it has raised."""
+        try:
+            value, error = self.pipe.recv()
+        except EOFError:
+            raise UserError(
+                'workers: A process was killed, probably for lack of memory. Use fewer with --config.workers.'
+            ) from None
+        if error is not None:
+            raise error
+        return value
+
+    def ask_to_stop(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> None:
+        """Until the call has ended, or the process."""
+        self.pipe.poll(None)
+
+    def close(self) -> None:
+        self.pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe, threads):
+    """What a process does: the calls that come, until none comes any more."""
+    stopping.watch()
+    stopping.unwind()
+    keep_freed_memory()
+    os.environ.setdefault('NPROC', str(threads))  # of XLA
+    progress.quiet = True
+    flags.FLAGS.mark_as_parsed()  # else absl would note that there are none
+    while True:
+        try:
+            name, function, arguments = pipe.recv()
+        except EOFError:
+            return
+        logs.set_up(name)
+        compute_in_this_thread()
+        value = raised = None
+        try:
+            with logs.each_warning_once():
+                value = function(*arguments)
+        except BaseException as error:
+            if not isinstance(error, UserError | OSError | SystemExit):
+                traceback.print_exc()
+            raised = error
+        try:
+            pipe.send((value, raised))
+        except (TypeError, AttributeError, ValueError):  # what cannot be pickled
+            pipe.send((None, RuntimeError(f'{type(raised).__name__}: {raised}')))
