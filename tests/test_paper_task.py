@@ -60,6 +60,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, tmp_path, capsys):
     assert not (tmp_path / 'new').exists()
 
 
+def test_runs_side_by_side_take_less_time(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper.cost, 'training_speed', lambda width: 1e9)
+    plans = []
+    for together in (1, 2):
+        monkeypatch.setattr(paper.side_by_side, 'number', lambda workers, runs, width, n=together: n)
+        plans.append(paper._plan(miniature(folder), epath.Path(tmp_path), PARTS))
+    ratios = {name: plans[1][name].seconds / plans[0][name].seconds for name in PARTS if plans[0][name].seconds}
+    sweeps = [name for name in PARTS if name.startswith(('finetune', 'layer_transfer', 'ablation'))]
+    assert {name for name, ratio in ratios.items() if ratio != 1} == {*sweeps}
+    assert all(0.5 < ratios[name] < 0.7 and plans[1][name].together == 2 for name in sweeps)
+
+
 def test_the_paper_is_the_default_and_its_values_are_not_changed():
     config = config_file.get_config()
     assert dict(config.files)['pretrain_lstm'] == 'pretrain:lstm' and config.pretrain.data.vocab_size == 40000

@@ -110,6 +110,7 @@ def sweep(folder, seconds, planned):
 def test_a_sweep_is_as_far_as_its_runs(tmp_path):
     run = sweep(tmp_path / 'sweep', [3.0, 5.0], 8)
     assert Part('sweep', (run,)).progress() == (0.25, 8.0)
+    assert Part('sweep', (run,), together=2).progress() == (0.25, 4.0)
     finish(run, 1.0)  # of the process that ended it: the runs know better
     assert Part('sweep', (run,)).progress() == (1.0, 8.0)
 

@@ -64,6 +64,7 @@ class Part:
       seconds: that all of it takes, estimated from the speed of the machine. work: parts with the same word are
         estimated alike, and so corrected alike by what has run.
       units: into how many pieces its progress is counted, see `progress`: steps of pre-training, checkpoints.
+      together: how many runs of a sweep there are at a time.
       lacks: data sets that it will leave out, each with why.
       left_out: why it cannot be run; '' if it can.
     """
@@ -73,6 +74,7 @@ class Part:
     seconds: float = 0.0
     work: str = ''
     units: int = 1
+    together: int = 1
     lacks: tuple[str, ...] = ()
     left_out: str = ''
 
@@ -102,7 +104,7 @@ class Part:
         if (first.workdir / 'runs.json').exists():
             entries = read_json(first.workdir / 'runs.json', [{'path': str}])
             found = [result for entry in entries if (result := results.read(first.workdir / entry['path']))]
-            return 1.0 if done else len(found) / len(entries), sum(result.seconds for result in found)
+            return 1.0 if done else len(found) / len(entries), sum(result.seconds for result in found) / self.together
         return (1.0, sum(run.result().seconds for run in self.runs)) if done else (0.0, None)
 
 

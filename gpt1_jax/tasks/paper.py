@@ -20,7 +20,7 @@ from gpt1_jax.report.results import Result
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import ablation, generate, layer_transfer, prepare, pretrain, report, sweep, zero_shot
-from gpt1_jax.training import cost
+from gpt1_jax.training import cost, side_by_side
 from gpt1_jax.training.partitioning import is_writer
 
 _TASKS = {
@@ -51,6 +51,7 @@ _NEEDS = {
 }
 # Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
 _START, _SAMPLES, _REPORT = 10, 15, 20  # of a run; of the texts from one checkpoint; of the report
+_ONE_CORE = 1.3  # times as long takes a run of a narrow model with one of two cores
 _BYTES = 3.9e6  # of text that one core prepares in a second
 _STEP = 'STEP'  # in the plan, stands for the checkpoints that there will be
 
@@ -262,7 +263,7 @@ def _steps(one, config, workdir) -> int:
 
 
 def _estimated(part, config, steps, sets, speed) -> Part:
-    """The part with `seconds`, `work`, `units`, `lacks` and `left_out`.
+    """The part with `seconds`, `work`, `units`, `together`, `lacks` and `left_out`.
 
     Args:
       steps: of each pre-training run.
@@ -293,8 +294,9 @@ def _estimated(part, config, steps, sets, speed) -> Part:
         return dataclasses.replace(part, seconds=2 * count + tokens * a_token, work=one.task, units=count)
     runs = [(name, share) for name in names for share in _shares(one, config)]
     tokens = sum(cost.finetuning_tokens(sets[name], one.data, share) for name, share in runs)
-    seconds = one.seeds * (_START * len(runs) + tokens * a_token)
-    return dataclasses.replace(part, seconds=seconds, work='fine-tuning')
+    together = side_by_side.number(one.workers, one.seeds * len(runs), lambda: config[need].model.width)
+    seconds = one.seeds * (_START * len(runs) + tokens * a_token) * (_ONE_CORE / together if together > 1 else 1)
+    return dataclasses.replace(part, seconds=seconds, work='fine-tuning', together=together)
 
 
 def _problem(part, name, of_set) -> str:
