@@ -42,7 +42,7 @@ def test_an_accelerator_is_not_shared(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             assert side_by_side.number(0, 8, lambda: pytest.fail('not needed')) == 1
-            with pytest.raises(UserError, match='workers: 2 processes cannot share.*Set it to 1'):
+            with pytest.raises(UserError, match='workers: It is 2, but only on a CPU.*Set it to 1'):
                 side_by_side.number(2, 8, lambda: 1)
 
 
@@ -141,6 +141,15 @@ def fail_oddly():
 def test_a_process_that_is_killed_is_named(one_core_each):
     with pytest.raises(UserError, match='workers: A process was killed.*Use fewer'):
         list(side_by_side.each(vanish, {'a': (), 'b': ()}, 2))
+
+
+def test_a_process_that_was_killed_before_its_call_is_named():
+    process = side_by_side._Process(1)
+    process._process.kill()
+    process._process.join()
+    with pytest.raises(UserError, match='workers: A process was killed'):
+        process.begin('a', vanish, ())
+    process.close()
 
 
 def test_an_error_that_cannot_be_sent_is_told(one_core_each, capfd):

@@ -3,6 +3,7 @@
 The steps of a narrow model are small computations one after the other, which a second core makes little faster.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -36,7 +37,8 @@ def number(workers: int, runs: int, width: Callable[[], int]) -> int:
     alone = not peers.current and jax.default_backend() == 'cpu'
     if workers > 1 and not alone:
         raise UserError(
-            f'workers: {workers} processes cannot share an accelerator, or be those of several hosts. Set it to 1.'
+            f'workers: It is {workers}, but only on a CPU, and in a command of one process, do runs go side by side. '
+            'Set it to 1.'
         )
     most = max(1, min(workers or cores(), runs))
     if most > 1 and not workers and (not alone or jax.device_count() > 1 or width() > _NARROW):
@@ -66,7 +68,7 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
             while left and idle:
                 name, arguments = left.pop(0)
                 process = idle.pop()
-                process.pipe.send((name, function, arguments))
+                process.begin(name, function, arguments)
                 busy[process.pipe] = process, name
             if guard.should_stop(0):
                 sys.exit(STOPPED_EXIT_STATUS)
@@ -92,14 +94,14 @@ class _Process:
         self._process = start_process(_serve, theirs, threads)
         theirs.close()  # so that the pipe ends with the process
 
+    def begin(self, *call: Any) -> None:
+        with self._alive():
+            self.pipe.send(call)
+
     def result(self) -> Any:
         """What the call has returned; raises what it has raised."""
-        try:
+        with self._alive():
             value, error = self.pipe.recv()
-        except EOFError:
-            raise UserError(
-                'workers: A process was killed, probably for lack of memory. Use fewer with --config.workers.'
-            ) from None
         if error is not None:
             raise error
         return value
@@ -115,6 +117,15 @@ class _Process:
         self.pipe.close()
         self._process.kill()
         self._process.join()
+
+    @contextlib.contextmanager
+    def _alive(self):
+        try:
+            yield
+        except (EOFError, ConnectionError):
+            raise UserError(
+                'workers: A process was killed, probably for lack of memory. Use fewer with --config.workers.'
+            ) from None
 
 
 def _serve(pipe, threads):
