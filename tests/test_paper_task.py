@@ -69,7 +69,7 @@ def test_runs_side_by_side_take_less_time(folder, tmp_path, monkeypatch):
     ratios = {name: plans[1][name].seconds / plans[0][name].seconds for name in PARTS if plans[0][name].seconds}
     sweeps = [name for name in PARTS if name.startswith(('finetune', 'layer_transfer', 'ablation'))]
     assert {name for name, ratio in ratios.items() if ratio != 1} == {*sweeps}
-    assert all(0.5 < ratios[name] < 0.7 and plans[1][name].together == 2 for name in sweeps)
+    assert all(0.5 < ratios[name] < 0.9 and plans[1][name].together == 2 for name in sweeps)
 
 
 def test_the_paper_is_the_default_and_its_values_are_not_changed():

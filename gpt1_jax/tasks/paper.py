@@ -51,7 +51,7 @@ _NEEDS = {
 }
 # Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
 _START, _SAMPLES, _REPORT = 10, 15, 20  # of a run; of the texts from one checkpoint; of the report
-_ONE_CORE = 1.3  # times as long takes a run of a narrow model with one of two cores
+_ONE_CORE = 1.6  # times as long as with two cores takes a run with one; measured with the quickstart
 _BYTES = 3.9e6  # of text that one core prepares in a second
 _STEP = 'STEP'  # in the plan, stands for the checkpoints that there will be
 
