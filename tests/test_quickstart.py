@@ -66,7 +66,7 @@ def ran(monkeypatch):
         made[workdir] = config
         value, best, last = TEST[config.data.dataset][config.n_transfer == -1]
         scores = [
-            Score(config.data.dataset, split, metric, value, 1000, checkpoint=checkpoint, step=25 * epochs)
+            Score(config.data.dataset, split, metric, value, 1000, checkpoint=checkpoint, step=12 * epochs)
             for split, metric, value, checkpoint, epochs in (
                 ('test', 'accuracy', value + 0.02 * config.seed, 'best', best),
                 ('test', 'f1', 0.3, 'best', best),
