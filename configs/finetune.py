@@ -89,6 +89,6 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             datasets=SUITES[name],
             seeds=1,
             variants=ml_collections.ConfigDict(),
-            workers=0,  # runs at a time; 0: one per core where the only device is a CPU and the model narrow, else one
+            workers=0,  # runs at a time; 0: one per core, up to 8, if the only device is a CPU and the model narrow
         )
     return config

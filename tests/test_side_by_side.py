@@ -18,20 +18,21 @@ from gpt1_jax.training.preemption import PreemptionGuard
 
 
 @pytest.mark.parametrize(
-    ('workers', 'runs', 'width', 'devices', 'expected'),
+    ('workers', 'runs', 'width', 'devices', 'there', 'expected'),
     [
-        (0, 8, 256, 1, 6),
-        (0, 3, 128, 1, 3),
-        (0, 0, 128, 1, 1),
-        (0, 8, 257, 1, 1),
-        (0, 8, 128, 2, 1),
-        (1, 8, 128, 1, 1),
-        (4, 8, 768, 2, 4),
-        (4, 2, 768, 1, 2),
+        (0, 8, 256, 1, 6, 6),
+        (0, 3, 128, 1, 6, 3),
+        (0, 99, 128, 1, 64, 8),
+        (0, 0, 128, 1, 6, 1),
+        (0, 8, 257, 1, 6, 1),
+        (0, 8, 128, 2, 6, 1),
+        (1, 8, 128, 1, 6, 1),
+        (4, 8, 768, 2, 2, 4),
+        (4, 2, 768, 1, 6, 2),
     ],
 )
-def test_number(monkeypatch, workers, runs, width, devices, expected):
-    monkeypatch.setattr(side_by_side, 'cores', lambda: 6)
+def test_number(monkeypatch, workers, runs, width, devices, there, expected):
+    monkeypatch.setattr(side_by_side, 'cores', lambda: there)
     monkeypatch.setattr(jax, 'device_count', lambda: devices)
     assert side_by_side.number(workers, runs, lambda: width) == expected
 

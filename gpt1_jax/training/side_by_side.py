@@ -21,6 +21,7 @@ from gpt1_jax.processes import compute_in_this_thread, cores, keep_freed_memory,
 from gpt1_jax.training.preemption import PreemptionGuard
 
 _NARROW = 256  # width of a model up to which a process a core is faster
+_MOST = 8  # processes, unless more are asked for: each has memory for a run, JAX and its compiler
 _ASK_SECONDS = 0.2  # between two looks at whether to stop
 
 
@@ -28,7 +29,8 @@ def number(workers: int, runs: int, width: Callable[[], int]) -> int:
     """How many processes do some runs; 1 stands for this one.
 
     Args:
-      workers: as the config says; 0: as many as the cores where the only device is a CPU and the model narrow, else 1.
+      workers: as the config says; 0: as many as the cores, at most 8, where the only device is a CPU and the model
+        narrow, else 1.
       runs: that there are to do.
       width: of the widest model, asked for only where it counts.
     Raises:
@@ -40,7 +42,7 @@ def number(workers: int, runs: int, width: Callable[[], int]) -> int:
             f'workers: It is {workers}, but only on a CPU, and in a command of one process, do runs go side by side. '
             'Set it to 1.'
         )
-    most = max(1, min(workers or cores(), runs))
+    most = max(1, min(workers or min(cores(), _MOST), runs))
     if most > 1 and not workers and (not alone or jax.device_count() > 1 or width() > _NARROW):
         return 1
     return most
