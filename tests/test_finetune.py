@@ -239,7 +239,7 @@ def test_a_share_is_drawn_with_the_seed_and_kept_in_order(folder, tmp_path):
 def test_training_examples_are_scored_too(folder, tmp_path):
     """Against one unpacked sequence at a time."""
     config = runs.finetuning(folder, folder / 'lm')
-    config.data.update(share=0.5, score_train=7, epochs=4.0)
+    config.data.update(share=0.5, score_train=7, epochs=2.0)
     config.optimizer.learning_rate = 0.1
     workdir = epath.Path(tmp_path) / 'run'
     encoded, result = trained_on(config, workdir), finetune.run(config, workdir)

@@ -1,5 +1,6 @@
 """The form of log lines; tests/test_main.py has that a warning is said once."""
 
+import logging as standard_logging
 import re
 
 import pytest
@@ -9,9 +10,12 @@ from gpt1_jax import logs
 
 
 @pytest.mark.parametrize(('name', 'before'), [('', ''), ('cola/100%/seed0', 'cola/100%/seed0: ')])
-def test_lines_have_the_time_and_a_name(capfd, name, before):
-    logs.set_up(name)
-    logging.info('12 of %d', 13)
-    logs.set_up()
-    line = capfd.readouterr().err.splitlines()[-1]  # the first one of a process comes after a note of absl's
+def test_lines_have_the_time_and_a_name(name, before):
+    former = logging.get_absl_handler().python_handler.formatter
+    try:
+        logs.set_up(name)
+        record = standard_logging.LogRecord('absl', logging.INFO, __file__, 1, '12 of %d', (13,), None)
+        line = logging.get_absl_handler().format(record)
+    finally:
+        logging.get_absl_handler().setFormatter(former)
     assert re.fullmatch(rf'\d\d:\d\d:\d\d {before}12 of 13', line)
