@@ -104,16 +104,18 @@ def train(folder, name, error=None):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_reaches_all(one_core_each, tmp_path, number):
+def test_a_request_to_stop_reaches_all(one_core_each, tmp_path, number, caplog):
     def ask():
         while len([*tmp_path.glob('* runs')]) < 2:
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(os.getpid(), number)
 
+    caplog.set_level('INFO', 'absl')
     threading.Thread(target=ask).start()
     with pytest.raises(SystemExit) as stopped:
         list(side_by_side.each(train, {name: (str(tmp_path), name) for name in 'abc'}, 2))
+    assert caplog.messages[1:] == ['Stopped. Run the same command again to resume.']
     assert stopped.value.code == STOPPED_EXIT_STATUS
     assert {path.name for path in tmp_path.iterdir()} == {'a runs', 'a saved', 'b runs', 'b saved'}
 

@@ -14,7 +14,7 @@ import optax
 from absl import logging
 from etils import epath
 
-from gpt1_jax import lock
+from gpt1_jax import lock, stopping
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError, Stopped
 from gpt1_jax.files import check_renaming
@@ -275,7 +275,8 @@ def _fit(job, checkpointer, guard, diverged):
             clock.restart(step)
         if stop and not last:
             checkpointer.wait()
-            logging.info('Stopped at step %d. Run the same command again to resume.', step)
+            if not stopping.quiet:
+                logging.info('Stopped at step %d. Run the same command again to resume.', step)
             sys.exit(STOPPED_EXIT_STATUS)
         return last
 

@@ -62,7 +62,8 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
         yield from ((name, function(*arguments)) for name, arguments in calls.items())
         return
     logging.info('%d runs at a time, each in a process of its own', workers)
-    guard, left = PreemptionGuard(), list(calls.items())
+    guard, left, stopped = PreemptionGuard(), list(calls.items()), False
+    guard.should_stop(0)  # from here on it has the signals
     processes = [_Process(max(1, cores() // workers)) for _ in range(workers)]
     idle, busy = [*processes], {}
     try:
@@ -78,6 +79,9 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
                 process, name = busy.pop(pipe)
                 yield name, process.result()
                 idle.append(process)
+    except SystemExit:  # of this process, or of one that was told too
+        stopped = True
+        raise
     finally:
         for process, _ in busy.values():
             process.ask_to_stop()
@@ -85,6 +89,9 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
             process.wait()
         for process in processes:
             process.close()
+        if stopped:
+            guard.should_stop(0)  # it has no more to tell
+            logging.info('Stopped. Run the same command again to resume.')
         guard.close()
 
 
@@ -136,12 +143,12 @@ def _serve(pipe, threads):
     stopping.unwind()
     keep_freed_memory()
     os.environ.setdefault('NPROC', str(threads))  # of XLA
-    progress.quiet = True
+    progress.quiet = stopping.quiet = True
     flags.FLAGS.mark_as_parsed()  # else absl would note that there are none
     while True:
         try:
             name, function, arguments = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         logs.set_up(name)
         compute_in_this_thread()
@@ -157,3 +164,5 @@ def _serve(pipe, threads):
             pipe.send((value, raised))
         except (TypeError, AttributeError, ValueError):  # what cannot be pickled
             pipe.send((None, RuntimeError(f'{type(raised).__name__}: {raised}')))
+        except OSError:
+            return
