@@ -103,15 +103,17 @@ def test_a_step_finds_the_memory_of_the_one_before():
         print(faults() - before, ready)
     """)
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}  # one device
-    pages = {}
-    for how in ('keep here', 'keep', 'here'):
+
+    def faults(how):
         words = [sys.executable, '-c', program, *how.split()]
         done = subprocess.run(words, env=environment | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
         count, ready = done.stdout.split()
-        pages[how] = int(count)
         assert ready == 'True' or 'here' not in how
-    # One half alone may be lucky with where the blocks of the heap are.
-    assert 10 * pages['keep here'] < max(pages['keep'], pages['here'])
+        return int(count)
+
+    few = faults('keep here')
+    # Where the heap's blocks lie is chance, and once in a while right with one half alone.
+    assert all(any(10 * few < faults(half) for _ in range(3)) for half in ('keep', 'here'))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is changed')
