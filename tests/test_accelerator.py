@@ -179,6 +179,13 @@ def test_relative_errors():
     assert (error['worst_leaf'], error['worst_leaf_name']) == (0.5, 'a')
 
 
+def test_a_resumed_run_is_only_wrong_where_two_equal_runs_are_equal():
+    piece = {'compared': 'bits', 'ok': False}
+    lines = lambda equal: table.table({'right': {'resumed': piece | {'two_equal_runs_are_equal': equal}}}).splitlines()
+    assert '| resumed | bits |  |  | WRONG |' in lines(True)
+    assert '| resumed | bits |  |  | differs, as two equal runs do |' in lines(False)
+
+
 @pytest.mark.rehearsal
 def test_the_whole_visit_at_a_tiny_size(data, tmp_path):
     (tmp_path / 'hide').mkdir()
