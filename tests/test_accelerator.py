@@ -180,7 +180,7 @@ def test_relative_errors():
 
 
 def test_a_resumed_run_is_only_wrong_where_two_equal_runs_are_equal():
-    piece = {'compared': 'bits', 'ok': False}
+    piece = {'compared': 'bits', 'ok': False, 'piece_s': 1}
     report = lambda equal: {'status': 'done', 'seconds': 1, 'resumed': piece | {'two_equal_runs_are_equal': equal}}
     lines = lambda equal: table.table({'right': report(equal)}).splitlines()
     assert '| resumed | bits |  |  | WRONG |' in lines(True)
