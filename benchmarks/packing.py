@@ -88,7 +88,7 @@ def jax_side(args, work, packing):
     import jax
 
     from configs import finetune
-    from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches, for_platform
+    from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches, rows_for
     from gpt1_jax.model.architecture import Architecture
     from gpt1_jax.model.classifier import ClassifierHead
     from gpt1_jax.processes import compute_in_this_thread, keep_freed_memory
@@ -114,7 +114,7 @@ def jax_side(args, work, packing):
     )
     share = dataset.kind == 'multiple_choice'
     train = FinetuningBatches(
-        work.train, batch_size=work.members.shape[1], packing=packing, share_context=share, **for_platform('cpu')
+        work.train, batch_size=work.members.shape[1], packing=packing, share_context=share, rows=rows_for('cpu')
     )
     train.members = lambda step: work.members[step]
     dev = EvaluationBatches(work.dev, batch_size=args.eval_batch_size, share_context=share)  # packed for both

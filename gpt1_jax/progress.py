@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-quiet = False  # in a process whose parent shows how far it is
+quiet = False  # in a process whose parent tells how far it is, and that it stops
 _LINE_SECONDS = 10
 _FORMATS = {'loss': 'loss {:.4f}', 'tokens_per_second': '{:,.0f} tokens/s', 'mfu': 'MFU {:.1%}'}
 

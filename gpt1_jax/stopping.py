@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from gpt1_jax import progress
 from gpt1_jax.errors import STOPPED_EXIT_STATUS
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 GRACE = 5.0  # seconds
 LINGER = 60.0  # seconds
 
-quiet = False  # in a process whose parent says that all stop
 last_words: list[Callable[[int, str], None]] = []  # called with the status and the message before the process ends
 taken: list[int] = []  # the signals that other handlers than the one here have had
 _asked: list[int] = []  # the signals that came
@@ -62,7 +62,7 @@ def end_if_asked() -> None:
 def end(status: int, message: str) -> None:
     """Prints the message and ends the process at once, from any thread."""
     if _ending.acquire(blocking=False):
-        if not quiet:
+        if not progress.quiet:
             with contextlib.suppress(OSError):
                 os.write(2, f'{message}\n'.encode())
         for tell in last_words:

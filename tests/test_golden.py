@@ -7,7 +7,7 @@ import pytest
 
 import models
 from configs import common
-from gpt1_jax.data.labelled.packing import FinetuningBatches
+from gpt1_jax.data.labelled.packing import FinetuningBatches, Rows
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
 from gpt1_jax.training import steps
@@ -51,7 +51,7 @@ def test_finetuning_loss_gradients_and_updates(golden):
     """Multiple choice through the packed batch; then four Adam updates as torch makes them."""
     sequences = [list(example) for example in golden['tokens']]
     encoded = Encoded(sequences, golden['labels'], ['0', '1'], 0, 0)
-    batch = FinetuningBatches(encoded, batch_size=2, min_row_length=32).batch_at(0)
+    batch = FinetuningBatches(encoded, batch_size=2, rows=Rows(32)).batch_at(0)
     batch = {name: jnp.asarray(value[0]) for name, value in batch.items()}
     params = models.from_reference(golden_tree(golden, 'weights'), HEADS)
     classifier = Classifier(MODEL, ClassifierHead('multiple_choice', 1, dropout=0.0))

@@ -14,7 +14,7 @@ import pytest
 import models
 from configs import finetune, pretrain
 from gpt1_jax.data.corpus.windows import PretrainingBatches
-from gpt1_jax.data.labelled.packing import FinetuningBatches
+from gpt1_jax.data.labelled.packing import FinetuningBatches, Rows
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.meter.collectives import collectives
 from gpt1_jax.model.architecture import Architecture
@@ -110,7 +110,7 @@ def made_on(work, mesh, settings):
     batches = FinetuningBatches(
         examples(sequences, loss),
         batch_size=8,
-        min_row_length=32,
+        rows=Rows(32),
         placement=partitioner.placement,
         accumulation=settings.accumulation,
         packing=settings.packing,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt1_jax.data.labelled import packing
-from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches, for_platform
+from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches, Rows, rows_for
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
@@ -76,7 +76,7 @@ def test_training_arrays(sequences, shards, accumulation, batch_size, packing):
     batches = FinetuningBatches(
         encoded,
         batch_size=batch_size,
-        min_row_length=64,
+        rows=Rows(64),
         placement=all_local(shards),
         accumulation=accumulation,
         packing=packing,
@@ -115,9 +115,7 @@ def test_lm_weights_give_the_mean_of_means():
     """sum(weight * nll) with an nll that depends on (token, target) alone equals the loss of the release."""
     encoded = make(n=8, sequences=2)
     nll = np.random.default_rng(1).uniform(1, 9, (1000, 1000))
-    batch = FinetuningBatches(
-        encoded, batch_size=8, min_row_length=40, placement=all_local(2), accumulation=2
-    ).batch_at(0)
+    batch = FinetuningBatches(encoded, batch_size=8, rows=Rows(40), placement=all_local(2), accumulation=2).batch_at(0)
     packed = (batch['lm_weights'] * nll[batch['tokens'], batch['lm_targets']]).sum()
     means = [
         np.mean([nll[a, b] for a, b in zip(sequence, sequence[1:])])
@@ -163,7 +161,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize('local', [[0, 1], [3], [2, 0]])
 def test_local_shards_are_those_of_the_whole(local):
     encoded = make(sequences=2)
-    kwargs = dict(batch_size=10, min_row_length=48)
+    kwargs = dict(batch_size=10, rows=Rows(48))
     for step in (0, 4):
         for batches in (functools.partial(FinetuningBatches, accumulation=2), EvaluationBatches):
             whole, part = (
@@ -215,7 +213,7 @@ def test_evaluation_without_labels():
 def test_rows_are_few_and_of_few_numbers(monkeypatch, look_ahead, worth):
     monkeypatch.setattr(packing, '_LOOK_AHEAD', look_ahead)
     encoded = make(n=640, longest=60)
-    batches = FinetuningBatches(encoded, batch_size=32, min_row_length=64, worth_a_step=worth, seed=1)
+    batches = FinetuningBatches(encoded, batch_size=32, rows=Rows(64, worth), seed=1)
     rows, needed = [], []
     for step in range(60):  # 3 epochs
         batch = batches.batch_at(step)
@@ -248,7 +246,7 @@ def test_rows_are_as_long_as_the_batch_needs():
     for i, length in ((0, 65), (40, 300), (80, 64)):
         examples[i] = [np.ones(length, np.int32)]
     encoded = Encoded(examples, encoded.labels, encoded.ids, 0, 0)
-    batches = EvaluationBatches(encoded, batch_size=20, min_row_length=64)
+    batches = EvaluationBatches(encoded, batch_size=20, rows=Rows(64))
     assert [batches.batch_at(i)['tokens'].shape[-1] for i in range(5)] == [128, 64, 512, 64, 64]
 
 
@@ -319,7 +317,7 @@ def test_mistakes_are_user_errors():
 
 def test_the_shortest_row_by_platform():
     encoded = make(n=16, longest=30)
-    row = lambda platform: FinetuningBatches(encoded, batch_size=8, **for_platform(platform)).batch_at(0)['tokens'][
+    row = lambda platform: FinetuningBatches(encoded, batch_size=8, rows=rows_for(platform)).batch_at(0)['tokens'][
         0, 0, 0
     ]
     assert {platform: len(row(platform)) for platform in ('cpu', 'gpu', 'tpu')} == {'cpu': 64, 'gpu': 128, 'tpu': 128}

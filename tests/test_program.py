@@ -10,7 +10,7 @@ import pytest
 from configs import finetune as finetune_config, pretrain as pretrain_config
 from gpt1_jax.data.corpus import shards
 from gpt1_jax.data.corpus.windows import PretrainingBatches
-from gpt1_jax.data.labelled.packing import FinetuningBatches
+from gpt1_jax.data.labelled.packing import FinetuningBatches, Rows
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.errors import UserError
@@ -173,7 +173,7 @@ def test_an_abstract_batch_is_what_is_put(mesh, accumulation, sequences, label_d
     batch = FinetuningBatches(
         encoded_of(sequences, label_dtype),
         batch_size=16,
-        min_row_length=32,
+        rows=Rows(32),
         placement=partitioner.placement,
         accumulation=accumulation,
         share_context=share_context,

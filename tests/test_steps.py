@@ -9,7 +9,7 @@ import pytest
 import models
 import reference
 from configs import common
-from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches
+from gpt1_jax.data.labelled.packing import EvaluationBatches, FinetuningBatches, Rows
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.placement import Placement
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
@@ -180,13 +180,7 @@ def finetune(case, mesh=ONE, packing=True, accumulation=1, sizes=models.SIZES, p
     encoded = encoded or encoded_of(*case)
     classifier = Classifier(models.decoder(sizes), ClassifierHead(kind, classes, dropout=0.0))
     batch_of = lambda index, placement: FinetuningBatches(
-        encoded,
-        batch_size=8,
-        min_row_length=32,
-        placement=placement,
-        accumulation=accumulation,
-        packing=packing,
-        **flags,
+        encoded, batch_size=8, rows=Rows(32), placement=placement, accumulation=accumulation, packing=packing, **flags
     ).batch_at(index)
     return run(steps.finetune_loss_fn(classifier, loss, 0.5), classifier, batch_of, mesh, params)
 
@@ -239,7 +233,7 @@ def test_every_example_is_predicted_once_on_eight_devices():
     partitioner = Partitioner('dp')
     classifier = Classifier(models.decoder(), ClassifierHead(kind, classes))
     step = program.prediction(classifier, abstract_params(classifier, partitioner), partitioner)
-    batches = EvaluationBatches(encoded, batch_size=10, min_row_length=32, placement=partitioner.placement)
+    batches = EvaluationBatches(encoded, batch_size=10, rows=Rows(32), placement=partitioner.placement)
     tree = models.from_reference(params)
     outputs = [step(tree, partitioner.put_batch(batches.batch_at(i))) for i in range(batches.steps)]
     ids = np.concatenate([output['ids'][0] for output in outputs])

@@ -21,7 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import gpt1_jax
-from gpt1_jax import stopping
+from gpt1_jax import progress
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped
 from gpt1_jax.files import exists, is_local, patiently, write_atomically
 from gpt1_jax.model.classifier import Classifier
@@ -264,7 +264,7 @@ def resumable(workdir: epath.Path) -> Iterator[Callable[..., Watch]]:
         yield functools.partial(Watch, should_stop=lambda: guard.should_stop(0), journal=journal)
         journal.remove()
     except Stopped:
-        if not stopping.quiet:
+        if not progress.quiet:
             logging.info('Stopped. Run the same command again to resume.')
         sys.exit(STOPPED_EXIT_STATUS)
     finally:

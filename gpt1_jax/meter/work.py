@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice
-from gpt1_jax.data.labelled.packing import FinetuningBatches, for_platform
+from gpt1_jax.data.labelled.packing import FinetuningBatches, rows_for
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.errors import UserError
@@ -103,7 +103,7 @@ def finetuning(
         packing=packing,
         placement=partitioner.placement,
         share_context=share_context,
-        **for_platform(partitioner.platform),
+        rows=rows_for(partitioner.platform),
     )
     return Work(program.finetuning(config, base, vocab_size, head, head.kind, TOTAL_STEPS, partitioner), batches)
 

@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         seed=config.seed,
         placement=partitioner.placement,
         share_context=_shares_context(config.data, dataset, architecture.kind),
-        **packing.for_platform(partitioner.platform),
+        rows=packing.rows_for(partitioner.platform),
     )
     total_steps = whole_steps(config.data.epochs * batches.steps_per_epoch)
     loss, classes = _loss(config.data, dataset)

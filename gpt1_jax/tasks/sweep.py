@@ -94,8 +94,8 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
         raise UserError(f'seeds: {config.seeds} seeds are too few. Set --config.seeds to at least 1.')
     uris, left_out = _uris(config)
     _log_left_out(left_out)
-    configs = {
-        (name, variant, seed): _run_config(config, name, uri, variant, seed)  # all, before one is trained
+    configs = {  # all, before one is trained
+        _path(name, variant, f'seed{seed}'): (name, variant, _run_config(config, name, uri, variant, seed))
         for name, uri in uris.items()
         for variant in config.variants or ['']
         for seed in range(config.seeds)
@@ -105,16 +105,13 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
         raise none_usable(left_out)
     if is_writer():
         entries = [
-            {'dataset': name, 'variant': variant, 'seed': run_config.seed, 'path': _path(name, variant, f'seed{seed}')}
-            for (name, variant, seed), run_config in configs.items()
+            {'dataset': name, 'variant': variant, 'seed': run_config.seed, 'path': path}
+            for path, (name, variant, run_config) in configs.items()
         ]
         write_json(workdir / 'runs.json', entries)
-    outcomes = _run_all(
-        {_path(*key[:2], f'seed{key[2]}'): one for key, one in configs.items()}, workdir, config.workers
-    )
+    outcomes = _run_all({path: one for path, (*_, one) in configs.items()}, workdir, config.workers)
     runs = {}
-    for name, variant, seed in configs:
-        path = _path(name, variant, f'seed{seed}')
+    for path, (name, variant, _) in configs.items():
         if isinstance(outcome := outcomes[path], DivergedError):
             left_out[path] = str(outcome)
         else:

@@ -14,7 +14,7 @@ import optax
 from absl import logging
 from etils import epath
 
-from gpt1_jax import lock, stopping
+from gpt1_jax import lock, progress
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError, Stopped
 from gpt1_jax.files import check_renaming
@@ -186,7 +186,7 @@ def _fit(job, checkpointer, guard, diverged):
     batches = divergence.Remaining(job.batches, rollbacks)
     writer = MetricWriter(job.workdir, use_wandb=log.wandb, config=job.config.to_dict())
     writer.truncate_after(start)
-    progress = Progress(job.total_steps, start, job.config.task, show=is_writer())
+    bar = Progress(job.total_steps, start, job.config.task, show=is_writer())
     throughput, clock = Throughput(), Clock(job.config.checkpoint.every_minutes, start)
     model, devices = program.classifier.model, program.partitioner.mesh.devices
     peak = peak_flops(devices.flat[0].device_kind, model.dtype)
@@ -207,7 +207,7 @@ def _fit(job, checkpointer, guard, diverged):
             utilisation = mfu(rate, model.flops_per_token(), peak, devices.size)
             speed.update(tokens_per_second=rate, mfu=utilisation)
             writer.write(step, metrics | {name: value for name, value in speed.items() if value is not None})
-        progress.update(step, loss=metrics['loss'], **speed)
+        bar.update(step, loss=metrics['loss'], **speed)
         if may_go_back:
             trend = trend.observe(metrics['loss'], not metrics['skipped'])
         bad = trend.bad if may_go_back else int(metrics['skipped'])
@@ -275,7 +275,7 @@ def _fit(job, checkpointer, guard, diverged):
             clock.restart(step)
         if stop and not last:
             checkpointer.wait()
-            if not stopping.quiet:
+            if not progress.quiet:
                 logging.info('Stopped at step %d. Run the same command again to resume.', step)
             sys.exit(STOPPED_EXIT_STATUS)
         return last
@@ -297,7 +297,7 @@ def _fit(job, checkpointer, guard, diverged):
             if end_step(index + 1):
                 break
     finally:
-        progress.close()
+        bar.close()
         writer.close()
     with waiting('writing the last checkpoint', show=is_writer()):
         checkpointer.wait()

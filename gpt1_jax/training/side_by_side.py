@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -143,7 +144,7 @@ def _serve(pipe, threads):
     stopping.unwind()
     keep_freed_memory()
     os.environ.setdefault('NPROC', str(threads))  # of XLA
-    progress.quiet = stopping.quiet = True
+    progress.quiet = True
     flags.FLAGS.mark_as_parsed()  # else absl would note that there are none
     while True:
         try:
@@ -161,8 +162,10 @@ def _serve(pipe, threads):
                 traceback.print_exc()
             raised = error
         try:
+            pickle.dumps(raised)
+        except Exception:  # of any type
+            raised = RuntimeError(f'{type(raised).__name__}: {raised}')
+        try:
             pipe.send((value, raised))
-        except (TypeError, AttributeError, ValueError):  # what cannot be pickled
-            pipe.send((None, RuntimeError(f'{type(raised).__name__}: {raised}')))
         except OSError:
             return

@@ -19,13 +19,25 @@ from gpt1_jax.data.placement import Placement
 from gpt1_jax.errors import UserError
 
 _LOOK_AHEAD = 1000  # batches, of several epochs; planning one takes less than a millisecond
-_WORTH_A_STEP = 100  # batches, a guess between the 1,200 that MNLI is spared and the few of small sets
 
 
-def for_platform(platform: str) -> dict[str, int]:
-    """Arguments of `FinetuningBatches` for devices of this platform."""
+class Rows(NamedTuple):
+    """What decides the shapes of batches.
+
+    Attributes:
+      min_length: least tokens of a row.
+      worth_a_step: batches whose rows a second number of rows must spare an epoch; a guess between the 1,200 that MNLI
+        is spared and the few of small sets.
+    """
+
+    min_length: int = 128
+    worth_a_step: float = 100
+
+
+def rows_for(platform: str) -> Rows:
+    """Those for devices of this platform."""
     # A CPU is as fast at short rows, and compiles a step in the time of some tens of steps: CoLA spares it 31 an epoch.
-    return {'min_row_length': 64, 'worth_a_step': 15} if platform == 'cpu' else {}
+    return Rows(64, 15) if platform == 'cpu' else Rows()
 
 
 class FinetuningBatches:
@@ -46,11 +58,11 @@ class FinetuningBatches:
       example_weights: float32 [k, G, b]; 1 / batch_size, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
-    T is min_row_length, doubled until the longest sequence (with share_context: example) of the batch fits: a few long
-    ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
-    first 1,000 batches of this T needs. Where it spares an epoch the rows of `worth_a_step` batches, there is a second,
-    smaller R for batches that fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12, 16, ...
-    So few shapes are compiled.
+    T is `rows.min_length`, doubled until the longest sequence (with share_context: example) of the batch fits: a few
+    long ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
+    first 1,000 batches of this T needs. Where it spares an epoch the rows of `rows.worth_a_step` batches, there is a
+    second, smaller R for batches that fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12,
+    16, ... So few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
@@ -64,8 +76,7 @@ class FinetuningBatches:
         encoded: Encoded,
         *,
         batch_size: int,
-        min_row_length: int = 128,
-        worth_a_step: float = _WORTH_A_STEP,
+        rows: Rows = Rows(),
         placement: Placement = Placement(),
         accumulation: int = 1,
         seed: int = 0,
@@ -84,12 +95,12 @@ class FinetuningBatches:
                 f'data.batch_size: {batch_size} is more than the {len(encoded.sequences)} training examples. Lower it, '
                 'or add examples.'
             )
-        self._packer = _Packer(encoded, batch_size, min_row_length, placement, accumulation, packing, share_context)
+        self._packer = _Packer(encoded, batch_size, rows, placement, accumulation, packing, share_context)
         self._encoded, self._placement = encoded, placement
         self._examples, self._batch_size, self._seed = len(encoded.sequences), batch_size, seed
         self.steps_per_epoch = self._examples // batch_size
         self._order = (-1, None)  # the epoch asked for last, and its permutation
-        self._packer.expect(self.members, _LOOK_AHEAD, self.steps_per_epoch, worth_a_step)
+        self._packer.expect(self.members, _LOOK_AHEAD, self.steps_per_epoch)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of update `step`, counted from 0 over all epochs."""
@@ -128,14 +139,14 @@ class EvaluationBatches:
         encoded: Encoded,
         *,
         batch_size: int,
-        min_row_length: int = 128,
+        rows: Rows = Rows(),
         placement: Placement = Placement(),
         share_context: bool = False,
     ):
-        self._packer = _Packer(encoded, batch_size, min_row_length, placement, 1, True, share_context)
+        self._packer = _Packer(encoded, batch_size, rows, placement, 1, True, share_context)
         self._examples, self._batch_size = len(encoded.sequences), batch_size
         self.steps = -(-self._examples // batch_size)
-        self._packer.expect(self._members, min(_LOOK_AHEAD, self.steps), self.steps, _WORTH_A_STEP)
+        self._packer.expect(self._members, min(_LOOK_AHEAD, self.steps), self.steps)
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of batch `index`, 0 to steps - 1."""
@@ -162,15 +173,15 @@ class _Packer:
     shape; only those of the local shards are filled.
     """
 
-    def __init__(self, encoded, batch_size, min_row_length, placement, accumulation, packing, share_context):
-        self._encoded, self._min_row_length, self._packing = encoded, min_row_length, packing
+    def __init__(self, encoded, batch_size, rows, placement, accumulation, packing, share_context):
+        self._encoded, self._rows, self._packing = encoded, rows, packing
         self._share_context = share_context and packing
         self._lengths = encoded.sequences.lengths  # [n, S]
         self._places = -(-batch_size // (accumulation * placement.shards))
         self._accumulation, self._placement = accumulation, placement
         self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
-    def expect(self, members_at, seen, steps, worth_a_step):
+    def expect(self, members_at, seen, steps):
         """Chooses the usual R from the first `seen` batches; members_at(step) are the examples of one. steps: those of
         an epoch."""
         needs = collections.defaultdict(list)
@@ -182,7 +193,7 @@ class _Packer:
             together = lambda fewer: sum(fewer if number <= fewer else most for number in numbers)
             fewer = min(sorted(set(numbers)), key=together)
             spared = (len(numbers) - together(fewer) / most) * steps / seen
-            self._usual_rows[length] = sorted({fewer, most}) if spared >= worth_a_step else [most]
+            self._usual_rows[length] = sorted({fewer, most}) if spared >= self._rows.worth_a_step else [most]
 
     def arrays(self, members, mean):
         """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone."""
@@ -217,7 +228,7 @@ class _Packer:
         """(bins, their layouts, rows, length of the rows) of a batch."""
         bins = self._deal(members)
         blocks = [self._blocks(bin_) for bin_ in bins]
-        length = self._min_row_length
+        length = self._rows.min_length
         while length < max(block.length for of_bin in blocks for block in of_bin):
             length *= 2
         layouts = [self._layout(of_bin, length) for of_bin in blocks]
