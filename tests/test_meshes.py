@@ -22,7 +22,7 @@ from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.training import partitioning, program
 from gpt1_jax.training.partitioning import Partitioner
 
-VOCAB = 37  # which no axis divides
+VOCAB = 37  # with the positions too, which no axis divides
 SIZES = {
     'transformer': dict(layers=2, width=16, heads=4, mlp_width=32, n_positions=16),
     'lstm': dict(layers=1, width=16, units=32, n_positions=16),
@@ -66,6 +66,7 @@ class Settings(NamedTuple):
     remat: bool = False
     packing: bool = True
     dropout: bool = True
+    vocab: int = VOCAB
 
 
 DROPOUT = 'dropout', 'attention_dropout', 'residual_dropout'  # whose masks depend on the micro-batch
@@ -105,7 +106,7 @@ def made_on(work, mesh, settings):
         config.model.update(kind=work, **SIZES[work])
         options = dict(batch_size=16, length=16, seed=0, accumulation=settings.accumulation)
         batches = PretrainingBatches(Split(), **options, placement=partitioner.placement)
-        return program.pretraining(config, VOCAB, 10, partitioner), batches.batch_at
+        return program.pretraining(config, settings.vocab, 10, partitioner), batches.batch_at
     sequences, loss, head = HEADS[work]
     batches = FinetuningBatches(
         examples(sequences, loss),
@@ -142,8 +143,8 @@ def axes_of(groups, mesh):
 
 
 @functools.cache
-def on_one_device(work, packing, dropout):
-    return run(work, ONE, Settings(packing=packing, dropout=dropout))
+def on_one_device(work, packing, dropout, vocab):
+    return run(work, ONE, Settings(packing=packing, dropout=dropout, vocab=vocab))
 
 
 # What the devices send each other: kinds of collectives, and the axes of the mesh that they are over. Parameters are
@@ -175,6 +176,9 @@ ROWS = [
     ('transformer', 'tp', Settings(1)),
     ('transformer', 'fsdp+tp', Settings(2, **WITHOUT)),
     ('transformer', 'fsdp+tp', Settings(1, scan=False, remat=True)),
+    ('transformer', 'dp', Settings(2, vocab=40, **WITHOUT)),  # the table's rows are spread, not its columns
+    ('transformer', 'fsdp', Settings(vocab=40)),  # both are
+    ('transformer', '2 slices', Settings(vocab=40)),
     ('transformer', '2 slices', Settings()),
     ('transformer', '2 slices, fsdp', Settings()),
     ('transformer', '3 devices', Settings(2, **WITHOUT)),  # with empty places, in which dropout would be others'
@@ -194,7 +198,7 @@ ROWS = [
 @pytest.mark.parametrize(('work', 'mesh', 'settings'), ROWS, ids=lambda value: str(value))
 def test_a_step_is_that_of_one_device(work, mesh, settings):
     state, metrics, text, devices = run(work, MESHES[mesh], settings)
-    expected, expected_metrics, alone, _ = on_one_device(work, settings.packing, settings.dropout)
+    expected, expected_metrics, alone, _ = on_one_device(work, settings.packing, settings.dropout, settings.vocab)
     assert not collectives(alone)
     for one, other in zip(metrics, expected_metrics):
         assert one.keys() == other.keys() >= {'loss', 'grad_norm', 'learning_rate'}
@@ -209,7 +213,8 @@ def test_a_step_is_that_of_one_device(work, mesh, settings):
     sent = collectives(text)
     kinds = {(one.kind, axes_of(one.groups, devices)) for one in sent}
     states = {('all-gather', 'tensor')} if work == 'lstm' and 'tp' in mesh else set()  # of each time step
-    assert kinds == SENT[mesh] | states
+    both = SPREAD if settings.vocab != VOCAB and 'fsdp' in mesh else set()
+    assert kinds == SENT[mesh] | states | both
     if work == 'lstm':  # of all that moves, only states do in every time step, and only over a tensor axis
         pattern = r'= (.*?)\{.* (?:all-reduce|all-gather|all-to-all|collective-permute)[(-].*LSTM\)+/while/body/'
         rows = 16 // settings.accumulation // (devices.size // devices.shape['tensor'])

@@ -158,3 +158,17 @@ def test_what_each_device_keeps_in_training(mesh, devices, table, qkv, out):
     assert parts == [table, qkv, out] and norm == {'scale': (2, 16), 'bias': (2, 16)}
     whole = partitioner.tree_shardings(jax.eval_shape(CLASSIFIER.init, jax.random.key(0)))  # as it was
     assert 'data' not in str(jax.tree.map(lambda sharding: sharding.spec, whole))
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'rows', 'part'),
+    [
+        (('dp', (8, 1, 1)), 64, (8, 16)),
+        (('dp', (8, 1, 1)), 60, (60, 2)),  # 8 does not divide 60
+        (('fsdp', (2, 4, 1)), 60, (30, 4)),
+        (('fsdp', (1, 8, 1)), 60, (60, 2)),
+    ],
+)
+def test_rows_of_the_table_are_spread_rather_than_columns(mesh, rows, part):
+    boxed = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((rows, 16), np.float32), ('table_rows', 'table_embed'))
+    assert Partitioner(*mesh).spread(boxed).tree_shardings(boxed).shard_shape((rows, 16)) == part

@@ -162,16 +162,24 @@ def plain_look_up(table, places, key, rate, dropped, dtype, rounded):
     return dropout(x, key, rate) if dropped == 'sum' else x, table.astype(dtype)
 
 
-@pytest.mark.parametrize('mesh', [None, ('dp', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('tp', (2, 1, 4))])
+@pytest.mark.parametrize(
+    ('mesh', 'n_rows'),
+    [
+        (None, 43),
+        *(((strategy, shape), 43) for strategy, shape in (('dp', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('tp', (2, 1, 4)))),
+        (('dp', (8, 1, 1)), 40),  # each device has some of the rows, else of the columns
+        (('fsdp', (2, 4, 1)), 40),  # some of both
+    ],
+)
 @pytest.mark.parametrize(('dropped', 'dtype'), [('table', jnp.float32), ('table', jnp.bfloat16), ('sum', jnp.float32)])
-def test_rows_are_read_as_from_the_dropped_table(mesh, dropped, dtype):
-    """Bit for bit, whichever device has which of the columns. On a mesh, each shard uses the table in its own way, and
+def test_rows_are_read_as_from_the_dropped_table(mesh, n_rows, dropped, dtype):
+    """Bit for bit, whichever device has which part of it. On a mesh, each shard uses the table in its own way, and
     gradients are float32."""
     rng = np.random.default_rng(0)
-    table = rng.normal(size=(43, 16)).astype(np.float32)
+    table = rng.normal(size=(n_rows, 16)).astype(np.float32)
     places = rng.integers(0, 9, (8, 5)), 30 + np.arange(5)[None]  # tokens, some often; positions, the same in all rows
     shards = Partitioner(*mesh).placement.shards if mesh else 1
-    ways = [rng.integers(-99, 99, shape).astype(np.float32) for shape in ((8, 5, 16), (shards, 43, 16))]
+    ways = [rng.integers(-99, 99, shape).astype(np.float32) for shape in ((8, 5, 16), (shards, n_rows, 16))]
 
     def both(function, dtype=dtype):
         def loss(table):
@@ -187,7 +195,7 @@ def test_rows_are_read_as_from_the_dropped_table(mesh, dropped, dtype):
         partitioner = Partitioner(*mesh).spread(boxed)
         jit = partitioner.jit
         table = jax.device_put(table, partitioner.tree_shardings(boxed)['table'])
-        assert table.addressable_shards[0].data.shape[1] < 16
+        assert table.addressable_shards[0].data.size < table.size
     gradient, (x, read) = jit(both(look_up))(table)
     table = np.asarray(table)
     expected_gradient, (expected_x, expected_table) = jax.jit(both(plain_look_up))(table)
@@ -195,5 +203,5 @@ def test_rows_are_read_as_from_the_dropped_table(mesh, dropped, dtype):
         expected_gradient, _ = jax.jit(both(plain_look_up, jnp.float32))(table)
     np.testing.assert_array_equal(x, expected_x)
     np.testing.assert_array_equal(read, np.broadcast_to(expected_table, read.shape))
-    assert read.shape == ((shards, 43, 16) if mesh else (43, 16))
+    assert read.shape == ((shards, n_rows, 16) if mesh else (n_rows, 16))
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)

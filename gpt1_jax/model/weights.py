@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from gpt1_jax.model import mesh
 
+_TABLE = ('table_rows', 'table_embed')  # roles of its axes
+
 
 def for_use(kernel: jax.Array, roles: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
     """`kernel` in the type of the computation, with all of its 'embed' axis on every device.
@@ -22,10 +24,8 @@ def for_use(kernel: jax.Array, roles: tuple[str | None, ...], dtype: jnp.dtype) 
 
 
 def whole(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`table` [rows, width] in `dtype`, with all of its columns on every device."""
-    return nn.with_logical_constraint(
-        nn.with_logical_constraint(table.astype(dtype), (None, 'table_embed')), (None, None)
-    )
+    """`table` [rows, width] in `dtype`, all of it on every device."""
+    return nn.with_logical_constraint(nn.with_logical_constraint(table.astype(dtype), _TABLE), (None, None))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -33,7 +33,7 @@ def copies(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """A copy of `table` [rows, width] for each shard of the batch, rounded to `dtype`: [shards, rows, width].
 
     A shard's gradients of all uses of its copy are added where they are, and over the devices but once; of that sum
-    each device gets the columns that it keeps. Copies have the type of the table, so that these sums have it too.
+    each device gets the part that it keeps. Copies have the type of the table, so that these sums have it too.
     """
     each = jnp.broadcast_to(whole(table, dtype).astype(table.dtype), (mesh.shards('batch'), *table.shape))
     return nn.with_logical_constraint(each, ('batch', None, None))
@@ -41,5 +41,5 @@ def copies(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 copies.defvjp(
     lambda table, dtype: (copies(table, dtype), None),
-    lambda dtype, _, gradient: (nn.with_logical_constraint(gradient.sum(axis=0), (None, 'table_embed')),),
+    lambda dtype, _, gradient: (nn.with_logical_constraint(gradient.sum(axis=0), _TABLE),),
 )

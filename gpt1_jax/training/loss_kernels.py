@@ -2,9 +2,10 @@
 
 Logits exist for one block of tokens and entries at a time, in the chip's vector memory. The first kernel is attention
 whose keys and values are both the softmax's table: it gives the log-normaliser and the mean row of the table under the
-softmax, from which the loss and the gradient of the states follow. The second computes the logits again and from them
-the gradient of the table, each entry of which is written once. Blocks of logits are [entries, tokens]: sums over
-entries are then plain additions of registers, and what there is one of per token is a compact row.
+softmax, from which the loss and the gradient of the states follow. The second makes the gradient of the table, each
+entry of which is written once, from the exponentials that the first has kept; in float32, or if they are too many, from
+logits that it computes again. Blocks of logits are [entries, tokens]: sums over entries are then plain additions of
+registers, and what there is one of per token is a compact row.
 """
 
 import functools
@@ -25,8 +26,12 @@ _LANES = 128  # of a vector register
 _MEMORY = 64 * 2**20  # bytes of vector memory that a kernel may use
 TOO_SMALL = ('TPU v2', 'TPU v3', 'TPU v4', 'TPU v4 lite')  # kinds of devices that have less
 
+_KEPT = 2**30  # most bytes of powers that a device keeps for the backward pass
+_LEAST = 64 << 10  # the least power that can be packed, 2**-63, as the first 19 bits of a float32
+
 # Elementwise operations per logit, for the cost that the kernels declare.
 _OPERATIONS = {'states': 7, 'table': 8}
+_PACKING = 5  # more, for powers that are kept
 
 
 class Blocks(NamedTuple):
@@ -70,16 +75,16 @@ def _lm_loss(hidden, embedding, targets, weights, blocks, interpret):
 def _forward(hidden, embedding, targets, weights, blocks, interpret):
     arrays = hidden, embedding.astype(hidden.dtype), targets, weights
     call = functools.partial(_states_on_device, blocks=blocks, interpret=interpret)
-    nll, log_normaliser, d_hidden = _on_mesh(call, *arrays)
-    return jnp.sum(nll * weights), (arrays, nll, log_normaliser, d_hidden)
+    nll, log_normaliser, d_hidden, kept = _on_mesh(call, *arrays)
+    return jnp.sum(nll * weights), (arrays, nll, log_normaliser, d_hidden, kept)
 
 
 def _backward(blocks, interpret, saved, cotangent):
-    (hidden, embedding, targets, weights), nll, log_normaliser, d_hidden = saved
+    (hidden, embedding, targets, weights), nll, log_normaliser, d_hidden, kept = saved
     scale = lambda x: (cotangent * x).astype(x.dtype)
     call = functools.partial(_table_on_device, blocks=blocks, interpret=interpret)
     # Times the weights here, not its result, which would be one more pass over it.
-    d_embedding = _on_mesh(call, hidden, embedding, targets, scale(weights), log_normaliser)
+    d_embedding = _on_mesh(call, hidden, embedding, targets, scale(weights), log_normaliser, kept)
     return scale(d_hidden), d_embedding, np.zeros(targets.shape, jax.dtypes.float0), scale(nll)
 
 
@@ -95,24 +100,27 @@ def _on_mesh(call, *arrays):
 
 
 def _states_on_device(hidden, embedding, targets, weights, *, blocks, interpret):
-    """nll and log-normaliser [shards, N, T], and the gradient of the states. embedding: [1, rows, width]."""
+    """nll and log-normaliser [shards, N, T], the gradient of the states, and what is kept for the table's gradient:
+    nothing, or the powers [1, rows, tokens], packed, and the largest logits [1, blocks of rows, 1, tokens]."""
     embedding = embedding[0]
     own = embedding[targets.reshape(-1)].astype(jnp.float32)
     blocks, flat, _ = _in_blocks(blocks, hidden, targets)
-    mean, log_normaliser = _call(_states_kernel, (flat, embedding), (), blocks, interpret)
+    keep = hidden.dtype == jnp.bfloat16 and 2 * len(embedding) * len(flat) <= _KEPT
+    mean, log_normaliser, *kept = _call(_states_kernel, (flat, embedding), keep, blocks, interpret)
     n_tokens = targets.size
     log_normaliser = log_normaliser[0, :n_tokens]
     nll = log_normaliser - jnp.sum(flat[:n_tokens].astype(jnp.float32) * own, axis=-1)
-    d_hidden = weights.reshape(-1, 1) * (mean[:n_tokens] - own)
+    d_hidden = (weights.reshape(-1, 1) * (mean[:n_tokens] - own)).astype(hidden.dtype)
     of_shape = lambda x: x.reshape(targets.shape)
-    return of_shape(nll), of_shape(log_normaliser), d_hidden.astype(hidden.dtype).reshape(hidden.shape)
+    return of_shape(nll), of_shape(log_normaliser), d_hidden.reshape(hidden.shape), [x[None] for x in kept]
 
 
-def _table_on_device(hidden, embedding, targets, weights, log_normaliser, *, blocks, interpret):
+def _table_on_device(hidden, embedding, targets, weights, log_normaliser, kept, *, blocks, interpret):
     """The gradient [1, rows, width] of the embedding."""
     blocks, flat, row = _in_blocks(blocks, hidden, targets)
-    rows = row(targets), row(weights), row(log_normaliser)
-    return _call(_table_kernel, (flat, embedding[0]), rows, blocks, interpret)[None]
+    arrays = flat, *([x[0] for x in kept] or [embedding[0]]), row(targets), row(weights), row(log_normaliser)
+    [gradient] = _call(_table_kernel, arrays, bool(kept), blocks, interpret)
+    return gradient[None]
 
 
 def _in_blocks(blocks, hidden, targets):
@@ -125,9 +133,9 @@ def _in_blocks(blocks, hidden, targets):
     return blocks, jnp.pad(hidden.reshape(-1, width), ((0, pad), (0, 0))), row
 
 
-def _call(kernel, arrays, rows, blocks, interpret):
-    hidden, table = arrays
-    (n_tokens, width), n_entries = hidden.shape, table.shape[0]
+def _call(kernel, arrays, keep, blocks, interpret):
+    """The results of `_states_kernel` or `_table_kernel`. keep: whether the first gives the second its powers."""
+    (n_tokens, width), n_entries = arrays[0].shape, len(arrays[1])
     grid = n_tokens // blocks.tokens, pl.cdiv(n_entries, blocks.entries)
     states = kernel is _states_kernel
     # The inner loop is over what the result is a sum of.
@@ -135,35 +143,49 @@ def _call(kernel, arrays, rows, blocks, interpret):
     by_token = pl.BlockSpec((blocks.tokens, width), lambda *at: (order(*at)[0], 0))
     by_entry = pl.BlockSpec((blocks.entries, width), lambda *at: (order(*at)[1], 0))
     row = pl.BlockSpec((1, blocks.tokens), lambda *at: (0, order(*at)[0]))
+    by_both = pl.BlockSpec((blocks.entries, blocks.tokens), lambda *at: order(*at)[::-1])
+    row_of_entries = pl.BlockSpec((1, 1, blocks.tokens), lambda *at: (order(*at)[1], 0, order(*at)[0]))
+    kept = [by_both, row_of_entries] if keep else []
+    shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
     if states:
-        shapes = (jax.ShapeDtypeStruct(hidden.shape, jnp.float32), jax.ShapeDtypeStruct((1, n_tokens), jnp.float32))
+        in_specs, out_specs = [by_token, by_entry], [by_token, row, *kept]
+        shapes = [shape(n_tokens, width), shape(1, n_tokens)]
+        if keep:
+            shapes += [shape(n_entries, n_tokens, dtype=jnp.int16), shape(grid[1], 1, n_tokens)]
         scratch = [pltpu.VMEM((size, blocks.tokens), jnp.float32) for size in (width, 1, 1)]
     else:
-        shapes, scratch = jax.ShapeDtypeStruct(table.shape, jnp.float32), ()
+        in_specs, out_specs = [by_token, *(kept or [by_entry]), row, row, row], [by_entry]
+        shapes, scratch = [shape(n_entries, width)], ()
     return pl.pallas_call(
         functools.partial(kernel, n_entries=n_entries),
         grid=grid if states else grid[::-1],
-        in_specs=(by_token, by_entry, *(row,) * len(rows)),
-        out_specs=(by_token, row) if states else by_entry,
+        in_specs=in_specs,
+        out_specs=out_specs,
         out_shape=shapes,
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary'), vmem_limit_bytes=_MEMORY),
-        cost_estimate=_cost(states, arrays, rows, shapes, grid),
+        cost_estimate=_cost(states, arrays, keep, shapes, grid),
         interpret=interpret,
-    )(*arrays, *rows)
+    )(*arrays)
 
 
-def _cost(states, arrays, rows, shapes, grid):
+def _cost(states, arrays, keep, shapes, grid):
     """What one call does: the array of the outer loop is read once, that of the inner one in every round."""
-    hidden, table = arrays
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    read = size(hidden) + grid[0] * size(table) if states else size(table) + grid[1] * size((hidden, rows))
-    logits = hidden.shape[0] * table.shape[0]
-    operations = _OPERATIONS['states' if states else 'table']
+    size = lambda *some: sum(x.size * x.dtype.itemsize for x in some)
+    hidden, *by_entry = arrays[:2]
+    logits, width = len(hidden) * len(by_entry[0]), hidden.shape[1]
+    if states:
+        read = size(hidden) + grid[0] * size(*by_entry)
+    elif keep:
+        read = size(*arrays[1:3]) + grid[1] * size(hidden, *arrays[3:])
+    else:
+        read = size(*by_entry) + grid[1] * size(hidden, *arrays[2:])
+    again = states or not keep
+    operations = _OPERATIONS['states' if states else 'table'] + _PACKING * (states and keep)
     return pl.CostEstimate(
-        flops=logits * (2 * 2 * hidden.shape[1] + operations),
-        transcendentals=logits,
-        bytes_accessed=read + size(shapes),
+        flops=logits * (2 * (1 + again) * width + operations),
+        transcendentals=logits if again else len(hidden) * grid[1],
+        bytes_accessed=read + size(*shapes),
     )
 
 
@@ -174,15 +196,15 @@ def _product(a, b, contracted):
     return lax.dot_general(a, b, ((contracted[:1], contracted[1:]), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _logits(hidden, table, entry, n_entries):
-    """Logits, and which entry each belongs to; entries of the last block that are not there count nothing."""
-    logits = _product(table, hidden, (1, 1))
-    entries = lax.broadcasted_iota(jnp.int32, logits.shape, 0) + entry * table.shape[0]
-    return jnp.where(entries < n_entries, logits, -jnp.inf), entries
+def _entries(shape, entry):
+    """Which entry each logit of a block belongs to."""
+    return lax.broadcasted_iota(jnp.int32, shape, 0) + entry * shape[0]
 
 
-def _states_kernel(hidden, table, mean, log_normaliser, total_row, largest, total, *, n_entries):
-    """The mean row of the table under the softmax, and the log-normaliser, for a block of tokens."""
+def _states_kernel(hidden, table, mean, log_normaliser, *kept_and_sums, n_entries):
+    """The mean row of the table under the softmax, and the log-normaliser, for a block of tokens; with `kept`, also the
+    powers and the largest logit by which they were divided."""
+    *kept, total_row, largest, total = kept_and_sums
     entry, last = pl.program_id(1), pl.num_programs(1) - 1
 
     @pl.when(entry == 0)
@@ -191,15 +213,20 @@ def _states_kernel(hidden, table, mean, log_normaliser, total_row, largest, tota
         total_row[...] = jnp.zeros(total_row.shape, jnp.float32)
         total[...] = jnp.zeros(total.shape, jnp.float32)
 
-    there = lax.broadcasted_iota(jnp.int32, table.shape, 0) + entry * table.shape[0] < n_entries
-    rows = jnp.where(there, table[...], 0)
-    logits, _ = _logits(hidden[...], rows, entry, n_entries)
+    # Entries of the last block that are not there count nothing.
+    rows = jnp.where(_entries(table.shape, entry) < n_entries, table[...], 0)
+    logits = _product(rows, hidden[...], (1, 1))
+    logits = jnp.where(_entries(logits.shape, entry) < n_entries, logits, -jnp.inf)
     new_largest = jnp.maximum(largest[...], logits.max(axis=0, keepdims=True))
     shrink = jnp.exp(largest[...] - new_largest)
     powers = jnp.exp(logits - new_largest)
     largest[...] = new_largest
     total[...] = shrink * total[...] + powers.sum(axis=0, keepdims=True)
     total_row[...] = shrink * total_row[...] + _product(rows, powers.astype(rows.dtype), (0, 0))
+    if kept:
+        kept_powers, kept_largest = kept
+        kept_powers[...] = _pack(powers)
+        kept_largest[0] = new_largest
 
     @pl.when(entry == last)
     def _():
@@ -208,12 +235,19 @@ def _states_kernel(hidden, table, mean, log_normaliser, total_row, largest, tota
         log_normaliser[...] = largest[...] + jnp.log(total[...])
 
 
-def _table_kernel(hidden, table, targets, weights, log_normaliser, gradient, *, n_entries):
-    """The gradient of a block of entries."""
+def _table_kernel(hidden, *table_or_kept_and_rows, n_entries):
+    """The gradient of a block of entries, of which those that are not there are not written."""
+    del n_entries
+    *table_or_kept, targets, weights, log_normaliser, gradient = table_or_kept_and_rows
     token = pl.program_id(1)
-    logits, entries = _logits(hidden[...], table[...], pl.program_id(0), n_entries)
-    probabilities = jnp.exp(logits - log_normaliser[...])
-    d_logits = weights[...] * jnp.where(entries == targets[...], probabilities - 1, probabilities)
+    if len(table_or_kept) == 1:
+        logits = _product(table_or_kept[0][...], hidden[...], (1, 1))
+        probabilities = jnp.exp(logits - log_normaliser[...])
+    else:
+        powers, largest = table_or_kept
+        probabilities = _unpack(powers[...]) * jnp.exp(largest[0] - log_normaliser[...])
+    own = _entries(probabilities.shape, pl.program_id(0)) == targets[...]
+    d_logits = weights[...] * jnp.where(own, probabilities - 1, probabilities)
     summed = _product(d_logits.astype(hidden.dtype), hidden[...], (1, 0))
 
     @pl.when(token == 0)
@@ -223,3 +257,16 @@ def _table_kernel(hidden, table, targets, weights, log_normaliser, gradient, *, 
     @pl.when(token != 0)
     def _():
         gradient[...] += summed
+
+
+# Powers are at most 1. Packed they have 6 bits of exponent and 10 of fraction. The gradients of logits, rounded to
+# bfloat16 with its 7, are then as exact as from float32.
+
+
+def _pack(powers):
+    bits = (lax.bitcast_convert_type(powers, jnp.int32) + 2**12) >> 13  # rounded to the nearest
+    return (jnp.maximum(bits - _LEAST, 0) - 2**15).astype(jnp.int16)
+
+
+def _unpack(packed):
+    return lax.bitcast_convert_type((packed.astype(jnp.int32) + 2**15 + _LEAST) << 13, jnp.float32)

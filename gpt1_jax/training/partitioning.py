@@ -31,10 +31,12 @@ AXES = ('data', 'fsdp', 'tensor')  # of mesh.shape
 MESH_AXES = ('slice', *AXES)
 BATCH_AXES = ('slice', 'data', 'fsdp')  # all axes along which parameters are whole when they are used
 
-# 'table_rows' are never sharded: with the special rows their number is odd. 'vocab': the same, padded for the softmax.
+# 'vocab' is 'table_rows' for the softmax, padded.
 _REPLICATED = dict.fromkeys(('table_rows', 'table_embed', 'vocab', 'embed', 'heads', 'mlp', 'norm', 'layers'))
 _FSDP = {'embed': 'fsdp', 'table_embed': 'fsdp'}
-_SPREAD = ('embed', 'table_embed')  # roles of axes that all large parameters have one of
+# Roles of axes; of each group, every large parameter has one. Some of the table's rows lie in memory as they do in the
+# whole, some of its columns do not; but with the special rows the number of rows is often odd.
+_SPREAD = (('embed',), ('table_rows', 'table_embed'))
 _TENSOR = {'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}
 STRATEGIES = {  # name: (rules, default mesh shape; a first size of 1 stands for the number of slices)
     'dp': ({}, (-1, 1, 1)),
@@ -118,10 +120,11 @@ class Partitioner:
         """
         boxes = [box for box in jax.tree.leaves(boxed, is_leaf=_is_box) if _is_box(box)]
         rules, groups = dict(self.rules), self.mesh.shape['data']
-        for role in _SPREAD:
-            sizes = [size for box in boxes for name, size in zip(box.names, box.value.shape) if name == role]
-            if rules[role] is None and not any(size % groups for size in sizes):
-                rules[role] = 'data'
+        sizes = [named for box in boxes for named in zip(box.names, box.value.shape)]
+        for roles in _SPREAD:
+            divided = {role for role in roles if not any(size % groups for name, size in sizes if name == role)}
+            if free := [role for role in roles if role in divided and rules[role] is None]:
+                rules[free[0]] = 'data'
         spread = copy.copy(self)
         spread.rules = tuple(rules.items())
         return spread
