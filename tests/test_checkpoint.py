@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from gpt1_jax import stopping
 from gpt1_jax.errors import DamagedError, UserError
-from gpt1_jax.training import checkpoint, checkpoint_folder
+from gpt1_jax.training import checkpoint, checkpoint_folder, room
 from gpt1_jax.training.checkpoint import Checkpointer
 
 # Orbax leaves unfinished reads behind when one of them fails.
@@ -95,6 +95,32 @@ def warnings_seen(monkeypatch):
 def largest_files(folder, count):
     files = [file for file in folder.rglob('*') if file.is_file()]
     return sorted(files, key=lambda file: file.stat().st_size)[-count:]
+
+
+@jax.jit
+def slowly(tree):
+    """The same, but after a second or so."""
+    slow = jax.lax.fori_loop(0, 150, lambda _, x: jnp.tanh(x @ x), jnp.full((768, 768), 1e-3))
+    return jax.tree.map(lambda x: x + jnp.asarray(0 * slow[0, 0], x.dtype), tree)
+
+
+@pytest.mark.parametrize('spare', [True, False])
+def test_where_there_is_room_a_save_does_not_wait_for_the_arrays(spare, make, monkeypatch):
+    """What is saved is what the arrays held, also if their memory is given away at once."""
+    monkeypatch.setattr(room, 'is_spare', lambda items: spare)
+    one = jax.devices()[:1]
+    params = lambda step: {'params': jax.device_put(jax.device_get(state(step)['params']), one[0])}
+    writer = make(keep_latest=None)
+    writer.save(1, params(1), {})  # what is compiled for the first
+    for step in (2, 3):
+        items = slowly(params(step))
+        writer.save(step, items, {})
+        assert items['params']['wte'].is_ready() == (not spare)
+        jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(items)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params(0))
+    writer.wait()
+    for step in (2, 3):
+        assert_same(make().restore(step, wanted)[1], params(step))
 
 
 def test_round_trip_on_another_mesh(make, tmp_path):
@@ -333,7 +359,9 @@ def test_killed_while_saving_restores_the_latest_complete(make, tmp_path, warnin
     assert not [folder for folder in (tmp_path / 'checkpoints').iterdir() if 'tmp' in folder.name]
 
 
-def test_a_full_disk_is_an_error_and_the_former_checkpoint_stays(make, tmp_path):
+@pytest.mark.parametrize('spare', [True, False])
+def test_a_full_disk_is_an_error_and_the_former_checkpoint_stays(spare, make, monkeypatch):
+    monkeypatch.setattr(room, 'is_spare', lambda items: spare)
     big = {'params': {'w': jnp.ones((500, 500))}}
     writer = make()
     writer.save(1, big, {})

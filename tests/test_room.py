@@ -27,6 +27,25 @@ def test_memory_is_what_the_device_says_or_a_share_of_the_host_s(tmp_path, monke
     assert room.memory(jax.devices()[:1], 'MemTotal', 'SwapTotal') >= room.memory(jax.devices()[:1], 'MemAvailable') > 0
 
 
+def test_room_for_copies_is_what_no_device_has_ever_needed(monkeypatch):
+    partitioner = Partitioner('fsdp', (1, 8, 1))
+    arrays = {'w': jax.ShapeDtypeStruct((8, 16), np.float32, sharding=partitioner.sharding('embed'))}
+    size = 4 * 16
+    device = lambda **stats: types.SimpleNamespace(memory_stats=lambda: stats or None)
+    of = lambda limit: device(bytes_limit=limit, peak_bytes_in_use=1000, bytes_in_use=10)
+    for devices, spare in (
+        ([of(1000 + 2 * size)], True),
+        ([of(1000 + 2 * size - 1)], False),
+        ([of(10_000), of(1000 + size)], False),
+        ([device(bytes_limit=10_000, bytes_in_use=10)], False),
+        ([of(10_000), device()], False),
+    ):
+        monkeypatch.setattr(jax, 'local_devices', lambda devices=devices: devices)
+        assert room.is_spare(arrays) == spare
+    monkeypatch.undo()
+    assert not room.is_spare(arrays)  # a CPU
+
+
 def test_what_one_device_holds_decides(monkeypatch):
     partitioner = Partitioner('fsdp', (2, 4, 1))
     shape = lambda dtype, *roles: jax.ShapeDtypeStruct((8, 16), dtype, sharding=partitioner.sharding(*roles))

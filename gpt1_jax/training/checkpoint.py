@@ -13,9 +13,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -23,7 +25,7 @@ from etils import epath
 from gpt1_jax import peers, stopping
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.files import exists, is_local, patiently, write_atomically
-from gpt1_jax.training import checkpoint_folder
+from gpt1_jax.training import checkpoint_folder, room
 from gpt1_jax.training.checkpoint_folder import Damaged, Unreadable, cause, join
 
 _WAIT_SECONDS = 1.0  # for a save, from which on it is worth a word
@@ -63,6 +65,9 @@ class Checkpointer:
         self._keep = keep or (lambda step: False)
         self._best_metric, self._best_mode = best_metric, best_mode
         self._manager = None
+        self._starts_apart = None  # whether `_start` does
+        self._thread = futures.ThreadPoolExecutor(1, 'checkpoint')
+        self._started = None
         self._damaged = set()
         self._scores = {}
         self._waited = False
@@ -96,14 +101,13 @@ class Checkpointer:
 
         with self._writing():
             manager = self._open()
-            self._wait_for_the_save_before(manager)
+            self._wait_for_the_save_before()
             self._delete(sorted(self._damaged.intersection(manager.all_steps())))
             self._damaged.clear()
             if step in manager.all_steps():
                 return
             self._scores[step] = self._score_of(metrics)
-            saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-            manager.save(step, args=ocp.args.Composite(**saves, record=ocp.args.JsonSave(record)), force=True)
+            self._start(step, items, ocp.args.JsonSave(record))
 
     def restore_latest(
         self, abstract_items: Mapping, steps: Sequence[int] | None = None
@@ -233,13 +237,16 @@ class Checkpointer:
         """Blocks until the last save is complete. Raises UserError if it failed."""
         if self._manager:
             with self._writing():
-                self._manager.wait_until_finished()
+                self._finish()
 
     def close(self) -> None:
         """Waits for the last save and frees the threads. Raises UserError if the save failed."""
         if self._manager:
             with self._writing():
-                self._manager.close()
+                try:
+                    self._finish()
+                finally:
+                    self._manager.close()
 
     def _open(self):
         """The Orbax manager. Made by the first save, not before: it deletes what a killed writer left."""
@@ -252,6 +259,28 @@ class Checkpointer:
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
         return self._manager
+
+    def _start(self, step, items, record):
+        """Orbax returns when the host has the arrays, because the caller's next step gives their memory away. Where an
+        accelerator has room for copies, these go to the host in another thread while the next steps run."""
+        if self._starts_apart is None:  # several processes must save in the same order as they compute
+            self._starts_apart = jax.process_count() == 1 and room.is_spare(items)
+
+        def start(items):
+            saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+            self._manager.save(step, args=ocp.args.Composite(**saves, record=record), force=True)
+
+        if self._starts_apart:
+            self._started = self._thread.submit(start, _copy(items))
+        else:
+            start(items)
+
+    def _finish(self):
+        """Waits for the end of the last save."""
+        started, self._started = self._started, None
+        if started:
+            started.result()
+        self._manager.wait_until_finished()
 
     def _delete(self, steps):
         """Deletes checkpoints: none before all processes know which, because Orbax waits for all of them at each."""
@@ -297,9 +326,9 @@ class Checkpointer:
     def _read_record(self, step):
         return checkpoint_folder.read_record(self._folder(step))
 
-    def _wait_for_the_save_before(self, manager):
+    def _wait_for_the_save_before(self):
         started = time.monotonic()
-        manager.wait_until_finished()
+        self._finish()
         waited = time.monotonic() - started
         if waited > _WAIT_SECONDS and not self._waited:
             self._waited = True
@@ -321,6 +350,11 @@ class Checkpointer:
                 f'{self._directory}: Checkpoints cannot be written ({cause(error)}). Make room or give '
                 'write permission, then run the same command again to resume.'
             ) from error
+
+
+@jax.jit
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _unraisablehook(unraisable):

@@ -24,14 +24,28 @@ def memory(devices: Sequence[jax.Device], *of_host: str) -> float | None:
     return limit
 
 
+def is_spare(arrays: Any) -> bool:
+    """Whether each accelerator of this process had room for two more copies of its parts of these arrays even when it
+    held most; False where that is unknown, as on a CPU."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all('bytes_limit' in one and 'peak_bytes_in_use' in one for one in stats):
+        return False
+    return 2 * _size(arrays) <= min(one['bytes_limit'] - one['peak_bytes_in_use'] for one in stats)
+
+
+def _size(arrays):
+    """Bytes of the parts that one device has."""
+    leaves = jax.tree.leaves(arrays)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def check_room(where: str, what: str, *arrays: Any) -> None:
     """Raises UserError if the parts of `what` on a device are larger than all of its memory, which more never fits.
 
     arrays: trees of ShapeDtypeStructs with shardings over the same devices.
     """
-    leaves = jax.tree.leaves(arrays)
-    size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    one, *_ = leaves[0].sharding.addressable_devices  # alone: those of a host may share an array
+    size = _size(arrays)
+    one, *_ = jax.tree.leaves(arrays)[0].sharding.addressable_devices  # alone: those of a host may share an array
     limit = memory([one], 'MemTotal', 'SwapTotal')
     if limit is not None and size > limit:
         raise UserError(
