@@ -521,13 +521,12 @@ def test_nothing_of_orbax_is_logged(make, caplog):
     assert [record.getMessage() for record in caplog.records if record.name == 'absl'] == ['our own line']
 
 
-def test_only_one_kind_of_traceback_is_hidden(monkeypatch):
+@pytest.mark.parametrize('words', ['Event loop is closed', 'Encountered error while reading array index: (slice(0))'])
+def test_only_tracebacks_of_arrays_are_hidden(words, monkeypatch):
     """The rest is for the hook of the program, whichever of the two was there first."""
     passed_on = []
     monkeypatch.setattr(stopping, 'unraisablehook', passed_on.append)
-    of_tensorstore, other = (
-        types.SimpleNamespace(exc_value=RuntimeError(words)) for words in ('Event loop is closed', 'x')
-    )
+    of_tensorstore, other = (types.SimpleNamespace(exc_value=RuntimeError(each)) for each in (words, 'x'))
     checkpoint._unraisablehook(of_tensorstore)
     checkpoint._unraisablehook(other)
     assert passed_on == [other]

@@ -111,6 +111,7 @@ def job(workdir, bad, losses=None, on_divergence='rollback'):
         abstract=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), STATE),
         create_state=lambda seed: jax.device_put(STATE, sharding),
         check_room=lambda: None,
+        start_compiling=lambda batch: lambda: None,
         train_step=jax.jit(step, in_shardings=sharding, out_shardings=sharding, donate_argnums=0),
     )
     ranking = loop.Evaluator(lambda params, should_stop: {'sum': total(params)}, 10, ranks_by='sum', mode='max')

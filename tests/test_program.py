@@ -1,6 +1,8 @@
 """Programs from configs and shapes alone: their states, their batches, and the type that they compute in."""
 
 import re
+import threading
+import types
 
 import jax
 import ml_collections
@@ -17,7 +19,7 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import ClassifierHead
-from gpt1_jax.training import partitioning, program, room
+from gpt1_jax.training import partitioning, program, room, steps
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState
@@ -104,6 +106,55 @@ def test_a_state_is_restored_however_it_was_spread(tmp_path, before, after):
         restored = TrainState.from_items(items)
         assert described(restored) == described(other.abstract)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
+
+
+def compiled_while(action):
+    """(the names of the functions that JAX compiles in it, of those that it traces)"""
+    found = [], []
+
+    def listen(event, seconds, **named):
+        del seconds
+        if event == '/jax/core/compile/backend_compile_duration':
+            found[0].append(named['fun_name'])
+        elif event == '/jax/core/compile/jaxpr_trace_duration':
+            found[1].append(named['fun_name'])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        action()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return found
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=[mesh[0] for mesh in MESHES])
+def test_a_step_is_compiled_beside_other_work_and_not_again(mesh, monkeypatch):
+    loss_fn, losses = steps.pretrain_loss_fn, []
+    counted = lambda loss: lambda *arguments: losses.append(1) or loss(*arguments)
+    monkeypatch.setattr(steps, 'pretrain_loss_fn', lambda *arguments: counted(loss_fn(*arguments)))
+    made = pretraining(partitioner_of(*mesh), accumulation=2)
+    split = types.SimpleNamespace(tokens=100, read=lambda starts, length: np.zeros((len(starts), length), np.uint16))
+    placement = made.partitioner.placement
+    batch = PretrainingBatches(split, batch_size=16, length=16, seed=0, placement=placement, accumulation=2).batch_at(0)
+    compiled, traced = compiled_while(lambda: made.start_compiling(batch)())
+    assert compiled == ['jit(step)'] and traced == ['step'] and len(losses) == 1
+    state, batch = made.create_state(seed=0), made.partitioner.put_batch(batch)
+    assert compiled_while(lambda: made.train_step(state, batch)) == ([], [])
+
+
+def test_what_goes_wrong_in_compiling_is_told_by_the_step(monkeypatch):
+    made = pretraining(partitioner_of(*MESHES[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, 'excepthook', lambda arguments: pytest.fail(str(arguments)))
+        made.start_compiling({'tokens': np.zeros((1, 1, 16, 17), np.uint16)})()  # without weights
+    with pytest.raises(KeyError, match='weights'):
+        made.train_step(made.create_state(seed=0), {'tokens': np.zeros((1, 1, 16, 17), np.uint16)})
+
+
+def test_of_several_processes_none_compiles_beside_other_work(monkeypatch):
+    made = pretraining(partitioner_of(*MESHES[0]))
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    assert compiled_while(lambda: made.start_compiling({'tokens': np.zeros((1, 1, 16, 17), np.uint16)})()) == ([], [])
 
 
 def test_nothing_is_computed_before_it_is_asked_for():

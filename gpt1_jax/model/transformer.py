@@ -240,7 +240,7 @@ class Decoder(nn.Module):
                 split_rngs={'params': True},
                 in_axes=(0, 0, nn.broadcast),
                 length=self.layers,
-                unroll=1 if self.scan else self.layers,
+                unroll=1 if self.scan or self.is_initializing() else self.layers,
                 check_constancy_invariants=False,  # would trace the block twice; nothing is shared by the layers
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )

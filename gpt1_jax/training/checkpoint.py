@@ -358,9 +358,9 @@ def _copy(tree):
 
 
 def _unraisablehook(unraisable):
-    """Hides tracebacks of TensorStore. When one array cannot be read, its threads find no event loop to report the
-    others to, and would print a traceback for each."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    """Hides tracebacks of TensorStore and Orbax. When one array cannot be read, nobody waits for the others, and there
+    would be a traceback for each."""
+    if not str(unraisable.exc_value).startswith(('Event loop is closed', 'Encountered error while reading array')):
         stopping.unraisablehook(unraisable)
 
 

@@ -176,6 +176,7 @@ def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
 def _fit(job, checkpointer, guard, diverged):
     """diverged: why the run goes back; None at first."""
     log, program, optimizer = job.config.log, job.program, job.config.optimizer
+    compiled = program.start_compiling(job.batches.batch_at(0))
     state, start, meta = _initialise(job, checkpointer, diverged)
     evaluations, rollbacks = meta['evaluations'], meta.get('rollbacks', [])
     trend, may_go_back = divergence.Trend(*meta.get('trend', ())), optimizer.on_divergence == 'rollback'
@@ -287,13 +288,14 @@ def _fit(job, checkpointer, guard, diverged):
         end = start if ended else job.total_steps
         for index, batch in zip(range(start, end), prefetch(batches, start, end)):
             with waiting('compiling the step', show=is_writer()) if index == start else contextlib.nullcontext():
+                compiled()
                 state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
-            if index == start:  # compiling it has left holes in the heap
-                release_freed_memory()
             report()
             pending = index + 1, batches.count_tokens(batch), metrics
             if jax.process_count() == 1 and metrics['loss'].is_ready():  # as on a CPU, which computes it in the call
                 report()
+            if index == start:  # compiling it has left holes in the heap
+                release_freed_memory()
             if end_step(index + 1):
                 break
     finally:

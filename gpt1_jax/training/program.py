@@ -3,7 +3,9 @@
 Training, evaluation and benchmarks get what they compute from here; it can also be compiled for absent devices.
 """
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -53,6 +55,20 @@ class Program:
         """Raises UserError if a device has no room for its part of the state and of the gradients."""
         gradients = jax.tree.map(lambda leaf: leaf.update(dtype=self.classifier.model.dtype), self.abstract.params)
         room.check_room('model', 'parameters, their moments and gradients', self.abstract, gradients)
+
+    def start_compiling(self, batch: dict[str, np.ndarray]) -> Callable[[], None]:
+        """Compiles `train_step` for batches like this one in another thread, and returns what waits for its end. What
+        goes wrong there goes wrong again when the step is called."""
+        if jax.process_count() > 1:  # they must do the same in one order
+            return lambda: None
+
+        def compile_step():
+            with contextlib.suppress(Exception):
+                self.train_step.lower(self.abstract, self.partitioner.abstract_batch(batch)).compile()
+
+        thread = threading.Thread(target=compile_step, name='compile', daemon=True)  # an error does not wait for it
+        thread.start()
+        return thread.join
 
     def create_state(self, seed: int) -> TrainState:
         """A new state on the devices."""

@@ -5,6 +5,7 @@ and metrics of micro-batches simply add up. A `loss_fn(params, micro-batch, key)
 micro-batch, arrays [shards, ...].
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -87,18 +88,19 @@ def train_step(
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def micro_step(index, micro_batch):
+        @functools.partial(jax.jit, inline=True)  # traced once, though it is called twice
+        def micro_step(params, key, index, micro_batch):
             (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, micro_batch, jax.random.fold_in(key, index)
+                params, micro_batch, jax.random.fold_in(key, index)
             )
             return gradient, metrics
 
-        n_micro = jax.tree.leaves(batch)[0].shape[0]
-        shapes = jax.eval_shape(micro_step, 0, jax.tree.map(lambda x: x[0], batch))
+        indices = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+        one = jax.tree.map(lambda x: x[0], (indices, batch))
         (gradient, metrics), _ = jax.lax.scan(
-            lambda total, inputs: (jax.tree.map(jnp.add, total, micro_step(*inputs)), None),
-            jax.tree.map(jnp.zeros_like, shapes),
-            (jnp.arange(n_micro), batch),
+            lambda total, inputs: (jax.tree.map(jnp.add, total, micro_step(state.params, key, *inputs)), None),
+            jax.tree.map(jnp.zeros_like, jax.eval_shape(micro_step, state.params, key, *one)),
+            (indices, batch),
         )
 
         norm = optax.tree.norm(gradient)
