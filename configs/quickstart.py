@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             seed=0,  # of all parts
             seeds=1,  # of fine-tuning
             workers=0,  # runs of fine-tuning at a time; 0: one per core
-            datasets=('docs_number', 'docs_next', 'docs_same', 'docs_cloze'),
+            datasets=('docs_number', 'docs_same', 'docs_next', 'docs_cloze'),
             pretrain=language_model,
             finetune=classifier,
             # What the two starts change in `finetune`.

@@ -151,7 +151,7 @@ def test_compiled_steps_are_kept_in_the_users_cache(first, tmp_path):
     run = lambda more: (
         subprocess.run([sys.executable, '-c', program], env=environment | more, capture_output=True, text=True).stdout
     )
-    assert run({}) == f'{tmp_path}/gpt1_jax/compiled 0.5\n'
+    assert run({}) == f'{tmp_path}/gpt1_jax/compiled 0.1\n'
     assert run({'JAX_COMPILATION_CACHE_DIR': '/mine'}).startswith('/mine ')
 
 

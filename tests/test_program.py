@@ -142,6 +142,23 @@ def test_a_step_is_compiled_beside_other_work_and_not_again(mesh, monkeypatch):
     assert compiled_while(lambda: made.train_step(state, batch)) == ([], [])
 
 
+def test_runs_whose_learning_rates_alone_differ_share_a_step():
+    config, partitioner = pretraining_config(), partitioner_of(*MESHES[0])
+    batch = {'tokens': np.zeros((1, 1, 16, 17), np.uint16), 'weights': np.full((1, 1, 16, 16), 1 / 256, np.float32)}
+    texts, rates, biases = [], [], []
+    for peak, warmup, total in ((0.01, 2, 10), (0.03, 5, 20)):
+        config.optimizer.update(learning_rate=peak, warmup_steps=warmup)
+        made = program.pretraining(config, 40, total, partitioner)
+        texts.append(made.train_step.lower(made.abstract, partitioner.abstract_batch(batch)).as_text())
+        state = made.create_state(seed=0).replace(step=jax.numpy.int32(warmup))
+        state, metrics = made.train_step(state, partitioner.put_batch(batch))
+        rates.append(float(metrics['learning_rate']))
+        biases.append(np.abs(state.params['decoder']['blocks']['norm_2']['bias']).max())
+    assert texts[0] == texts[1]
+    np.testing.assert_allclose(rates, [0.01, 0.03], rtol=1e-5)  # at the end of the warm-up
+    np.testing.assert_allclose(biases[1], 3 * biases[0], rtol=1e-4)
+
+
 def test_what_goes_wrong_in_compiling_is_told_by_the_step(monkeypatch):
     made = pretraining(partitioner_of(*MESHES[0]))
     with monkeypatch.context() as patch:

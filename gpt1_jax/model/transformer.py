@@ -166,7 +166,7 @@ class Decoder(nn.Module):
         tokens, positions = source['table'][:vocab_size], source['table'][vocab_size + source_special :]
         special = source['table'] if source_special and n_special else fresh['table']
         table = jnp.concatenate([tokens, special[vocab_size : vocab_size + n_special], positions])
-        take = lambda new, old: jnp.concatenate([old[:n_layers], new[n_layers:]])
+        take = lambda new, old: old if n_layers >= len(old) else jnp.concatenate([old[:n_layers], new[n_layers:]])
         blocks = {'blocks': jax.tree.map(take, fresh['blocks'], source['blocks'])} if self.layers else {}
         return {'table': table} | blocks
 

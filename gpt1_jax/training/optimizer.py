@@ -5,32 +5,57 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
 
+_TINY = 1e-30  # in place of 0 where a quotient is not used
 
-def linear_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
+
+def linear_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLike) -> jax.Array:
     """Factor of the peak rate: a ramp from 0 to 1 over the fraction `warmup`, times 1 - progress (0 to 1)."""
-    ramp = jnp.minimum(progress / warmup, 1.0) if warmup > 0 else 1.0
-    return ramp * (1.0 - progress)
+    return _ramp(progress, warmup) * (1.0 - progress)
 
 
-def cosine_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
+def cosine_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLike) -> jax.Array:
     """Factor of the peak rate: a line up to 1 at `warmup`, then 0.5 * (1 + cos(pi * progress))."""
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.where(progress <= warmup, progress / warmup, cosine) if warmup > 0 else cosine
+    return jnp.where((progress <= warmup) & (warmup > 0), _ramp(progress, warmup), cosine)
 
 
-def constant_schedule(progress: jax.typing.ArrayLike, warmup: float) -> jax.Array:
+def constant_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLike) -> jax.Array:
     """Factor of the peak rate: a ramp from 0 to 1 over the fraction `warmup`, then 1. The length of a run changes
     nothing, so it can end early."""
-    return jnp.minimum(progress / warmup, 1.0) if warmup > 0 else jnp.ones_like(progress, jnp.float32)
+    return _ramp(progress, warmup)
+
+
+def _ramp(progress, warmup):
+    """From 0 to 1 at `warmup`, then 1; 1 where that is 0."""
+    return jnp.where(progress < warmup, progress / jnp.maximum(warmup, _TINY), 1.0)
 
 
 SCHEDULES = {'linear': linear_schedule, 'cosine': cosine_schedule, 'constant': constant_schedule}
+
+
+class Rate(NamedTuple):
+    """The learning rate as a function of the number of earlier steps.
+
+    Attributes:
+      schedule: (progress, warm-up) -> factor of the peak.
+      numbers: float32 [3]: the peak, the steps of the run, and the fraction of them that is warm-up. They are an
+        argument of a compiled step, so that runs which differ in nothing else share it.
+    """
+
+    schedule: Callable
+    numbers: np.ndarray
+
+    def __call__(self, step: jax.typing.ArrayLike, numbers: jax.Array | None = None) -> jax.Array:
+        """numbers: in place of its own."""
+        peak, total, warmup = self.numbers if numbers is None else numbers
+        return peak * self.schedule(step / total, warmup)
 
 
 class MomentsState(NamedTuple):
@@ -55,20 +80,20 @@ def scale_by_moments(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_rate(rate: Callable) -> optax.GradientTransformationExtraArgs:
-    """Scales by -rate(step, count), where count is the number of earlier updates.
+def scale_by_rate(rate: Rate, correction: Callable) -> optax.GradientTransformationExtraArgs:
+    """Scales by -rate(step) * correction(count), where count is the number of earlier updates.
 
-    `step`, int32 [], is an argument of `update`: the number of earlier steps; by default the count. The state is that
-    of `optax.scale_by_schedule`.
+    Arguments of `update`: `step`, int32 [], the number of earlier steps, by default the count; `numbers`, those of the
+    rate. The state is that of `optax.scale_by_schedule`.
     """
 
     def init(params):
         del params
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None, *, step=None, **unused):
+    def update(updates, state, params=None, *, step=None, numbers=None, **unused):
         del params, unused
-        factor = -rate(state.count if step is None else step, state.count)
+        factor = -rate(state.count if step is None else step, numbers) * correction(state.count)
         updates = jax.tree.map(lambda u: jnp.asarray(factor, u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
@@ -87,8 +112,8 @@ def decayed(params: dict) -> dict:
     )
 
 
-def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformationExtraArgs, Callable]:
-    """The optimizer of `config.optimizer`, and its rate as a function of the number of earlier steps.
+def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformationExtraArgs, Rate]:
+    """The optimizer of `config.optimizer`, and its learning rate.
 
     An update is scaled by peak * schedule(steps / total) * bias correction(updates). With a warm-up the first has
     rate 0, because the schedule sees the number of steps before it (release). A step that is skipped because it is not
@@ -110,19 +135,16 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.Gradient
             f'{config.warmup_fraction}. Set one of them to 0.'
         )
     warmup = config.warmup_steps / total_steps if config.warmup_steps else config.warmup_fraction
-    schedule = SCHEDULES[config.schedule]
+    rate = Rate(SCHEDULES[config.schedule], np.array([config.learning_rate, total_steps, warmup], np.float32))
 
-    def learning_rate(step):
-        return config.learning_rate * schedule(step / total_steps, warmup)
-
-    def corrected_rate(step, count):
+    def correction(count):
         t = count + 1.0
-        return learning_rate(step) * jnp.sqrt(1.0 - config.b2**t) / (1.0 - config.b1**t)
+        return jnp.sqrt(1.0 - config.b2**t) / (1.0 - config.b1**t)
 
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     return optax.chain(
         clip,
         scale_by_moments(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decayed),
-        scale_by_rate(corrected_rate),
-    ), learning_rate
+        scale_by_rate(rate, correction),
+    ), rate

@@ -5,6 +5,7 @@ Training, evaluation and benchmarks get what they compute from here; it can also
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 
@@ -36,7 +37,8 @@ class Program:
       partitioner: that of the run, spread.
       abstract: shapes, types and shardings of the state.
       loss_fn: (params, micro-batch, key) -> (loss, metrics), not jitted.
-      train_step: (state, batch) -> (state, metrics), jitted; the state is donated.
+      train_step: (state, batch) -> (state, metrics), jitted; the state is donated. Runs whose learning rates alone
+        differ compile it once.
     """
 
     classifier: Classifier
@@ -118,14 +120,41 @@ def _program(config, classifier, loss_fn, total_steps, partitioner):
     partitioner = partitioner.spread(jax.eval_shape(classifier.init, jax.random.key(0)))
     abstract = abstract_state(classifier, optimizer, partitioner)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    train_step = partitioner.jit(
+    replicated = partitioner.sharding()
+    step = partitioner.jit(
         steps.train_step(loss_fn, optimizer, learning_rate),
-        in_shardings=(shardings, partitioner.batch_sharding()),
-        out_shardings=(shardings, partitioner.sharding()),
+        in_shardings=(shardings, partitioner.batch_sharding(), replicated),
+        out_shardings=(shardings, replicated),
         donate_argnums=0,
         compiler_options=_COMPILER_OPTIONS.get(partitioner.platform),
     )
+    train_step = _WithNumbers(step, learning_rate.numbers, replicated)
     return Program(classifier, partitioner, optimizer, abstract, loss_fn, train_step)
+
+
+class _WithNumbers:
+    """A jitted step, or what it is lowered or compiled to, whose last argument is given: the numbers of the learning
+    rate. As constants they would make another program of each."""
+
+    def __init__(self, step, numbers, sharding):
+        self._step, self._numbers, self._sharding = step, numbers, sharding
+
+    def __call__(self, *arguments):
+        return self._step(*arguments, self._placed)
+
+    @functools.cached_property
+    def _placed(self):  # not before it is called: the devices may be absent
+        return jax.make_array_from_callback(self._numbers.shape, self._sharding, lambda index: self._numbers[index])
+
+    def lower(self, *arguments):
+        numbers = jax.ShapeDtypeStruct(self._numbers.shape, self._numbers.dtype, sharding=self._sharding)
+        return _WithNumbers(self._step.lower(*arguments, numbers), self._numbers, self._sharding)
+
+    def compile(self, *options):
+        return _WithNumbers(self._step.compile(*options), self._numbers, self._sharding)
+
+    def __getattr__(self, name):
+        return getattr(self._step, name)
 
 
 def text_evaluation(classifier: Classifier, abstract_params: dict, partitioner: Partitioner) -> Callable:

@@ -15,6 +15,7 @@ import optax
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.transformer import Output
 from gpt1_jax.training import losses
+from gpt1_jax.training.optimizer import Rate
 from gpt1_jax.training.state import TrainState
 
 
@@ -75,17 +76,16 @@ def _classify(classifier, params, batch, output, key=None):
     return classifier.classify(params, states.reshape(-1, batch['extract'].shape[-1], width), key)
 
 
-def train_step(
-    loss_fn: Callable, optimizer: optax.GradientTransformationExtraArgs, learning_rate: Callable
-) -> Callable:
-    """The whole update as one function (state, batch) -> (state, metrics).
+def train_step(loss_fn: Callable, optimizer: optax.GradientTransformationExtraArgs, learning_rate: Rate) -> Callable:
+    """The whole update as one function (state, batch, numbers of the learning rate) -> (state, metrics). numbers: by
+    default those of `learning_rate`.
 
     A scan adds the gradients of micro-batches in float32 (XLA adds those of shards in the compute dtype). If the loss
     or a gradient is not finite, only `step` and `skipped` change: the schedule follows the data, and the optimizer
     counts no update.
     """
 
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, numbers=None):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         @functools.partial(jax.jit, inline=True)  # traced once, though it is called twice
@@ -105,7 +105,7 @@ def train_step(
 
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, step=state.step, numbers=numbers)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         new_state = state.replace(
@@ -114,7 +114,7 @@ def train_step(
             params=keep(optax.apply_updates(state.params, updates), state.params),
             opt_state=keep(opt_state, state.opt_state),
         )
-        rate = learning_rate(state.step)
+        rate = learning_rate(state.step, numbers)
         return new_state, metrics | {'grad_norm': norm, 'learning_rate': rate, 'skipped': skipped}
 
     return step
