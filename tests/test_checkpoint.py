@@ -1,8 +1,6 @@
 """Round trips, retention, damage, kills and full disks, on eight host devices."""
 
-import asyncio
 import gc
-import logging as standard_logging
 import os
 import resource
 import shutil
@@ -19,7 +17,6 @@ import pytest
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from gpt1_jax import stopping
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.training import checkpoint, checkpoint_folder, room
 from gpt1_jax.training.checkpoint import Checkpointer
@@ -276,24 +273,6 @@ def test_all_damaged_is_an_error(make, tmp_path, breakage):
     assert make(best_metric='loss').steps_by_rank() == [2, 1]
 
 
-def test_what_orbax_leaves_unfinished_is_not_printed(make, caplog):
-    """It waits for the first array that cannot be read or written; asyncio would print a traceback of the others."""
-
-    async def fail():
-        raise ValueError('another array')
-
-    async def leave():
-        asyncio.create_task(fail())  # of a read
-        asyncio.gather(fail())  # of a write
-        await asyncio.sleep(0.01)
-
-    make()
-    asyncio.run(leave())
-    gc.collect()
-    standard_logging.getLogger('asyncio').error('anything else')
-    assert [record.getMessage() for record in caplog.records if record.name == 'asyncio'] == ['anything else']
-
-
 def test_what_does_not_fit_is_named_and_is_not_damage(make, warnings_seen):
     saved = state(1)
     writer = make()
@@ -506,27 +485,3 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=f'{tmp_path}/file/x: Checkpoints cannot be written .*write permission'):
         Checkpointer(tmp_path / 'file' / 'x').save(1, {'params': {'w': jnp.ones(3)}}, {})
-
-
-def test_nothing_of_orbax_is_logged(make, caplog):
-    logging.set_verbosity(logging.INFO)
-    try:
-        with caplog.at_level('INFO'):
-            writer = make()
-            writer.save(1, state(1), {})
-            writer.restore_latest(abstract(state(1)))
-            logging.info('our own line')
-    finally:
-        logging.set_verbosity(logging.WARNING)
-    assert [record.getMessage() for record in caplog.records if record.name == 'absl'] == ['our own line']
-
-
-@pytest.mark.parametrize('words', ['Event loop is closed', 'Encountered error while reading array index: (slice(0))'])
-def test_only_tracebacks_of_arrays_are_hidden(words, monkeypatch):
-    """The rest is for the hook of the program, whichever of the two was there first."""
-    passed_on = []
-    monkeypatch.setattr(stopping, 'unraisablehook', passed_on.append)
-    of_tensorstore, other = (types.SimpleNamespace(exc_value=RuntimeError(each)) for each in (words, 'x'))
-    checkpoint._unraisablehook(of_tensorstore)
-    checkpoint._unraisablehook(other)
-    assert passed_on == [other]

@@ -165,8 +165,8 @@ def test_what_each_device_keeps_in_training(mesh, devices, table, qkv, out):
     [
         (('dp', (8, 1, 1)), 64, (8, 16)),
         (('dp', (8, 1, 1)), 60, (60, 2)),  # 8 does not divide 60
-        (('fsdp', (2, 4, 1)), 60, (30, 4)),
-        (('fsdp', (1, 8, 1)), 60, (60, 2)),
+        (('fsdp', (2, 4, 1)), 64, (64, 4)),  # the strategy has divided columns
+        (('tp', (2, 1, 4)), 64, (64, 8)),  # the softmax divides rows otherwise
     ],
 )
 def test_rows_of_the_table_are_spread_rather_than_columns(mesh, rows, part):

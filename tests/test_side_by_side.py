@@ -80,6 +80,12 @@ def test_calls_are_shared_out(one_core_each, capfd):
             os.kill(pid, 0)
 
 
+def test_names_with_a_first_part_in_common_come_apart():
+    paths = ['a/x/seed0', 'a/x/seed1', 'a/y/seed0', 'b/x/seed0', 'b/y/seed0', 'c']
+    in_turn = ['a/x/seed0', 'b/x/seed0', 'c', 'a/x/seed1', 'b/y/seed0', 'a/y/seed0']
+    assert side_by_side._in_turn(dict.fromkeys(paths)) == in_turn
+
+
 def test_one_at_a_time_needs_no_process(monkeypatch):
     monkeypatch.setenv('NPROC', '9')
     ((name, (pid, *_)),) = side_by_side.each(where_and, {'a': (1,)}, 1)

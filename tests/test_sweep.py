@@ -317,13 +317,6 @@ def test_a_second_call_does_nothing_again(folder, two_seeds):
     assert again.scores == two_seeds.scores and len(before) == 2 and times() == before
 
 
-def test_side_by_side_the_runs_of_a_set_do_not_start_together():
-    paths = ['a/x/seed0', 'a/x/seed1', 'a/y/seed0', 'b/x/seed0', 'b/y/seed0', 'c/y/seed0']
-    in_turn = sweep._in_turn({path: path.upper() for path in paths})
-    assert list(in_turn) == ['a/x/seed0', 'b/x/seed0', 'c/y/seed0', 'a/x/seed1', 'b/y/seed0', 'a/y/seed0']
-    assert all(run == path.upper() for path, run in in_turn.items())
-
-
 def test_runs_side_by_side_are_those_of_one_after_the_other(folder, two_seeds):
     again = sweep.run(config(folder, datasets=('sst2',), seeds=2, workers=2), folder / 'side_by_side')
     assert again.scores == two_seeds.scores and again.facts == two_seeds.facts and again.model == two_seeds.model

@@ -168,7 +168,6 @@ def plain_look_up(table, places, key, rate, dropped, dtype, rounded):
         (None, 43),
         *(((strategy, shape), 43) for strategy, shape in (('dp', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('tp', (2, 1, 4)))),
         (('dp', (8, 1, 1)), 40),  # each device has some of the rows, else of the columns
-        (('fsdp', (2, 4, 1)), 40),  # some of both
     ],
 )
 @pytest.mark.parametrize(('dropped', 'dtype'), [('table', jnp.float32), ('table', jnp.bfloat16), ('sum', jnp.float32)])

@@ -1,6 +1,5 @@
 """Data sets x variants x seeds in one resumable command; one table beside the paper's (Radford et al. 2018)."""
 
-import collections
 import dataclasses
 import statistics
 import time
@@ -149,24 +148,13 @@ def _run_all(configs, workdir, workers):
     left = {path: (one, workdir / path, is_writer()) for path, one in configs.items() if path not in outcomes}
     models = lambda: map(store.open_model, {one.init_from for one, *_ in left.values()})
     workers = side_by_side.number(workers, len(left), lambda: max(one.architecture.sizes['width'] for one in models()))
-    for path, outcome in side_by_side.each(_fine_tune, _in_turn(left) if workers > 1 else left, workers):
+    for path, outcome in side_by_side.each(_fine_tune, left, workers):
         outcomes[path] = outcome
         if isinstance(outcome, DivergedError):
             logging.error('%s is left out: %s', path, outcome)
         progress.update(len(outcomes))
     progress.close()
     return outcomes
-
-
-def _in_turn(runs):
-    """The first run of each data set, then the second of each, and so on. Those of one set often share what they
-    compile, but not if they do it at once."""
-    turns, count = {}, collections.Counter()
-    for path in runs:
-        name = path.split('/')[0]
-        turns[path] = count[name]
-        count[name] += 1
-    return {path: runs[path] for path in sorted(runs, key=turns.get)}
 
 
 def _fine_tune(config, folder, write):

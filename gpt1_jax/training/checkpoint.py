@@ -6,12 +6,9 @@ A checkpoint is the folder `<directory>/<step>`, see checkpoint_folder.py.
 import contextlib
 import copy
 import json
-import logging as standard_logging
 import math
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -22,13 +19,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from gpt1_jax import peers, stopping
+from gpt1_jax import peers
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.files import exists, is_local, patiently, write_atomically
-from gpt1_jax.training import checkpoint_folder, room
+from gpt1_jax.training import checkpoint_folder, checkpoint_noise, room
 from gpt1_jax.training.checkpoint_folder import Damaged, Unreadable, cause, join
 
 _WAIT_SECONDS = 1.0  # for a save, from which on it is worth a word
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 class Checkpointer:
@@ -71,10 +69,7 @@ class Checkpointer:
         self._damaged = set()
         self._scores = {}
         self._waited = False
-        logging.get_absl_logger().addFilter(_without_orbax)
-        standard_logging.getLogger('asyncio').addFilter(_without_tasks)
-        warnings.filterwarnings('ignore', "coroutine 'async_.*' was never awaited", RuntimeWarning)  # after a full disk
-        sys.unraisablehook = _unraisablehook
+        checkpoint_noise.hide()
 
     def save(self, step: int, items: Mapping, meta: Mapping, metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint, which goes on in the background; the caller may donate or delete the arrays.
@@ -246,6 +241,7 @@ class Checkpointer:
                 try:
                     self._finish()
                 finally:
+                    self._thread.shutdown()
                     self._manager.close()
 
     def _open(self):
@@ -350,26 +346,3 @@ class Checkpointer:
                 f'{self._directory}: Checkpoints cannot be written ({cause(error)}). Make room or give '
                 'write permission, then run the same command again to resume.'
             ) from error
-
-
-@jax.jit
-def _copy(tree):
-    return jax.tree.map(jnp.copy, tree)
-
-
-def _unraisablehook(unraisable):
-    """Hides tracebacks of TensorStore and Orbax. When one array cannot be read, nobody waits for the others, and there
-    would be a traceback for each."""
-    if not str(unraisable.exc_value).startswith(('Event loop is closed', 'Encountered error while reading array')):
-        stopping.unraisablehook(unraisable)
-
-
-def _without_tasks(record):
-    """Log filter. Of the arrays that cannot be read or written, Orbax waits for the first; the others would be
-    tracebacks of tasks and futures."""
-    return 'exception was never retrieved' not in record.getMessage()
-
-
-def _without_orbax(record):
-    """Log filter. Orbax writes dozens of lines for each save; its errors reach the user as UserError anyway."""
-    return '/orbax/checkpoint/' not in record.pathname

@@ -34,9 +34,6 @@ BATCH_AXES = ('slice', 'data', 'fsdp')  # all axes along which parameters are wh
 # 'vocab' is 'table_rows' for the softmax, padded.
 _REPLICATED = dict.fromkeys(('table_rows', 'table_embed', 'vocab', 'embed', 'heads', 'mlp', 'norm', 'layers'))
 _FSDP = {'embed': 'fsdp', 'table_embed': 'fsdp'}
-# Roles of axes; of each group, every large parameter has one. Some of the table's rows lie in memory as they do in the
-# whole, some of its columns do not; but with the special rows the number of rows is often odd.
-_SPREAD = (('embed',), ('table_rows', 'table_embed'))
 _TENSOR = {'heads': 'tensor', 'mlp': 'tensor', 'vocab': 'tensor'}
 STRATEGIES = {  # name: (rules, default mesh shape; a first size of 1 stands for the number of slices)
     'dp': ({}, (-1, 1, 1)),
@@ -121,10 +118,13 @@ class Partitioner:
         boxes = [box for box in jax.tree.leaves(boxed, is_leaf=_is_box) if _is_box(box)]
         rules, groups = dict(self.rules), self.mesh.shape['data']
         sizes = [named for box in boxes for named in zip(box.names, box.value.shape)]
-        for roles in _SPREAD:
-            divided = {role for role in roles if not any(size % groups for name, size in sizes if name == role)}
-            if free := [role for role in roles if role in divided and rules[role] is None]:
-                rules[free[0]] = 'data'
+        # Some of the table's rows lie in memory as they do in the whole, some of its columns do not. But with special
+        # rows their number is often odd, and a softmax that is divided itself would exchange them.
+        table = ('table_embed',) if rules['vocab'] else ('table_rows', 'table_embed')
+        for roles in (('embed',), table):  # every large parameter has an axis of one of them
+            divided = [role for role in roles if not any(size % groups for name, size in sizes if name == role)]
+            if divided and not any(rules[role] for role in roles):
+                rules[divided[0]] = 'data'
         spread = copy.copy(self)
         spread.rules = tuple(rules.items())
         return spread

@@ -3,6 +3,7 @@
 The steps of a narrow model are small computations one after the other, which a second core makes little faster.
 """
 
+import collections
 import contextlib
 import multiprocessing
 import multiprocessing.connection
@@ -57,13 +58,14 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
 
     Args:
       function: of a module. It, its arguments and its result are pickled.
-      calls: name -> arguments; log lines of the processes have the names.
+      calls: name -> arguments; log lines of the processes have the names. Of names with a first part in common, as
+        SET/SEED, no two start together if that can be: they often share what they compile.
     """
     if workers == 1:
         yield from ((name, function(*arguments)) for name, arguments in calls.items())
         return
     logging.info('%d runs at a time, each in a process of its own', workers)
-    guard, left, stopped = PreemptionGuard(), list(calls.items()), False
+    guard, left, stopped = PreemptionGuard(), [(name, calls[name]) for name in _in_turn(calls)], False
     guard.should_stop(0)  # from here on it has the signals
     processes = [_Process(max(1, cores() // workers)) for _ in range(workers)]
     idle, busy = [*processes], {}
@@ -94,6 +96,16 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
             guard.should_stop(0)  # it has no more to tell
             logging.info('Stopped. Run the same command again to resume.')
         guard.close()
+
+
+def _in_turn(names):
+    """The first name of each first part, then the second of each, and so on."""
+    turns, count = {}, collections.Counter()
+    for name in names:
+        first = name.split('/')[0]
+        turns[name] = count[first]
+        count[first] += 1
+    return sorted(names, key=turns.get)
 
 
 class _Process:
