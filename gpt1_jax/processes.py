@@ -16,6 +16,7 @@ from typing import Any
 from gpt1_jax.errors import UserError
 
 _QUIET = 'ignore::UserWarning:multiprocessing.resource_tracker'
+_KEPT_FROM = 0.1  # seconds of compiling, from which on what is compiled is kept for later runs
 
 
 @contextlib.contextmanager
@@ -93,11 +94,11 @@ def keep_compiled_steps() -> None:
     another (JAX_COMPILATION_CACHE_DIR)."""
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(cache, 'gpt1_jax', 'compiled'))
-    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', str(_KEPT_FROM))
     jax = sys.modules.get('jax')
     if jax and not jax.config.jax_compilation_cache_dir:  # a notebook's JAX has read the environment before
         jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', _KEPT_FROM)
 
 
 class _LightProcess(multiprocessing.context.SpawnProcess):

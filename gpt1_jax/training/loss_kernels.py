@@ -157,7 +157,7 @@ def _call(kernel, arrays, keep, blocks, interpret):
         in_specs, out_specs = [by_token, *(kept or [by_entry]), row, row, row], [by_entry]
         shapes, scratch = [shape(n_entries, width)], ()
     return pl.pallas_call(
-        functools.partial(kernel, n_entries=n_entries),
+        functools.partial(kernel, n_entries=n_entries) if states else kernel,
         grid=grid if states else grid[::-1],
         in_specs=in_specs,
         out_specs=out_specs,
@@ -172,20 +172,17 @@ def _call(kernel, arrays, keep, blocks, interpret):
 def _cost(states, arrays, keep, shapes, grid):
     """What one call does: the array of the outer loop is read once, that of the inner one in every round."""
     size = lambda *some: sum(x.size * x.dtype.itemsize for x in some)
-    hidden, *by_entry = arrays[:2]
-    logits, width = len(hidden) * len(by_entry[0]), hidden.shape[1]
+    (n_tokens, width), logits = arrays[0].shape, len(arrays[0]) * len(arrays[1])
     if states:
-        read = size(hidden) + grid[0] * size(*by_entry)
-    elif keep:
-        read = size(*arrays[1:3]) + grid[1] * size(hidden, *arrays[3:])
+        outer, inner, rounds = arrays[:1], arrays[1:], grid[0]
     else:
-        read = size(*by_entry) + grid[1] * size(hidden, *arrays[2:])
-    again = states or not keep
+        outer, inner, rounds = arrays[1:-3], (arrays[0], *arrays[-3:]), grid[1]
+    again = states or not keep  # whether it computes logits
     operations = _OPERATIONS['states' if states else 'table'] + _PACKING * (states and keep)
     return pl.CostEstimate(
         flops=logits * (2 * (1 + again) * width + operations),
-        transcendentals=logits if again else len(hidden) * grid[1],
-        bytes_accessed=read + size(*shapes),
+        transcendentals=logits if again else n_tokens * grid[1],
+        bytes_accessed=size(*outer) + rounds * size(*inner) + size(*shapes),
     )
 
 
@@ -235,9 +232,8 @@ def _states_kernel(hidden, table, mean, log_normaliser, *kept_and_sums, n_entrie
         log_normaliser[...] = largest[...] + jnp.log(total[...])
 
 
-def _table_kernel(hidden, *table_or_kept_and_rows, n_entries):
+def _table_kernel(hidden, *table_or_kept_and_rows):
     """The gradient of a block of entries, of which those that are not there are not written."""
-    del n_entries
     *table_or_kept, targets, weights, log_normaliser, gradient = table_or_kept_and_rows
     token = pl.program_id(1)
     if len(table_or_kept) == 1:

@@ -37,8 +37,8 @@ class Program:
       partitioner: that of the run, spread.
       abstract: shapes, types and shardings of the state.
       loss_fn: (params, micro-batch, key) -> (loss, metrics), not jitted.
-      train_step: (state, batch) -> (state, metrics), jitted; the state is donated. Runs whose learning rates alone
-        differ compile it once.
+      train_step: (state, batch) -> (state, metrics), jitted; the state is donated. Runs that differ only in the peak of
+        the learning rate, its warm-up or the number of steps compile it once.
     """
 
     classifier: Classifier
@@ -61,7 +61,7 @@ class Program:
     def start_compiling(self, batch: dict[str, np.ndarray]) -> Callable[[], None]:
         """Compiles `train_step` for batches like this one in another thread, and returns what waits for its end. What
         goes wrong there goes wrong again when the step is called."""
-        if jax.process_count() > 1:  # they must do the same in one order
+        if jax.process_count() > 1:  # these must do the same things in one order, which threads have not
             return lambda: None
 
         def compile_step():
