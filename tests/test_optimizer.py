@@ -82,6 +82,12 @@ def test_rates():
     np.testing.assert_allclose([rate(jnp.float32(n)) for n in (0, 50, 100)], [0.01, 0.005, 0], atol=1e-9)
 
 
+@pytest.mark.parametrize('schedule', ['linear', 'cosine', 'constant'])
+def test_without_a_warm_up_the_first_rate_is_the_peak(schedule):
+    _, rate = make_optimizer(config(schedule=schedule, warmup_fraction=0.0), 100)
+    np.testing.assert_allclose(rate(jnp.int32(0)), 0.01, rtol=1e-6)
+
+
 def test_biases_and_gains_do_not_decay():
     tree = models.from_reference(models.random_params())
     flags = jax.tree_util.tree_leaves_with_path(decayed(tree))
