@@ -13,7 +13,7 @@ def set_up(name: str = '') -> None:
     logging.set_verbosity(logging.INFO)
     name = name.replace('%', '%%') + ': ' if name else ''
     logging.get_absl_handler().setFormatter(standard_logging.Formatter(f'%(asctime)s {name}%(message)s', '%H:%M:%S'))
-    for library in ('jax', 'httpx2'):
+    for library in ('jax', 'httpx2', 'matplotlib'):
         standard_logging.getLogger(library).setLevel(standard_logging.WARNING)
 
 

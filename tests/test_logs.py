@@ -19,3 +19,14 @@ def test_lines_have_the_time_and_a_name(name, before):
     finally:
         logging.get_absl_handler().setFormatter(former)
     assert re.fullmatch(rf'\d\d:\d\d:\d\d {before}12 of 13', line)
+
+
+def test_what_libraries_tell_is_hidden():
+    former = logging.get_absl_handler().python_handler.formatter
+    try:
+        logs.set_up()
+    finally:
+        logging.get_absl_handler().setFormatter(former)
+    said = lambda name, level: standard_logging.getLogger(name).isEnabledFor(level)
+    for name in ('jax._src.dispatch', 'httpx2', 'matplotlib.font_manager'):
+        assert not said(name, standard_logging.INFO) and said(name, standard_logging.WARNING)

@@ -23,7 +23,7 @@ def linear_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLike
 def cosine_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLike) -> jax.Array:
     """Factor of the peak rate: a line up to 1 at `warmup`, then 0.5 * (1 + cos(pi * progress))."""
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.where((progress <= warmup) & (warmup > 0), _ramp(progress, warmup), cosine)
+    return jnp.where(progress <= warmup, _ramp(progress, warmup), cosine)
 
 
 def constant_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLike) -> jax.Array:
