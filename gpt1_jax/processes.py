@@ -16,7 +16,7 @@ from typing import Any
 from gpt1_jax.errors import UserError
 
 _QUIET = 'ignore::UserWarning:multiprocessing.resource_tracker'
-_KEPT_FROM = 0.1  # seconds of compiling, from which on what is compiled is kept for later runs
+_KEPT_FROM = 0.1  # least seconds of compiling that make a program worth keeping for later runs
 
 
 @contextlib.contextmanager

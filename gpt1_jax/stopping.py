@@ -23,6 +23,7 @@ GRACE = 5.0  # seconds
 LINGER = 60.0  # seconds
 
 last_words: list[Callable[[int, str], None]] = []  # called with the status and the message before the process ends
+dispensable: list[threading.Thread] = []  # what they do is of no use once the program ends
 taken: list[int] = []  # the signals that other handlers than the one here have had
 _asked: list[int] = []  # the signals that came
 _in_order = threading.Event()
@@ -74,7 +75,13 @@ def end(status: int, message: str) -> None:
 
 def end_soon(status: int) -> None:
     """Ends the process in `LINGER` seconds, if it is still there: libraries' threads, such as one that writes to a disk
-    that hangs, and what they do at the exit would keep it for ever."""
+    that hangs, and what they do at the exit would keep it for ever. Where only a dispensable thread is left, at once:
+    Python waits for it, because it cannot end one inside XLA."""
+    if any(thread.is_alive() for thread in dispensable):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
     timer = threading.Timer(LINGER, os._exit, [status])
     timer.daemon = True
     timer.start()

@@ -45,10 +45,20 @@ def uris(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize(('form', 'n_special'), [('openai', 0), ('openai', 3), ('hf', 0), ('hf', 3), ('workdir', 3)])
-def test_which_rows_and_layers_are_taken_over(uris, form, n_special):
+@pytest.mark.parametrize(
+    ('form', 'n_special', 'strategy', 'devices'),
+    [
+        ('openai', 0, 'fsdp+tp', 8),
+        ('openai', 3, 'fsdp+tp', 8),
+        ('hf', 0, 'fsdp+tp', 8),
+        ('hf', 0, 'dp', 2),  # which divide the rows of the new table, not those of the old one
+        ('hf', 3, 'fsdp+tp', 8),
+        ('workdir', 3, 'fsdp+tp', 8),
+    ],
+)
+def test_which_rows_and_layers_are_taken_over(uris, form, n_special, strategy, devices):
     uri, given, source_special = uris[form]
-    saved, partitioner = store.open_model(uri), Partitioner('fsdp+tp')
+    saved, partitioner = store.open_model(uri), Partitioner(strategy, devices=jax.devices()[:devices])
     head = HEADS[3] if n_special else None  # of pre-training, which has no special rows, and of fine-tuning
     if head:
         program = finetuning(

@@ -399,6 +399,8 @@ def test_the_metrics_of_a_step_that_is_computed_in_the_call_are_written_before_t
         order.append('step')
         return jax.block_until_ready(count(state, batch))
 
+    train_step.lower = count.lower
+
     def written(writer, step, values):
         order.append(step)
         write(writer, step, values)
@@ -408,6 +410,26 @@ def test_the_metrics_of_a_step_that_is_computed_in_the_call_are_written_before_t
     program = dataclasses.replace(job.program, train_step=train_step)
     loop.fit(dataclasses.replace(job, program=program, evaluators=[at_the_end]))
     assert order == [each for step in range(1, 13) for each in ('step', step)] + [12]  # the evaluation at the end
+
+
+def test_a_step_is_compiled_for_the_batch_that_comes_first(tmp_path, monkeypatch):
+    """Batches may have several shapes. A run that has ended compiles nothing, nor does one of several processes."""
+    begun, job = [], counting_job(epath.Path(tmp_path), 'min', [])
+    weights = lambda step: {'weights': np.full((1, 1, 1, 16), step, np.float32)}
+    monkeypatch.setattr(job.batches, 'batch_at', lambda step: Batches().batch_at(step) | weights(step))
+    start_compiling = lambda self, batch: begun.append(batch['weights'].max()) or dict
+    monkeypatch.setattr(program.Program, 'start_compiling', start_compiling)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.PreemptionGuard, 'should_stop', lambda self, step: step == 5)
+        with pytest.raises(SystemExit):
+            loop.fit(job)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, 'process_count', lambda: 2)
+        loop._start_compiling(job, loop.Checkpointer(job.workdir / 'checkpoints'))()
+    assert begun == [0]
+    for _ in range(2):
+        loop.fit(job)
+        assert begun == [0, 5]
 
 
 def test_memory_is_released_after_what_compiles(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import finetune as finetune_config, pretrain as pretrain_config
+from gpt1_jax import stopping
 from gpt1_jax.data.corpus import shards
 from gpt1_jax.data.corpus.windows import PretrainingBatches
 from gpt1_jax.data.labelled.packing import FinetuningBatches, Rows
@@ -159,21 +160,16 @@ def test_runs_whose_learning_rates_alone_differ_share_a_step():
     np.testing.assert_allclose(biases[1], 3 * biases[0], rtol=1e-4)
 
 
-def test_what_goes_wrong_in_compiling_is_told_by_the_step(monkeypatch):
+def test_what_goes_wrong_in_compiling_is_told_to_who_waits(monkeypatch):
     made = pretraining(partitioner_of(*MESHES[0]))
     printed = []
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, 'excepthook', printed.append)
-        made.start_compiling({'tokens': np.zeros((1, 1, 16, 17), np.uint16)})()  # without weights
-    assert not printed
+    monkeypatch.setattr(threading, 'excepthook', printed.append)
+    wait = made.start_compiling({'tokens': np.zeros((1, 1, 16, 17), np.uint16)})  # without weights
     with pytest.raises(KeyError, match='weights'):
-        made.train_step(made.create_state(seed=0), {'tokens': np.zeros((1, 1, 16, 17), np.uint16)})
-
-
-def test_of_several_processes_none_compiles_beside_other_work(monkeypatch):
-    made = pretraining(partitioner_of(*MESHES[0]))
-    monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    assert compiled_while(lambda: made.start_compiling({'tokens': np.zeros((1, 1, 16, 17), np.uint16)})()) == ([], [])
+        wait()
+    assert not printed
+    thread = stopping.dispensable[-1]
+    assert thread.name == 'compile' and not thread.daemon  # Python would abort where it ended one inside XLA
 
 
 def test_nothing_is_computed_before_it_is_asked_for():

@@ -71,7 +71,7 @@ def test_calls_are_shared_out(one_core_each, capfd):
     pids = {pid for pid, *_ in found.values()}
     assert len(pids) == 2 and os.getpid() not in pids
     lines = capfd.readouterr().err.splitlines()
-    assert sorted(line.partition(' ')[2] for line in lines if 'of' in line) == [
+    assert sorted(line.partition(' ')[2] for line in lines if 'log line' in line) == [
         f'run {i}: log line of {i}' for i in range(5)
     ]
     assert 'WARNING' not in ' '.join(lines)

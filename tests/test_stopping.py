@@ -181,6 +181,20 @@ def test_a_signal_when_the_task_is_done_and_the_program_is_not(number, expected)
     assert (ended.returncode, ended.stderr) == (expected, SENTENCE[expected])
 
 
+def test_a_thread_that_does_what_is_of_no_use_any_more_is_not_waited_for():
+    code = """
+    import sys, threading, time
+    from gpt1_jax import stopping
+    stopping.dispensable.append(threading.Thread(target=time.sleep, args=(100,)))
+    stopping.dispensable[0].start()
+    print('result')
+    stopping.end_soon(2)
+    """
+    command = [sys.executable, '-c', textwrap.dedent(code)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, 'result\n', '')
+
+
 def test_a_thread_of_a_library_does_not_keep_the_process():
     """One that writes to a disk that hangs, for example."""
     code = """

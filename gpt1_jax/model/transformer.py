@@ -166,8 +166,9 @@ class Decoder(nn.Module):
         tokens, positions = source['table'][:vocab_size], source['table'][vocab_size + source_special :]
         special = source['table'] if source_special and n_special else fresh['table']
         table = jnp.concatenate([tokens, special[vocab_size : vocab_size + n_special], positions])
-        take = lambda new, old: old if n_layers >= len(old) else jnp.concatenate([old[:n_layers], new[n_layers:]])
-        blocks = {'blocks': jax.tree.map(take, fresh['blocks'], source['blocks'])} if self.layers else {}
+        rest = lambda new: [new[n_layers:]] if n_layers < len(new) else []
+        fill = lambda new, old: jnp.concatenate([old[:n_layers], *rest(new)])
+        blocks = {'blocks': jax.tree.map(fill, fresh['blocks'], source['blocks'])} if self.layers else {}
         return {'table': table} | blocks
 
     def empty_cache(self, batch: int, length: int) -> Cache:

@@ -59,7 +59,9 @@ def loader(saved: SavedModel, program: Program, n_layers: int) -> Callable | Non
         return None
     model, partitioner = program.classifier.model, program.partitioner
     same_sizes = model.clone(n_special=saved.n_special, **saved.architecture.sizes)
-    theirs = abstract_params(Classifier(same_sizes, saved.head), partitioner)
+    source = Classifier(same_sizes, saved.head)
+    boxed = jax.eval_shape(source.init, jax.random.key(0))
+    theirs = abstract_params(source, partitioner.spread(boxed))
     take_over = partitioner.jit(
         lambda fresh, source: model.transfer(fresh, source, saved.n_special, n_layers),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params['decoder']),

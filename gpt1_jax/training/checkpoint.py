@@ -84,7 +84,8 @@ class Checkpointer:
           meta: anything else to restore, as JSON types.
           metrics: name -> value at this step.
 
-        Raises UserError if this save or the previous one failed (disk full, no permission).
+        Raises UserError if the previous save failed, or this one at its start (disk full, no permission). If this one
+        fails later, the next call says so.
         """
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         described = {name: checkpoint_folder.start_describing(tree) for name, tree in items.items()}

@@ -176,7 +176,7 @@ def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
 def _fit(job, checkpointer, guard, diverged):
     """diverged: why the run goes back; None at first."""
     log, program, optimizer = job.config.log, job.program, job.config.optimizer
-    compiled = program.start_compiling(job.batches.batch_at(0))
+    compiled = _start_compiling(job, checkpointer) if diverged is None else lambda: None
     state, start, meta = _initialise(job, checkpointer, diverged)
     evaluations, rollbacks = meta['evaluations'], meta.get('rollbacks', [])
     trend, may_go_back = divergence.Trend(*meta.get('trend', ())), optimizer.on_divergence == 'rollback'
@@ -304,6 +304,15 @@ def _fit(job, checkpointer, guard, diverged):
     with waiting('writing the last checkpoint', show=is_writer()):
         checkpointer.wait()
     return Outcome(state, evaluations, job.ranking.best(evaluations), rollbacks)
+
+
+def _start_compiling(job, checkpointer):
+    """Compiles the step beside other work, and returns what waits for it. Several processes do not: they must do the
+    same things in the same order."""
+    start = max(checkpointer.steps(), default=0)
+    if jax.process_count() > 1 or start == job.total_steps:
+        return lambda: None
+    return job.program.start_compiling(job.batches.batch_at(start))
 
 
 def _initialise(job, checkpointer, diverged):

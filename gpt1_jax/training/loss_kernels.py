@@ -3,9 +3,9 @@
 Logits exist for one block of tokens and entries at a time, in the chip's vector memory. The first kernel is attention
 whose keys and values are both the softmax's table: it gives the log-normaliser and the mean row of the table under the
 softmax, from which the loss and the gradient of the states follow. The second makes the gradient of the table, each
-entry of which is written once, from the exponentials that the first has kept; in float32, or if they are too many, from
-logits that it computes again. Blocks of logits are [entries, tokens]: sums over entries are then plain additions of
-registers, and what there is one of per token is a compact row.
+entry of which is written once, from the powers that the first has kept: exponentials of logits less the largest so far.
+In float32, or if they are too many, it computes the logits again. Blocks of logits are [entries, tokens]: sums over
+entries are then plain additions of registers, and what there is one of per token is a compact row.
 """
 
 import functools
@@ -101,7 +101,8 @@ def _on_mesh(call, *arrays):
 
 def _states_on_device(hidden, embedding, targets, weights, *, blocks, interpret):
     """nll and log-normaliser [shards, N, T], the gradient of the states, and what is kept for the table's gradient:
-    nothing, or the powers [1, rows, tokens], packed, and the largest logits [1, blocks of rows, 1, tokens]."""
+    nothing, or the powers [1, rows, tokens], packed, and the largest logit up to each block of rows [1, blocks, 1,
+    tokens]."""
     embedding = embedding[0]
     own = embedding[targets.reshape(-1)].astype(jnp.float32)
     blocks, flat, _ = _in_blocks(blocks, hidden, targets)
@@ -200,7 +201,7 @@ def _entries(shape, entry):
 
 def _states_kernel(hidden, table, mean, log_normaliser, *kept_and_sums, n_entries):
     """The mean row of the table under the softmax, and the log-normaliser, for a block of tokens; with `kept`, also the
-    powers and the largest logit by which they were divided."""
+    powers, and the largest logit so far, which was subtracted before."""
     *kept, total_row, largest, total = kept_and_sums
     entry, last = pl.program_id(1), pl.num_programs(1) - 1
 
@@ -256,7 +257,8 @@ def _table_kernel(hidden, *table_or_kept_and_rows):
 
 
 # Powers are at most 1. Packed they have 6 bits of exponent and 10 of fraction. The gradients of logits, rounded to
-# bfloat16 with its 7, are then as exact as from float32.
+# bfloat16 with its 7, are then as exact as from float32. Powers below 2^-63 come back as that; NaN as any number, but
+# then the log-normaliser is NaN too, and with it the gradient.
 
 
 def _pack(powers):

@@ -70,7 +70,8 @@ class Partitioner:
         if default[0] == 1:
             default = (len(slices), *default[1:])
         self.mesh = _make_mesh(_mesh_shape(tuple(shape) or default, len(devices)), slices)
-        self.rules = tuple((_REPLICATED | table | {'batch': BATCH_AXES}).items())
+        self._strategy = tuple((_REPLICATED | table | {'batch': BATCH_AXES}).items())
+        self.rules = self._strategy
         shards = self.mesh.devices.reshape(-1, self.mesh.shape['tensor'])
         self.placement = Placement(
             len(shards),
@@ -113,18 +114,19 @@ class Partitioner:
         it uses them (`model.weights`). Every slice has all parts, so that no gathering crosses the network between
         them.
 
-        boxed: parameters or their shapes, boxed with logical axes; a role that the groups do not divide stays whole.
+        boxed: parameters or their shapes, boxed with logical axes; a role that the groups do not divide stays whole. So
+        models of other sizes are spread each in its own way, also by a partitioner that is spread already.
         """
         boxes = [box for box in jax.tree.leaves(boxed, is_leaf=_is_box) if _is_box(box)]
-        rules, groups = dict(self.rules), self.mesh.shape['data']
+        rules, groups = dict(self._strategy), self.mesh.shape['data']
         sizes = [named for box in boxes for named in zip(box.names, box.value.shape)]
-        # Some of the table's rows lie in memory as they do in the whole, some of its columns do not. But with special
-        # rows their number is often odd, and a softmax that is divided itself would exchange them.
+        # A part of the table's rows is contiguous in memory, a part of its columns is not, and needs copies. But with
+        # special rows the number of rows is often odd, and a softmax that is divided itself would exchange them.
         table = ('table_embed',) if rules['vocab'] else ('table_rows', 'table_embed')
         for roles in (('embed',), table):  # every large parameter has an axis of one of them
-            divided = [role for role in roles if not any(size % groups for name, size in sizes if name == role)]
-            if divided and not any(rules[role] for role in roles):
-                rules[divided[0]] = 'data'
+            possible = [role for role in roles if not any(size % groups for name, size in sizes if name == role)]
+            if possible and not any(rules[role] for role in roles):
+                rules[possible[0]] = 'data'
         spread = copy.copy(self)
         spread.rules = tuple(rules.items())
         return spread

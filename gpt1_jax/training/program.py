@@ -3,7 +3,6 @@
 Training, evaluation and benchmarks get what they compute from here; it can also be compiled for absent devices.
 """
 
-import contextlib
 import dataclasses
 import functools
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from gpt1_jax import stopping
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.model import architecture, triton_calls
 from gpt1_jax.model.classifier import Classifier, ClassifierHead
@@ -59,18 +59,26 @@ class Program:
         room.check_room('model', 'parameters, their moments and gradients', self.abstract, gradients)
 
     def start_compiling(self, batch: dict[str, np.ndarray]) -> Callable[[], None]:
-        """Compiles `train_step` for batches like this one in another thread, and returns what waits for its end. What
-        goes wrong there goes wrong again when the step is called."""
-        if jax.process_count() > 1:  # these must do the same things in one order, which threads have not
-            return lambda: None
+        """Compiles `train_step` for batches like this one in another thread. Returns what waits for its end and raises
+        what went wrong there."""
+        error = None
 
         def compile_step():
-            with contextlib.suppress(Exception):
+            nonlocal error
+            try:
                 self.train_step.lower(self.abstract, self.partitioner.abstract_batch(batch)).compile()
+            except Exception as caught:
+                error = caught
 
-        thread = threading.Thread(target=compile_step, name='compile', daemon=True)  # an error does not wait for it
+        def wait():
+            thread.join()
+            if error is not None:
+                raise error
+
+        thread = threading.Thread(target=compile_step, name='compile')
+        stopping.dispensable.append(thread)
         thread.start()
-        return thread.join
+        return wait
 
     def create_state(self, seed: int) -> TrainState:
         """A new state on the devices."""
@@ -134,7 +142,7 @@ def _program(config, classifier, loss_fn, total_steps, partitioner):
 
 class _WithNumbers:
     """A jitted step, or what it is lowered or compiled to, whose last argument is given: the numbers of the learning
-    rate. As constants they would make another program of each."""
+    rate. As constants they would give each run a program of its own."""
 
     def __init__(self, step, numbers, sharding):
         self._step, self._numbers, self._sharding = step, numbers, sharding

@@ -25,8 +25,8 @@ def memory(devices: Sequence[jax.Device], *of_host: str) -> float | None:
 
 
 def is_spare(arrays: Any) -> bool:
-    """Whether each accelerator of this process had room for two more copies of its parts of these arrays even when it
-    held most; False where that is unknown, as on a CPU."""
+    """Whether each accelerator of this process, at its fullest so far, had room for two more copies of its parts of
+    these arrays: one, and as much for what has not run yet. False where that is unknown, as on a CPU."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all('bytes_limit' in one and 'peak_bytes_in_use' in one for one in stats):
         return False

@@ -59,7 +59,7 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
     Args:
       function: of a module. It, its arguments and its result are pickled.
       calls: name -> arguments; log lines of the processes have the names. Of names with a first part in common, as
-        SET/SEED, no two start together if that can be: they often share what they compile.
+        SET/VARIANT/SEED, no two start together if that can be: they often share what they compile.
     """
     if workers == 1:
         yield from ((name, function(*arguments)) for name, arguments in calls.items())
