@@ -7,7 +7,7 @@ devices do not survive a fork, so the server never touches them.
 import atexit
 import contextlib
 import ctypes
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +20,12 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {
+    'OPENBLAS_NUM_THREADS': '1',  # its threads would not survive a fork
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'TF_ENABLE_ONEDNN_OPTS': '0',
+    'TF_USE_LEGACY_KERAS': '1',
+}
 _CHANGES = ('os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.truncate', 'os.link', 'os.symlink')  # audit events
 _POLL = 0.005  # seconds
 
@@ -104,7 +110,8 @@ def start_alone(arguments: list[str], log: pathlib.Path, environment: dict[str, 
 
 def _import_all():
     for package in ('tensorboardX', 'tensorflow'):  # which the tasks import when they need them
-        importlib.import_module(package)
+        if importlib.util.find_spec(package):
+            importlib.import_module(package)
     for room in ('configs', 'gpt1_jax.tasks'):
         for module in pkgutil.iter_modules(importlib.import_module(room).__path__):
             importlib.import_module(f'{room}.{module.name}')

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 
+import fork_server
 import runs
 from helpers import SUBJECTS, sentence, some_words
 
@@ -24,10 +25,7 @@ SERVER = {  # environment: one device, quick compilation
     'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'NPROC': '32',
-    'OPENBLAS_NUM_THREADS': '1',  # its threads would not survive a fork
-    'TF_CPP_MIN_LOG_LEVEL': '3',
-    'TF_ENABLE_ONEDNN_OPTS': '0',
-    'TF_USE_LEGACY_KERAS': '1',
+    **fork_server.ENVIRONMENT,
 }
 _TIMES = ('time', 'tokens_per_second', 'mfu')
 _OF_RUN = ('seconds', 'config_fingerprint', 'sha256')  # of results.json: its time, and what depends on paths

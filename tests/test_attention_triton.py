@@ -2,11 +2,14 @@
 
 import functools
 import importlib.util
+import types
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import mlir
 
 import triton_on_host
 from gpt1_jax.errors import UserError
@@ -166,3 +169,21 @@ def test_they_compile_for_a_gpu(tmp_path):
             kernels.append(kernel)
     found = triton_on_host.compile_kernels(tmp_path, kernels)
     assert found == [(True, True)] * 3 + [(False, True)] * 3
+
+
+def test_a_kernel_can_be_part_of_a_cuda_graph(monkeypatch):
+    """XLA takes in calls of the newer interface only, and jax-triton 0.3 makes others."""
+
+    def older(backend, context, *arrays, name):
+        call = jax.ffi.ffi_lowering('triton_kernel_call', api_version=2, backend_config=b'the kernel')
+        return call(context, *arrays)
+
+    library = types.SimpleNamespace(get_cuda_backend=None, triton_kernel_call_lowering=older)
+    monkeypatch.setattr(triton_calls, 'jax_triton', types.SimpleNamespace(triton_lib=library))
+    primitive = jax.extend.core.Primitive('kernel_call')
+    primitive.def_abstract_eval(lambda array, name: array)
+    mlir.register_lowering(primitive, triton_calls._lower, platform='cuda')
+    traced = jax.jit(lambda array: primitive.bind(array, name='a name')).trace(jnp.zeros(3))
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    assert 'stablehlo.custom_call @triton_kernel_call_ffi(' in text and 'api_version = 4' in text
+    assert 'backend_config = {name = "a name", opaque = "the kernel"}' in text

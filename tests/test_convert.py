@@ -96,7 +96,7 @@ def test_from_the_command_line(tmp_path, sentencepiece):
     saved, params = make_model(np.random.default_rng(0), sentencepiece, 3, HEADS[1])
     write_workdir(make(tmp_path / 'run'), saved, params)
     (tmp_path / 'model').mkdir()
-    error = run_main(
+    _, error = run_main(
         'convert.py',
         f'--config.source={tmp_path}/run',
         f'--config.target=openai:{tmp_path}/model',

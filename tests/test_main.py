@@ -138,7 +138,7 @@ def test_finetuning_from_the_command_line(folder, language_model):
     ],
 )
 def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
-    error = run(*finetune_flags(folder, language_model, 'mistake'), *changes, status=2)
+    _, error = run(*finetune_flags(folder, language_model, 'mistake'), *changes, status=2)
     last = error.splitlines()[-1]
     assert last.startswith('error: ') and message in last and 'Traceback' not in error
 
@@ -160,7 +160,7 @@ def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
     ],
 )
 def test_a_wrong_command_line_is_one_line_of_standard_error(flags, message):
-    assert run(*flags, status=2) == f'error: {message}\n'
+    assert run(*flags, status=2) == ('', f'error: {message}\n')
 
 
 def test_an_error_of_the_system_that_nothing_handles_is_one_sentence(monkeypatch, capsys):
@@ -214,7 +214,7 @@ def test_how_a_task_computes_is_set_between_its_import_and_its_run(tmp_path, mon
 
 def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
     before = checksums(language_model, 120)
-    error = run(*pretrain_flags(folder, 'whole'), '--config.seed=1', status=2)
+    _, error = run(*pretrain_flags(folder, 'whole'), '--config.seed=1', status=2)
     assert 'seed: 0 there, 1 now' in error.splitlines()[-1]
     assert checksums(language_model, 120) == before
 
@@ -228,7 +228,7 @@ def test_a_sequence_longer_than_the_positions_is_cut_and_counted(folder, languag
             for i in range(40)
         ]
         (long / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    error = run(
+    _, error = run(
         *finetune_flags(folder, language_model, 'cut'), f'--config.data.source=files:{long}', '--config.data.epochs=1'
     )
     facts = result_of(folder / 'cut').facts

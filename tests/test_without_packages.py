@@ -9,6 +9,7 @@ import sys
 import pytest
 from etils import epath
 
+import helpers
 from configs.common import data_defaults
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.labelled import encoding
@@ -17,7 +18,7 @@ from gpt1_jax.data.labelled.registry import custom_dataset
 from gpt1_jax.data.labelled.token_folder import write_tokens
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.report import results
-from helpers import ENVIRONMENT, HIDDEN, ROOT, SITECUSTOMIZE, checksums, sentence
+from helpers import ENVIRONMENT, HIDDEN, SITECUSTOMIZE, checksums, sentence
 
 pytestmark = pytest.mark.slow
 
@@ -57,17 +58,9 @@ def folder(tmp_path_factory):
 
 
 def run(folder, config, *flags, hide=True, status=0):
-    environment = ENVIRONMENT | ({'PYTHONPATH': str(folder / 'hide')} if hide else {})
-    done = subprocess.run(
-        [sys.executable, '-m', 'gpt1_jax.main', f'--config=configs/{config}', *flags],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == status and 'Traceback' not in done.stderr, done.stderr
-    return done
+    output, errors = helpers.run(config, *flags, status=status, path=str(folder / 'hide') if hide else '')
+    assert 'Traceback' not in errors, errors
+    return output, errors
 
 
 def pretrain_flags(folder, name):
@@ -88,9 +81,9 @@ def pretrain_flags(folder, name):
 
 @pytest.fixture(scope='module')
 def language_model(folder):
-    done = run(folder, *pretrain_flags(folder, 'books'))
-    assert done.stderr.count('TensorFlow is not installed: threads read the batches ahead') == 1
-    assert done.stderr.count('tensorboardX is not installed') == 1
+    _, errors = run(folder, *pretrain_flags(folder, 'books'))
+    assert errors.count('TensorFlow is not installed: threads read the batches ahead') == 1
+    assert errors.count('tensorboardX is not installed') == 1
     return folder / 'books'
 
 
@@ -155,7 +148,7 @@ def test_finetuning_evaluation_generation_and_conversion(folder, language_model)
             '--config.max_tokens=8',
             '--config.temperature=0',
             f'--workdir={folder / "texts"}{i}',
-        ).stdout
+        )[0]
         for i, uri in enumerate((language_model, f'openai:{folder / "openai"}', f'hf:{folder / "hf"}'))
     ]
     assert len(set(texts)) == 1 and texts[0].startswith('the ship and the ')
@@ -185,7 +178,7 @@ def test_finetuning_evaluation_generation_and_conversion(folder, language_model)
 )
 def test_what_needs_a_package_says_so(folder, language_model, config, flags, message):
     init_from = () if any('init_from' in flag for flag in flags) else (f'--config.init_from={language_model}',)
-    error = run(folder, config, *init_from, *flags, f'--workdir={folder / "refused"}', status=2).stderr
+    _, error = run(folder, config, *init_from, *flags, f'--workdir={folder / "refused"}', status=2)
     assert message in error.splitlines()[-1] and 'pip install' in error.splitlines()[-1]
 
 

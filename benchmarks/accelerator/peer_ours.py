@@ -9,9 +9,9 @@ from gpt1_jax.meter.step import training_rounds
 
 
 def main(size, form, dtype='auto'):
-    changes, accumulation = step.FORMS[form]
+    changes, accumulation, options = step.FORMS[form]
     made = program.pretraining(size, accumulation=accumulation, dtype=dtype, **changes)
-    compiled, seconds = made.compile()
+    compiled, seconds = made.compile(**options)
     run, _ = training_rounds(made, compiled)
 
     def one_round():

@@ -1,5 +1,7 @@
 """Part 3: tokens/s, MFU, memory and compile time of the forms of the pre-training step."""
 
+import jax
+
 from benchmarks.accelerator import program
 from benchmarks.accelerator.measure import BATCH_SIZES, Context
 from gpt1_jax.meter.ceilings import machine
@@ -7,11 +9,12 @@ from gpt1_jax.meter.memory import planned
 from gpt1_jax.meter.step import speed, training_rounds
 from gpt1_jax.meter.timing import STEPS, rounds
 
-FORMS = {  # name: (keys of config.model, micro-batches)
-    'unrolled': ({'scan': False}, 1),
-    'unrolled, attention by XLA': ({'scan': False, 'attention': 'xla'}, 1),
-    'scan': ({'scan': True}, 1),
-    'scan, 4 micro-batches': ({'scan': True}, 4),
+FORMS = {  # name: (keys of config.model, micro-batches, compiler options, which only a GPU has)
+    'unrolled': ({'scan': False}, 1, {}),
+    'unrolled, without CUDA graphs': ({'scan': False}, 1, {'xla_gpu_enable_command_buffer': ''}),
+    'unrolled, attention by XLA': ({'scan': False, 'attention': 'xla'}, 1, {}),
+    'scan': ({'scan': True}, 1, {}),
+    'scan, 4 micro-batches': ({'scan': True}, 4, {}),
 }
 
 
@@ -19,11 +22,13 @@ def run(context: Context) -> None:
     context.report['machine'] = machine()
     fastest = None
     compile_s = 30.0
-    for name, (changes, accumulation) in FORMS.items():
+    for name, (changes, accumulation, options) in FORMS.items():
+        if options and jax.default_backend() != 'gpu':
+            continue
         with context.attempt(name) as piece:
             context.need(compile_s + 10)
             made = program.pretraining(context.size, accumulation=accumulation, **changes)
-            step, compile_s = made.compile()
+            step, compile_s = made.compile(**options)
             piece |= {'compile_s': round(compile_s, 2), **planned(step)}
             one_round, state = training_rounds(made, step)
             times = rounds(one_round, seconds=min(15.0, context.left() / 6))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.interpreters import mlir
+from jaxlib.mlir import ir
 
 from gpt1_jax.model import mesh
 
@@ -52,8 +54,7 @@ def call(
     result which is written in its place.
     """
     # jax-triton 0.4 renamed an argument, and may meet a Triton that writes newer PTX than JAX's assembler reads.
-    new = 'out_type' in inspect.signature(jax_triton.triton_call).parameters
-    names = {'out_type': shapes, 'backend_options': {'ptx_version': 83}} if new else {'out_shape': shapes}
+    names = {'out_type': shapes, 'backend_options': {'ptx_version': 83}} if _is_new() else {'out_shape': shapes}
     return jax_triton.triton_call(
         *arrays,
         kernel=kernel,
@@ -64,6 +65,29 @@ def call(
         input_output_aliases=aliases or {},
         **names,
     )
+
+
+def _is_new():
+    """Whether jax-triton is 0.4 or newer."""
+    return 'out_type' in inspect.signature(jax_triton.triton_call).parameters
+
+
+def _lower(context, *arrays, **parameters):
+    """jax-triton's lowering, but as 0.4 does it: to a call that XLA can put into a CUDA graph. The older one would end
+    a graph, and the GPU wait some microseconds for what comes next."""
+    library = jax_triton.triton_lib
+    results = library.triton_kernel_call_lowering(library.get_cuda_backend, context, *arrays, **parameters)
+    call = results[0].owner.attributes
+    call['backend_config'] = ir.DictAttr.get(
+        {'name': ir.StringAttr.get(parameters['name']), 'opaque': call['backend_config']}
+    )
+    call['call_target_name'] = ir.StringAttr.get('triton_kernel_call_ffi')
+    call['api_version'] = mlir.i32_attr(4)
+    return results
+
+
+if jax_triton and not _is_new() and jax.__version_info__ >= (0, 10, 2):  # which have that call
+    mlir.register_lowering(jax_triton.triton_lib.triton_kernel_call_p, _lower, platform='cuda')
 
 
 def first_row(rows: int) -> jax.Array:

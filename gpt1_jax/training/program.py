@@ -24,8 +24,15 @@ from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState, abstract_state, create_state
 
-# cuBLAS alone multiplies: it adds biases and residuals and computes GELU on the way, and XLA's products are not faster.
-_COMPILER_OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
+_COMPILER_OPTIONS = {
+    'gpu': {
+        # cuBLAS alone multiplies: it adds biases and residuals and computes GELU on the way, and XLA's products are not
+        # faster.
+        'xla_gpu_enable_triton_gemm': False,
+        # A kernel that reads a slice in place cannot be part of a CUDA graph.
+        'xla_gpu_enable_dynamic_slice_fusion': False,
+    }
+}
 
 
 @dataclasses.dataclass(frozen=True)
