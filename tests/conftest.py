@@ -17,6 +17,7 @@ os.environ['XLA_FLAGS'] = (
 )
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # a missing axis is a mistake more often than not
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ['GCS_RETRY_CONFIG_INIT_DELAY_TIME_US'] = '10000'  # TensorFlow, which reads it first, would wait for a second
 # Many tests, and the programs that they start, compile the same steps: once is enough, also for xdist's processes.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')

@@ -219,12 +219,15 @@ def finetune_logits(params, examples, heads, *, kind, n_positions):
 
 def finetune_loss(params, examples, labels, heads, *, kind, loss, lam, n_positions, rows='all'):
     """L3 (section 3.2): mean task loss over the examples + lam * mean LM loss over all their sequences."""
-    logits = finetune_logits(params, examples, heads, kind=kind, n_positions=n_positions)
+    hidden = [[forward(params, s, heads, n_positions=n_positions) for s in sequences] for sequences in examples]
+    logits = [task_logits(params, [states[-1] for states in of_example], kind) for of_example in hidden]
     task = np.mean([TASK_LOSSES[loss](x, label) for x, label in zip(logits, labels, strict=True)])
-    language = np.mean(
-        [sequence_lm_loss(params, s, heads, rows, n_positions=n_positions) for sequences in examples for s in sequences]
-    )
-    return task + lam * language
+    language = [
+        lm_nll(params, states[:-1], s[1:], rows, n_positions=n_positions).mean()
+        for sequences, of_example in zip(examples, hidden, strict=True)
+        for s, states in zip(sequences, of_example, strict=True)
+    ]
+    return task + lam * np.mean(language)
 
 
 # Gradients
