@@ -190,8 +190,8 @@ def test_a_thread_that_does_what_is_of_no_use_any_more_is_not_waited_for():
     print('result')
     stopping.end_soon(2)
     """
-    command = [sys.executable, '-c', textwrap.dedent(code)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    command, environment = [sys.executable, '-c', textwrap.dedent(code)], os.environ | {'PYTHONUNBUFFERED': ''}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, 'result\n', '')
 
 
