@@ -75,8 +75,8 @@ def end(status: int, message: str) -> None:
 
 def end_soon(status: int) -> None:
     """Ends the process in `LINGER` seconds, if it is still there: libraries' threads, such as one that writes to a disk
-    that hangs, and what they do at the exit would keep it for ever. Where only a dispensable thread is left, at once:
-    Python waits for it, because it cannot end one inside XLA."""
+    that hangs, and what they do at the exit would keep it for ever. Where a dispensable thread is at work, at once:
+    Python would wait for it, because it cannot end one inside XLA."""
     if any(thread.is_alive() for thread in dispensable):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
