@@ -10,6 +10,7 @@ from gpt1_jax import stopping
 if __name__ == '__main__':  # before the imports below, which take long
     stopping.watch()
 
+import contextlib
 import importlib
 import os
 import pkgutil
@@ -127,7 +128,8 @@ def _fail(error):
     message = 'error: ' + re.sub(r'\s*\n\s*', ' ', message)
     if peers.current:
         stopping.end(status, message)
-    print(message, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
     sys.exit(status)
 
 
@@ -139,3 +141,7 @@ if __name__ == '__main__':
         stopping.end_if_asked()  # by a signal that came when the task was done
         stopping.end_soon(getattr(ended, 'code', 130) or 0)
         raise
+    except BaseException:
+        traceback.print_exc()
+        stopping.end_soon(1)
+        sys.exit(1)

@@ -58,7 +58,7 @@ class Progress:
             at_end = done == self._total and (self._said or not self._part)
             if self._shown is None or now - self._shown >= _LINE_SECONDS or at_end:
                 self._shown, self._said = now, True
-                print(', '.join([self._position(done), *facts, *self._pace(done, now)]), file=sys.stderr, flush=True)
+                _say(', '.join([self._position(done), *facts, *self._pace(done, now)]))
 
     def resume(self, done: int) -> None:
         """Goes on from `done`, which was finished before: it says nothing about the pace."""
@@ -92,6 +92,11 @@ class Progress:
         return ('MB', 1e6) if self._total >= 1e7 else ('kB', 1e3)
 
 
+def _say(line):
+    with contextlib.suppress(OSError):  # nobody reads it any more, which must not end the work
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def waiting(what: str, *, show: bool = True) -> Iterator[None]:
     """Says on stderr, every 10 s, how long something has taken that does not tell how far it is: `what`, for example
@@ -100,7 +105,7 @@ def waiting(what: str, *, show: bool = True) -> Iterator[None]:
 
     def tell():
         while not ended.wait(_LINE_SECONDS):
-            print(f'{what}: {duration(time.monotonic() - began)} so far', file=sys.stderr, flush=True)
+            _say(f'{what}: {duration(time.monotonic() - began)} so far')
 
     if show and not quiet:
         threading.Thread(target=tell, daemon=True).start()

@@ -376,6 +376,9 @@ def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch, at, 
     with pytest.raises(SystemExit) as caught:
         loop.fit(job)
     assert caught.value.code == STOPPED_EXIT_STATUS and at in checkpoints(workdir)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # killed after it, before the next save
+        patch.setattr(loop.Checkpointer, 'describe', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        loop.fit(job)
     outcome = loop.fit(job)
     assert outcome.evaluations == EVALUATIONS and outcome.best == {'step': 10, 'rank': 3.0}
     assert metrics(workdir) == LINES and checkpoints(workdir) == {10, 12}

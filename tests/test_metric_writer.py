@@ -62,6 +62,17 @@ def test_lines_are_json_and_flushed(tmp_path):
     assert [lines[1][name] for name in ('loss', 'up', 'down')] == ['nan', 'inf', '-inf']
 
 
+def test_an_evaluation_that_will_be_done_again_is_not_kept(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (1, 2):
+        writer.write(step, {'loss': 1.0})
+        writer.write(step, {'valid_loss': 2.0})
+    writer.close()
+    MetricWriter(tmp_path).truncate_after(2, unevaluated=True)
+    names = [(line['step'], list(line)[-1]) for line in read_lines(tmp_path)]
+    assert names == [(1, 'loss'), (1, 'valid_loss'), (2, 'loss')]
+
+
 def test_lines_are_read_back(tmp_path):
     """Numbers that JSON lacks too; not a line that a kill has cut."""
     assert read_metrics(tmp_path) == []

@@ -147,14 +147,15 @@ def test_shards_that_are_there_are_not_prepared(folder, tmp_path, capsys):
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """`made`: the folders of the runs that began, with their configs; those named in `broken` fail."""
-    calls = types.SimpleNamespace(made={}, broken=set())
+    """`made`: the folders of the runs that began, with their configs; those named in `broken` fail with
+    `broken_by`."""
+    calls = types.SimpleNamespace(made={}, broken=set(), broken_by=UserError)
 
     def run(config, workdir):
         name = str(workdir.relative_to(tmp_path))
         calls.made[name] = config
         if name in calls.broken:
-            raise UserError(f'{name}: It is broken. Repair it.')
+            raise calls.broken_by(f'{name}: It is broken. Repair it.')
         facts = {'steps': 40, 'left_out': {'qqp': 'no folder'} if name == 'finetune' else {}}
         Result(config.task, [], facts, None, as_json(config), 2.0).write(workdir)
 
@@ -221,6 +222,24 @@ def test_a_part_that_fails_is_named_at_the_end(folder, tmp_path, calls):
     calls.made.clear()
     paper.run(miniature(folder), epath.Path(tmp_path))
     assert [*calls.made] == ['zero_shot', 'ablation_lambda', 'report']
+
+
+def test_what_the_system_refuses_is_a_failure_too_and_a_bug_is_not(folder, tmp_path, calls):
+    calls.broken, calls.broken_by = {'zero_shot'}, lambda message: OSError(28, 'No space left on device', '/x')
+    with pytest.raises(UserError, match='^parts: .* zero_shot: /x: .*No space left on device'):
+        paper.run(miniature(folder), epath.Path(tmp_path))
+    assert [*calls.made][-1] == 'report'
+    calls.broken_by = ValueError
+    with pytest.raises(ValueError):
+        paper.run(miniature(folder), epath.Path(tmp_path))
+
+
+def test_where_several_processes_do_a_part_its_failure_ends_all(folder, tmp_path, calls, monkeypatch):
+    """The others wait in it for this one."""
+    monkeypatch.setattr(paper, 'peers', types.SimpleNamespace(current=object(), meet=lambda: None))
+    calls.broken = {'zero_shot'}
+    with pytest.raises(UserError, match='^zero_shot: It is broken'):
+        paper.run(miniature(folder), epath.Path(tmp_path))
 
 
 def test_what_is_left_out_is_not_run(folder, lacking, tmp_path, calls):

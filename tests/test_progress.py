@@ -1,5 +1,7 @@
 """What people see of a task, against lines written by hand."""
 
+import contextlib
+import os
 import sys
 import time
 import types
@@ -118,6 +120,16 @@ def test_waiting_says_how_long_it_has_been(monkeypatch, capsys):
             time.sleep(0.1 * show)
     lines = capsys.readouterr().err.splitlines()
     assert lines and set(lines) == {'compiling the step: 0:00:00 so far'}
+
+
+def test_that_nobody_reads_it_any_more_does_not_end_the_work(clock, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, 'w') as nobody:
+        monkeypatch.setattr(sys, 'stderr', nobody)
+        Progress(10, 0, 'pretrain').update(1)
+        with contextlib.suppress(BrokenPipeError):
+            nobody.close()
 
 
 @pytest.mark.parametrize('terminal', [False, True])

@@ -143,25 +143,41 @@ class Unpicklable(Exception):
         raise TypeError('cannot pickle it')
 
 
-def fail_oddly():
-    raise Unpicklable('odd')
+class Unreadable(Exception):
+    def __init__(self, one, other):
+        super().__init__(one)
 
 
-def test_a_process_that_is_killed_is_named(one_core_each):
-    with pytest.raises(UserError, match='workers: A process was killed.*Use fewer'):
-        list(side_by_side.each(vanish, {'a': (), 'b': ()}, 2))
+def fail_oddly(kind, *values):
+    raise kind(*values)
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (vanish, 'workers: The process of [ab] was killed, probably for lack of memory. Use fewer with'),
+        (
+            os.abort,
+            'workers: The process of [ab] ended with status -6. Its last lines say why; with --config.workers=1 ',
+        ),
+    ],
+)
+def test_a_process_that_ends_is_named(one_core_each, call, message):
+    with pytest.raises(UserError, match=message):
+        list(side_by_side.each(call, {'a': (), 'b': ()}, 2))
 
 
 def test_a_process_that_was_killed_before_its_call_is_named():
     process = side_by_side._Process(1)
     process._process.kill()
     process._process.join()
-    with pytest.raises(UserError, match='workers: A process was killed'):
+    with pytest.raises(UserError, match='workers: The process of a was killed'):
         process.begin('a', vanish, ())
     process.close()
 
 
-def test_an_error_that_cannot_be_sent_is_told(one_core_each, capfd):
-    with pytest.raises(RuntimeError, match='Unpicklable: odd'):
-        list(side_by_side.each(fail_oddly, {'a': (), 'b': ()}, 2))
+@pytest.mark.parametrize(('kind', 'values'), [(Unpicklable, ('odd',)), (Unreadable, ('odd', 'even'))])
+def test_an_error_that_cannot_be_sent_is_told(one_core_each, capfd, kind, values):
+    with pytest.raises(RuntimeError, match=f'{kind.__name__}: odd'):
+        list(side_by_side.each(fail_oddly, {name: (kind, *values) for name in 'ab'}, 2))
     assert 'in fail_oddly' in capfd.readouterr().err

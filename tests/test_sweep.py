@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -268,16 +269,21 @@ def test_the_kept_logits_of_dev_give_the_best_scores(folder, finished):
 
 
 def test_a_run_that_diverges_is_left_out_and_the_others_go_on(folder, tmp_path, monkeypatch):
+    states = []  # of runs that diverged
+
     def run(run_config, path):
         if run_config.seed in broken:
+            state = np.zeros(3)
+            states.append(weakref.ref(state))
             raise DivergedError(f'{path}: The loss was not finite. Lower the rate.')
+        assert not any(state() is not None for state in states)
         return Result('finetune', scores('sst2', 'accuracy', [0.8], [0.7]), {'train_examples': 40}, None, {}, 0.0)
 
     monkeypatch.setattr(finetune, 'run', run)
-    broken = {1}
+    broken = {0}
     result = sweep.run(config(folder, datasets=('sst2',), seeds=3), epath.Path(tmp_path))
-    assert list(result.facts['left_out']) == ['sst2/seed1'] and len(result.scores) == 4
-    assert 'sst2/seed1: left out: ' in (tmp_path / 'table.txt').read_text()
+    assert list(result.facts['left_out']) == ['sst2/seed0'] and len(result.scores) == 4
+    assert 'sst2/seed0: left out: ' in (tmp_path / 'table.txt').read_text()
     assert sweep.summary(result.scores)['sst2', '', 'dev', '', 'accuracy']['runs'] == 2
     broken = {0, 1, 2}
     with pytest.raises(UserError, match=r'^datasets: Every run has diverged .\S*seed2: The loss was .* rate.. Lower'):

@@ -220,6 +220,26 @@ def test_damaged_checkpoints_of_all_are_left_out(folder, finished, tmp_path, mon
         zero_shot.run(values, epath.Path(tmp_path / 'none'))
 
 
+def test_a_checkpoint_that_is_deleted_meanwhile_is_left_out(folder, finished, tmp_path, monkeypatch):
+    """By the run, which still trains."""
+    shutil.copytree(folder / 'lm', tmp_path / 'lm')
+    load_model = zero_shot.store.load_model
+
+    def deleting(*arguments):
+        shutil.rmtree(tmp_path / 'lm/checkpoints/4', ignore_errors=True)
+        return load_model(*arguments)
+
+    warnings = []
+    monkeypatch.setattr(zero_shot.logging, 'warning', lambda message, *values: warnings.append(message % values))
+    monkeypatch.setattr(zero_shot.store, 'load_model', deleting)
+    values = config(folder, init_from=f'{tmp_path}/lm@all', datasets=('dpr',))
+    result = zero_shot.run(values, epath.Path(tmp_path / 'out'))
+    assert result.scores == [score for score in finished.select(dataset='dpr') if score.step != 4]
+    assert [words for words in warnings if 'deleted' in words] == [
+        f'{tmp_path}/lm: The checkpoint of step 4 was deleted meanwhile. It is left out.'
+    ]
+
+
 def test_a_set_that_is_there_only_later_is_scored_then(folder, tmp_path):
     sets, entries = tmp_path / 'sets', [zero_shot_sets.entry('dpr', random.Random(0), i) for i in range(3)]
     zero_shot_sets.write(sets, 'dpr', entries)

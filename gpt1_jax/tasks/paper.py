@@ -13,6 +13,7 @@ from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.corpus.shards import load_shards
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
+from gpt1_jax.files import explain
 from gpt1_jax.processes import cores
 from gpt1_jax.progress import duration
 from gpt1_jax.report.plan import Part, PlannedRun, format_plan, seconds_left
@@ -83,11 +84,13 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             for one in part.runs:
                 if name == 'report' or not one.result():
                     _start(name, one)
-        except UserError as error:
-            if any(name in needs for needs in _NEEDS.values()):
+        except Exception as error:
+            message = str(error) if isinstance(error, UserError) else explain(error)
+            # Of several processes the others may be in the middle of this part.
+            if not message or peers.current or any(name in needs for needs in _NEEDS.values()):
                 raise
-            failed[name] = str(error)
-            logging.error('%s: %s', name, error)
+            failed[name] = message
+            logging.error('%s: %s', name, message)
     return _finish(config, workdir, started, _facts(parts, failed))
 
 

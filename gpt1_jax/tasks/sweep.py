@@ -164,7 +164,7 @@ def _fine_tune(config, folder, write):
         with lock.hold(folder, write=write):
             return finetune.run(config, folder)
     except DivergedError as error:
-        return error
+        return error.with_traceback(None)  # it would keep the run's state
 
 
 def _log_left_out(left_out):

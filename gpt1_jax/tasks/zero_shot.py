@@ -108,6 +108,8 @@ def _find(config, workdir, models, questions, partitioner) -> list[dict]:
         for number in todo:
             saved, step = models[number], steps[number]
             try:
+                if len(models) > 1 and step not in store.kept_steps(saved.directory):
+                    raise DamagedError(f'{saved.directory}: The checkpoint of step {step} was deleted meanwhile.')
                 classifier, params = store.load_model(saved, config.model, partitioner)
             except DamagedError as error:
                 found.pop(step, None)

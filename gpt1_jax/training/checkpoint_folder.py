@@ -40,8 +40,8 @@ class Damaged(Exception):
 class Unreadable(UserError):
     """The system does not let a file be read, which says nothing of what it holds."""
 
-    def __init__(self, what: object):
-        super().__init__(f'{what}. Give read permission, or repair the disk; then run the same command again.')
+    def __str__(self) -> str:
+        return f'{self.args[0]}. Give read permission, or repair the disk; then run the same command again.'
 
 
 class RecordHandler(ocp.JsonCheckpointHandler):

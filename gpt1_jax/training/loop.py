@@ -186,7 +186,7 @@ def _fit(job, checkpointer, guard, diverged):
         logging.warning('%s It goes on from step %d without batches %d to %d.', diverged, start, first, end - 1)
     batches = divergence.Remaining(job.batches, rollbacks)
     writer = MetricWriter(job.workdir, use_wandb=log.wandb, config=job.config.to_dict())
-    writer.truncate_after(start)
+    writer.truncate_after(start, unevaluated=meta.get('unevaluated', False))
     bar = Progress(job.total_steps, start, job.config.task, show=is_writer())
     throughput, clock = Throughput(), Clock(job.config.checkpoint.every_minutes, start)
     model, devices = program.classifier.model, program.partitioner.mesh.devices

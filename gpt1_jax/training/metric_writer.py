@@ -53,11 +53,11 @@ class MetricWriter:
             if use_wandb:
                 _import_wandb()
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, unevaluated: bool = False) -> None:
         """Removes what was written after `step`, and a last line cut short by a kill; TensorBoard hides later points.
 
         Call it before the first `write` of a resumed run: its file then equals that of an uninterrupted run, except
-        for times and rates.
+        for times and rates. unevaluated: whether the run will evaluate this step; lines of that are removed too.
         """
         self._first_step = step + 1
         if not self._active or not exists(self._path):
@@ -65,7 +65,8 @@ class MetricWriter:
         kept = []
         for line in _lines(self._path):
             with contextlib.suppress(ValueError, KeyError, TypeError, UserError):  # the line cut short
-                if _parse(self._path, line)['step'] <= step:
+                values = _parse(self._path, line)
+                if values['step'] < step or values['step'] == step and ('loss' in values or not unevaluated):
                     kept.append(line + '\n')
         write_atomically(self._path, [''.join(kept).encode()])
 

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -116,9 +117,10 @@ class _Process:
         self._process = start_process(_serve, theirs, threads)
         theirs.close()  # so that the pipe ends with the process
 
-    def begin(self, *call: Any) -> None:
+    def begin(self, name: str, *call: Any) -> None:
+        self._name = name
         with self._alive():
-            self.pipe.send(call)
+            self.pipe.send((name, *call))
 
     def result(self) -> Any:
         """What the call has returned; raises what it has raised."""
@@ -145,9 +147,13 @@ class _Process:
         try:
             yield
         except (EOFError, ConnectionError):
-            raise UserError(
-                'workers: A process was killed, probably for lack of memory. Use fewer with --config.workers.'
-            ) from None
+            self._process.join(_ASK_SECONDS)
+            if self._process.exitcode == -signal.SIGKILL:
+                what, fix = 'was killed, probably for lack of memory', 'Use fewer with --config.workers.'
+            else:
+                what = f'ended with status {self._process.exitcode}'
+                fix = 'Its last lines say why; with --config.workers=1 there is one process.'
+            raise UserError(f'workers: The process of {self._name} {what}. {fix}') from None
 
 
 def _serve(pipe, threads):
@@ -174,7 +180,7 @@ def _serve(pipe, threads):
                 traceback.print_exc()
             raised = error
         try:
-            pickle.dumps(raised)
+            pickle.loads(pickle.dumps(raised))
         except Exception:  # of any type
             raised = RuntimeError(f'{type(raised).__name__}: {raised}')
         try:
