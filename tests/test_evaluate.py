@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -55,6 +56,15 @@ def test_the_numbers_are_those_of_the_predictions(folder, tmp_path, capsys, spli
         assert of['f1'] == pytest.approx(2 * right / (said + labels.count(name)))
     assert f'  accuracy, one answer    {result.facts["constant"]:8.4f}\n' in capsys.readouterr().out
     assert set(result.facts['classes']) == {'sea', 'farm'} and result.facts['predictions'].startswith(str(tmp_path))
+
+
+def test_a_split_without_examples_is_named(folder, tmp_path, monkeypatch):
+    encode_split = evaluate.encode_split
+    monkeypatch.setattr(evaluate, 'encode_split', lambda *arguments: encode_split(*arguments).take(np.arange(0)))
+    with pytest.raises(UserError, match='The dev split has no examples'):
+        config = runs.evaluation(folder, folder / 'run')
+        config.split = 'dev'
+        evaluate.run(config, epath.Path(tmp_path))
 
 
 def test_without_labels_there_are_predictions_alone(folder, tmp_path):

@@ -15,7 +15,7 @@ import models
 import reference
 from configs.evaluate_text import get_config
 from gpt1_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer
-from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError, UserError
 from gpt1_jax.evaluation import journal, perplexity
 from gpt1_jax.report import results
 from gpt1_jax.tasks import evaluate_text
@@ -195,6 +195,17 @@ def test_mistakes(saved, books, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         evaluate_text.run(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_has_diverged_is_named(saved, books, tmp_path, monkeypatch):
+    score_texts = evaluate_text.perplexity.score_texts
+    diverged = lambda *arguments, **options: [
+        one._replace(log_probability=math.nan) for one in score_texts(*arguments, **options)
+    ]
+    monkeypatch.setattr(evaluate_text.perplexity, 'score_texts', diverged)
+    with pytest.raises(DivergedError, match='log-probabilities are not finite'):
+        run(saved, tmp_path, books, sentences=True)
+    assert not [path for path in tmp_path.iterdir() if path.name in ('results.json', 'sentences.jsonl')]
 
 
 def test_a_source_of_white_space_is_named(saved, books, tmp_path):

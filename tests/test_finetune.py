@@ -174,6 +174,15 @@ def test_a_split_without_labels_is_refused_before_training(folder, tmp_path, spl
     assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
+def test_a_source_that_could_not_tell_its_splits_is_not_taken_for_one_without_a_test_split(
+    folder, tmp_path, monkeypatch
+):
+    """As where a server fails once, and then gives train and dev."""
+    monkeypatch.setattr(finetune, 'available_splits', lambda *_: [])
+    with pytest.raises(UserError, match='Which splits it has could not be found out'):
+        finetune.run(runs.finetuning(folder, folder / 'lm'), epath.Path(tmp_path) / 'run')
+
+
 def entries(folder, split):
     return [json.loads(line) for line in (folder / 'labelled' / f'{split}.jsonl').read_text().splitlines()]
 

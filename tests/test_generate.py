@@ -202,11 +202,11 @@ def test_mistakes(saved, tmp_path, changes, message):
 
 
 def test_mistakes_in_files(saved, tmp_path):
-    empty, broken, long = (tmp_path / name for name in ('empty', 'broken', 'long'))
+    empty, broken, long = (tmp_path / name for name in ('empty', 'broken', 'lon{g}'))
     empty.write_text('\n')
     broken.write_bytes(b'ship\n\xff')
     long.write_text('ship\n' + ' '.join(WORDS * 9))
-    for path, message in ((empty, 'is empty'), (broken, 'not UTF-8 at byte 5'), (long, 'long, line 2: ')):
+    for path, message in ((empty, 'is empty'), (broken, 'not UTF-8 at byte 5'), (long, r'lon\{g\}, line 2: ')):
         with pytest.raises(UserError, match=message):
             generate.run(config_for(saved, prompts=str(path)), tmp_path / 'out')
     (tmp_path / 'bare').mkdir()

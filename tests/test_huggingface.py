@@ -62,11 +62,12 @@ def test_head_logits_equal_those_of_transformers(tmp_path, golden):
     assert_close_to_largest(classifier.classify(params, states), golden['choice_logits'])
 
 
-def test_a_head_without_special_rows_is_of_no_use(tmp_path, golden):
+def test_a_head_without_special_rows_is_of_no_use(tmp_path, golden, caplog):
     uri = write_checkpoint(
         tmp_path, {name: array for name, array in golden_weights(golden).items() if not name.startswith('score')}
     )
     assert store.open_model(uri).head is None
+    assert 'The head multiple_choice_head.summary.weight is left out' in caplog.text
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])

@@ -1,10 +1,13 @@
 """A labelled data set as token sequences in a folder: what is read is what was encoded."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
+from gpt1_jax.data.labelled.encoding import encode_split
+from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.labelled.token_folder import read_tokens, tokens_splits, write_tokens
 from gpt1_jax.errors import UserError
@@ -55,6 +58,13 @@ def test_what_is_read_is_what_was_written(folder):
             expected.cut_sequences,
             expected.cut_tokens,
         )
+
+
+def test_the_warning_of_cut_sequences_names_what_they_were_cut_to(folder, caplog):
+    data = types.SimpleNamespace(source=f'tokens:{folder}', max_length=None, limit=None, rule='')
+    tokenizer = types.SimpleNamespace(fingerprint=KEY['fingerprint'])
+    encode_split(data, REGISTRY['mrpc'], 'train', tokenizer, 512)
+    assert '2 sequences of the train split are longer than 8 tokens and were cut, by 7 tokens' in caplog.text
 
 
 def test_the_first_examples(folder):

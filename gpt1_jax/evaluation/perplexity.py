@@ -22,7 +22,7 @@ _WINDOWS = 1024  # read before they are sorted by length into batches
 
 
 def perplexity(loss: float) -> float:
-    """Perplexity of a loss in nats per token; always finite."""
+    """Perplexity of a loss in nats per token; finite where that is."""
     return math.exp(min(loss, 700.0))
 
 

@@ -14,6 +14,7 @@ import zipfile
 
 import numpy as np
 import safetensors.numpy
+from absl import logging
 from etils import epath
 
 from gpt1_jax.config import MOST_SIZE
@@ -85,6 +86,11 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
         head = ClassifierHead('multiple_choice' if choices else config.get('head_kind', 'classification'), classes)
         shapes |= {'head.weight': (classes, width), 'head.bias': (classes,)}
     elif 'head.weight' in stored:  # useless here, because it was trained without start and extract tokens
+        logging.warning(
+            '%s: The head %s is left out: it was trained without start and extract tokens, which the vocabulary lacks.',
+            path,
+            stored['head.weight'],
+        )
         stored = {name: there for name, there in stored.items() if not name.startswith('head.')}
     _check_names(path, stored, shapes)
     for name, shape in shapes.items():

@@ -53,6 +53,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
     encoded = encode_split(config.data, dataset, config.split, saved.tokenizer, classifier.model.n_positions)
+    if not encoded.ids:
+        raise UserError(f'{config.data.source}: The {config.split} split has no examples. Name another --config.split.')
     predict = make_predictor(classifier, params, partitioner, config.data.eval_batch_size)
     with journal.resumable(workdir) as watch:
         of_model = journal.fingerprint(classifier, params, partitioner)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import journal, perplexity
 from gpt1_jax.files import write_atomically
 from gpt1_jax.report.results import Result, Score, record
@@ -72,6 +72,8 @@ def _judge(config, found, stride):
     if not tokens:
         raise UserError(f'{config.data.source}: The source holds nothing but white space. Name another data.source.')
     total = math.fsum(one.log_probability for one in found)
+    if not math.isfinite(total):
+        raise DivergedError(f'{config.init_from}: Its log-probabilities are not finite: it has diverged. Name another.')
     metrics = {
         'log_probability': total,
         'loss': -total / tokens,

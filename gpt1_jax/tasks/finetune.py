@@ -180,13 +180,14 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
 
     Raises UserError where train or dev have no labels.
     """
-    data, encoded = config.data, {}
-    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, data.source, data.download))):
+    data, where, encoded = config.data, config.data.source or dataset.uri, {}
+    names = available_splits(dataset, data.source, data.download)
+    for split in dict.fromkeys(('train', 'dev', *names)):
         encoded[split] = encode_split(data, dataset, split, saved.tokenizer, saved.architecture.sizes['n_positions'])
-        if split in ('train', 'dev') and encoded[split].labels is None:
-            raise UserError(
-                f'{data.source or dataset.uri}: The {split} split has no labels. Name a source that has them.'
-            )
+        if split in ('train', 'dev') and (encoded[split].labels is None or not encoded[split].ids):
+            raise UserError(f'{where}: The {split} split has no labelled examples. Name a source that has them.')
+    if not names:  # else a test split that is there would be left out
+        raise UserError(f'{where}: Which splits it has could not be found out. Run the same command again to resume.')
     encoded['train'] = encoded['train'].take(drawn(config.seed, data, len(encoded['train'].ids)))
     for split, of_split in encoded.items():
         checks.log_labels(dataset, split, of_split.labels, len(of_split.ids))

@@ -68,8 +68,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     rows_of = functools.partial(
         make_rows, tokenizer=saved.tokenizer, context=context, samples=config.samples, max_tokens=config.max_tokens
     )
-    name = config.prompts + ', line {}' if config.prompts else 'prompt'
-    rows = [row for i, prompt in enumerate(prompts, 1) for row in rows_of(prompt, name.format(i))]
+    name = lambda line: f'{config.prompts}, line {line}' if config.prompts else 'prompt'
+    rows = [row for i, prompt in enumerate(prompts, 1) for row in rows_of(prompt, name(i))]
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
     model, key = store.summary(classifier.model, params, saved.tokens_seen()), ''

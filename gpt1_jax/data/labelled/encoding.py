@@ -13,7 +13,7 @@ from gpt1_jax.data.labelled.examples import Examples
 from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import RULES, Dataset
 from gpt1_jax.data.labelled.sequences import Encoded, Sequences
-from gpt1_jax.data.labelled.token_folder import read_tokens
+from gpt1_jax.data.labelled.token_folder import cut_to, read_tokens
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import package_version
@@ -47,7 +47,7 @@ def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Toke
             dataset.name,
             encoded.cut_sequences,
             split,
-            max_length,
+            cut_to(path) if scheme == 'tokens' else max_length,
             encoded.cut_tokens,
         )
     return encoded

@@ -75,6 +75,11 @@ def tokens_splits(directory: os.PathLike | str) -> list[str]:
     return list(_read_index(epath.Path(directory).expanduser())['splits'])
 
 
+def cut_to(directory: os.PathLike | str) -> int:
+    """The tokens of the longest sequence that was not cut. Raises UserError as `read_tokens` does."""
+    return _read_index(epath.Path(directory).expanduser())['max_length']
+
+
 def count_examples(directory: os.PathLike | str, split: str) -> int:
     """How many examples a split has, 0 if there is none. Raises UserError as `read_tokens` does."""
     return _read_index(epath.Path(directory).expanduser())['splits'].get(split, {'examples': 0})['examples']
