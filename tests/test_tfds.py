@@ -10,7 +10,7 @@ import pytest
 from gpt1_jax import hub, network
 from gpt1_jax.data import tfds as sets
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
-from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.data.labelled.registry import REGISTRY, custom_dataset
 from gpt1_jax.errors import UserError
 from helpers import write_parquet
 from servers import Server, running
@@ -85,6 +85,10 @@ def test_sst2(data_dir, monkeypatch, no_network, caplog):
         sets.count('glue/sst2', 'dev')
     assert no_network == []  # what is prepared needs none
     assert caplog.text.count('data.source is empty, so tfds:glue/sst2 is read') == 1
+    key = dict(kind='classification', fields=('sentence',), labels=('negative', 'positive'), metrics=())
+    mine = custom_dataset(**key, label_field='label', uri='tfds:glue/sst2', max_score=0)
+    assert available_splits(mine, '') == ['train', 'dev', 'test']
+    assert sorted(load_examples(mine, '', 'dev').labels.tolist()) == [0, 1]
 
 
 def test_race_is_two_sets_with_several_questions_an_entry(data_dir, monkeypatch, no_network):

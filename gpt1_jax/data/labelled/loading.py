@@ -88,9 +88,13 @@ def available_splits(dataset: Dataset, uri: str, download: bool = True) -> list[
 
 def splits_of(dataset: Dataset, uri: str, download: bool = True) -> dict[str, str]:
     """The source's names of the splits, as in dataset.splits. Where that has train and dev in one file, but a folder
-    or a repository has the other one too, with columns of this set, each is read from its own."""
+    or a repository has the other one too, with columns of this set, each is read from its own. A set of the user's has
+    'dev' in TensorFlow Datasets under that name or as 'validation'."""
     uri, scheme, rest = origins.parts(dataset, uri, download)
     splits = dataset.splits
+    if scheme == 'tfds' and splits['dev'] == 'dev':
+        there = tfds.splits(rest, download)
+        return splits | ({'dev': _USUAL['dev']} if 'dev' not in there and _USUAL['dev'] in there else {})
     if splits['train'] == splits['dev']:
         key = 'dev' if splits['train'] == 'train' else 'train'
         if scheme == 'files':
