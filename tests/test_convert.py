@@ -75,6 +75,9 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, sentencepiece, monkeypa
     before = sorted(run.iterdir())
     refuses(run, f'hf:{tmp_path}/hf', 'mlp_width 32')
     refuses(f'openai:{run}', f'hf:{tmp_path}/hf', 'params_shapes.json')
+    write_workdir(make(tmp_path / 'table'), *make_model(np.random.default_rng(0), sentencepiece, layers=0))
+    for scheme in ('openai', 'hf'):
+        refuses(tmp_path / 'table', f'{scheme}:{tmp_path}/of_table', 'models without layers')
     refuses(run, run, 'exists already')
     refuses(run, f'openai:{run}', 'exists already')
     refuses(run, '', 'target: It is empty')
@@ -88,7 +91,10 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, sentencepiece, monkeypa
     monkeypatch.undo()
     monkeypatch.setattr(convert, 'record', lambda *args, **kwargs: full('results.json', []))
     refuses(run, f'openai:{tmp_path}/openai', 'No space left')
-    assert sorted(tmp_path.iterdir()) == [tmp_path / 'openai.workdir', run] and sorted(run.iterdir()) == before
+    assert (
+        sorted(tmp_path.iterdir()) == [tmp_path / 'openai.workdir', run, tmp_path / 'table']
+        and sorted(run.iterdir()) == before
+    )
     assert list((tmp_path / 'openai.workdir').iterdir()) == [tmp_path / 'openai.workdir' / 'config.json']  # the last's
 
 

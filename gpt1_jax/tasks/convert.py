@@ -33,6 +33,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     scheme, target = store.split_uri(config.target)
     if scheme:
         saved.architecture.require('convert', config.source)
+        if not saved.architecture.sizes['layers']:
+            raise UserError(f'{config.source}: No other program has models without layers. Convert it to a workdir.')
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'target: {target} exists already. Name a new folder.')
     if os.path.abspath(target) == os.path.abspath(workdir):  # its config.json would be in the way

@@ -38,7 +38,8 @@ class Dataset:
       uri: where the data come from by default.
       hub: OWNER/NAME:CONFIG of an open copy on the Hugging Face hub, or ''.
       splits: the source's names of 'train', 'dev', 'test', and of more splits, with keys that begin with dev_ or test_.
-        Where train and dev have the same name, 374 examples of it are held out as dev, as in the release.
+        Where train and dev have the same name, 374 examples of it are held out as dev, by place as in the release: the
+        same ones only in a source that keeps the order of the authors' file, which TensorFlow Datasets does not.
       score_range: (0., highest) for a float target; highest is a whole number.
       rule: how long texts are cut, see encoding.encode.
       subset_field: column that names the subset of an example, such as RACE's level, for metrics by subset; or None.
