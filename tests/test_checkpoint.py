@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -485,3 +486,8 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=f'{tmp_path}/file/x: Checkpoints cannot be written .*write permission'):
         Checkpointer(tmp_path / 'file' / 'x').save(1, {'params': {'w': jnp.ones(3)}}, {})
+
+
+def test_that_a_file_cannot_be_read_is_the_same_sentence_in_another_process():
+    error = checkpoint_folder.Unreadable('/x: The file cannot be read (Permission denied)')
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) and str(error).count('repair the disk') == 1
