@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class DamagedError(UserError):
-    """A checkpoint does not hold what was written; others may be well."""
+    """A checkpoint does not hold what was written, or is gone; others may be well."""
 
 
 class DivergedError(UserError):

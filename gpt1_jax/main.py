@@ -128,7 +128,7 @@ def _fail(error):
     message = 'error: ' + re.sub(r'\s*\n\s*', ' ', message)
     if peers.current:
         stopping.end(status, message)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # nobody reads it any more
         print(message, file=sys.stderr)
     sys.exit(status)
 
@@ -141,7 +141,7 @@ if __name__ == '__main__':
         stopping.end_if_asked()  # by a signal that came when the task was done
         stopping.end_soon(getattr(ended, 'code', 130) or 0)
         raise
-    except BaseException:
+    except BaseException:  # as Python ends it, but no thread is waited for
         traceback.print_exc()
         stopping.end_soon(1)
         sys.exit(1)

@@ -331,6 +331,9 @@ def test_which_split_is_used(tmp_path, sentencepiece):
     assert (read('dpr').split, len(read('dpr').labels)) == ('dev', 9)
     zero_shot_sets.write(tmp_path, 'dpr', labelled, 'test')
     assert (read('dpr').split, read('dpr').labels.tolist()) == ('test', [1, 1])
+    with pytest.MonkeyPatch.context() as patch:  # a server that fails once
+        patch.setattr(zero_shot, 'available_splits', lambda *_: [])
+        assert read('dpr').split == 'test'
     (tmp_path / 'dpr' / 'test.jsonl').unlink()
     write_lines(tmp_path / 'dpr' / 'dev.jsonl', entries['dpr'][:3])  # a user's own
     write_lines(tmp_path / 'story_cloze' / 'train.jsonl', entries['story_cloze'][:3])

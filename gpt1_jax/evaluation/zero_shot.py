@@ -150,7 +150,8 @@ def _load(name, source, limit, tokenizer, n_positions, variant, download) -> Que
             if UNKNOWN_ID in ids:
                 raise UserError(f'tokenizer: Its vocabulary cannot write {word!r}. Use a model with another one.')
     read = lambda split, examples: _questions(name, split, examples, tokenizer, n_positions, variant)
-    if name == 'dpr' and 'test' in available_splits(REGISTRY[name], uri, download):
+    names = available_splits(REGISTRY[name], uri, download) if name == 'dpr' else ['dev']
+    if 'test' in names or not names:  # of a source that could not tell them, which reading the split then does
         examples = _examples(name, uri, 'test', limit, download)
         if examples.labels is not None:
             return read('test', examples)

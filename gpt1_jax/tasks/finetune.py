@@ -178,7 +178,7 @@ def drawn(seed: int, data: ConfigDict, number: int) -> np.ndarray:
 def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     """Every split that the source has, by name: a mistake in a test file should not show after days of training.
 
-    Raises UserError where train or dev have no labels.
+    Raises UserError where train or dev have no labelled examples, or the source cannot tell its splits.
     """
     data, where, encoded = config.data, config.data.source or dataset.uri, {}
     names = available_splits(dataset, data.source, data.download)

@@ -26,6 +26,7 @@ from gpt1_jax.training.preemption import PreemptionGuard
 _NARROW = 256  # width of a model up to which a process a core is faster
 _MOST = 8  # processes, unless more are asked for: each has memory for a run, JAX and its compiler
 _ASK_SECONDS = 0.2  # between two looks at whether to stop
+_END_SECONDS = 5.0  # in which a process ends whose pipe has ended
 
 
 def number(workers: int, runs: int, width: Callable[[], int]) -> int:
@@ -147,7 +148,7 @@ class _Process:
         try:
             yield
         except (EOFError, ConnectionError):
-            self._process.join(_ASK_SECONDS)
+            self._process.join(_END_SECONDS)
             if self._process.exitcode == -signal.SIGKILL:
                 what, fix = 'was killed, probably for lack of memory', 'Use fewer with --config.workers.'
             else:
