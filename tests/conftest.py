@@ -1,6 +1,7 @@
 """Eight host devices for every test. Must be set before JAX starts its backend."""
 
 import gc
+import logging as standard_logging
 import os
 import pathlib
 import signal
@@ -27,6 +28,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import numpy as np
 import pytest
+from absl import logging
 
 from gpt1_jax import hub, network
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
@@ -65,6 +67,17 @@ def _freeze():
     """Python's collector need not look again and again at what was imported, and compiled by the files before: it
     would take an eighth of the time."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _logging():
+    """A test that switches log lines on does so for itself alone: others look at what was said."""
+    handler, verbosity = logging.get_absl_handler(), logging.get_verbosity()
+    formatter = handler.python_handler.formatter
+    yield
+    standard_logging.getLogger().removeHandler(handler)
+    logging.set_verbosity(verbosity)
+    handler.setFormatter(formatter)
 
 
 @pytest.fixture(scope='session')
