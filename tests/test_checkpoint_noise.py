@@ -20,7 +20,9 @@ def test_nothing_of_orbax_is_logged(tmp_path, caplog):
     with caplog.at_level('INFO'):
         writer, items = Checkpointer(tmp_path), {'params': {'w': jnp.ones(3)}}
         writer.save(1, items, {})
-        writer.restore_latest(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items))
+        writer.restore_latest(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
+        )
         writer.close()
         logging.info('our own line')
     assert [record.getMessage() for record in caplog.records if record.name == 'absl'] == ['our own line']
