@@ -47,6 +47,7 @@ _BEFORE = {
 }
 _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
+_CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
 
 MOST_LAYERS = 2**12  # each of which is traced, and compiled unless model.scan is set
@@ -195,8 +196,7 @@ def open_workdir(
     Raises:
       UserError: keys other than MAY_CHANGE differ from those of the run in the workdir, or its config.json is missing.
     """
-    path, kept_fingerprint = workdir / 'config.json', workdir / 'source.txt'
-    of_run = kept_fingerprint.read_bytes().decode(errors='replace') if exists(kept_fingerprint) else ''
+    path, of_run = workdir / 'config.json', _content(workdir)
     given = as_json(config)
     logging.info('config: %s', json.dumps(given))
     now = fingerprint(_source(given))
@@ -222,8 +222,32 @@ def open_workdir(
     elif write:
         make_directory(workdir)
         write_json(path, given)
+        (workdir / _CONTENT).unlink(missing_ok=True)  # of a start before, which kept nothing
     if write and now and not of_run:
-        write_atomically(kept_fingerprint, [now.encode()])
+        write_atomically(workdir / _CONTENT, [now.encode()])
+
+
+def keep_content(workdir: epath.Path, source: str, content: str, *, write: bool) -> None:
+    """Like the fingerprint of `open_workdir`, for data whose content is only known once they are read.
+
+    Raises UserError if the run in the workdir began with other content.
+    """
+    of_run = _content(workdir)
+    if of_run and of_run != content:
+        raise UserError(
+            f'{workdir}: Its run began with other data: what {source} holds has changed since. Put back what it held '
+            'to resume the run, or name another --workdir.'
+        )
+    if write and not of_run:
+        write_atomically(workdir / _CONTENT, [content.encode()])
+
+
+def _content(workdir):
+    """The fingerprint of the data of the run in the workdir; '' if it keeps none, or nothing that depends on them."""
+    path = workdir / _CONTENT
+    if not any(exists(workdir / name) for name in _KEPT) or not exists(path):
+        return ''
+    return path.read_bytes().decode(errors='replace')
 
 
 def compare(old: dict, new: dict) -> dict[str, tuple]:

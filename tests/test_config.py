@@ -366,6 +366,27 @@ def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_
         (workdir / 'source.txt').write_text('')  # emptied by a crash of the machine: as if it was not there
 
 
+def test_a_start_that_kept_nothing_binds_no_later_one(tmp_path):
+    workdir = epath.Path(tmp_path / 'run')
+    for content in ('one', 'two'):  # stopped before its first checkpoint, and started with other data
+        common.open_workdir(of_source('shards:/a'), workdir, write=True, fingerprint=lambda uri: content)
+        assert (workdir / 'source.txt').read_text() == content
+    common.open_workdir(of_source('text:/a'), workdir, write=True)
+    assert not (workdir / 'source.txt').exists()
+
+
+def test_content_that_is_known_late_is_compared_too(tmp_path):
+    workdir = epath.Path(tmp_path / 'run')
+    workdir.mkdir()
+    for content in ('one', 'two'):
+        common.open_workdir(of_source('files:/a', 'finetune'), workdir, write=True)
+        common.keep_content(workdir, 'files:/a', content, write=True)
+    (workdir / 'checkpoints').mkdir()
+    common.keep_content(workdir, 'files:/a', 'two', write=True)  # it raises otherwise
+    with pytest.raises(UserError, match='began with other data: what files:/a holds has changed'):
+        common.keep_content(workdir, 'files:/a', 'one', write=False)
+
+
 def test_the_refusal_of_a_longer_run_says_how_to_train_on(tmp_path):
     workdir = begun(tmp_path, of_source('shards:/a'))
     longer = of_source('shards:/a')

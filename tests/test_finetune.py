@@ -99,6 +99,31 @@ def test_what_is_finished_is_not_trained_again(folder, finished):
     assert log(folder / 'run') == before
 
 
+@pytest.mark.parametrize('split', ['train', 'dev', 'test'])
+def test_a_run_does_not_go_on_with_other_examples(folder, finished, tmp_path, split):
+    """With other ones to predict it does: nothing of what it has done depends on them."""
+    config, _ = finished
+    shutil.copytree(folder / 'run', tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').unlink()
+    shutil.move(folder / 'labelled', folder / 'put away')
+    try:
+        shutil.copytree(folder / 'put away', folder / 'labelled')
+        path = folder / 'labelled' / f'{split}.jsonl'
+        lines = path.read_text().splitlines()
+        labels = {json.loads(line)['label'] for line in lines}
+        first = json.loads(lines[0])
+        first['label'] = min(labels - {first['label']})
+        path.write_text('\n'.join([json.dumps(first), *lines[1:]]))
+        if split == 'test':
+            finetune.run(config, epath.Path(tmp_path / 'run'))
+        else:
+            with pytest.raises(UserError, match='Its run began with other data: what files:'):
+                finetune.run(config, epath.Path(tmp_path / 'run'))
+    finally:
+        shutil.rmtree(folder / 'labelled')
+        shutil.move(folder / 'put away', folder / 'labelled')
+
+
 def test_the_best_checkpoint_is_damaged_before_the_last_evaluation(folder, finished, tmp_path):
     """What is lost is lost; the best is then another one, in its scores and in its predictions."""
     config, result = finished

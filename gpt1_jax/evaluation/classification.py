@@ -51,7 +51,7 @@ def make_predictor(
             lambda start: prefetch(batches, start, batches.steps),
             keep=lambda number, output: _in_order(output),
             size=lambda number: min(batch_size, len(encoded.ids) - number * batch_size),
-            content=lambda: _content(encoded, batch_size),
+            content=lambda: [b'%d examples a batch' % batch_size, *encoded.sequences.content()],
         )
         return np.concatenate(list(results))
 
@@ -63,13 +63,6 @@ def _in_order(output):
     ids = output['ids'].reshape(-1)
     logits = output['logits'].reshape(len(output['ids'][0]), -1)
     return logits[ids >= 0][np.argsort(ids[ids >= 0])]
-
-
-def _content(encoded, batch_size):
-    yield b'%d examples a batch' % batch_size
-    for array in (encoded.sequences.tokens, encoded.sequences.starts, encoded.sequences.lengths):
-        yield f'{array.dtype} {array.shape}'.encode()
-        yield np.ascontiguousarray(array).tobytes()
 
 
 def score_split(dataset: Dataset, loss_kind: str, split: str, encoded: Encoded, logits: np.ndarray) -> list[Score]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import itertools
 import math
 import time
 
@@ -10,7 +11,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import check_choice, open_workdir, whole_steps
+from gpt1_jax.config import check_choice, keep_content, open_workdir, whole_steps
 from gpt1_jax.data.labelled import checks, packing
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
@@ -27,7 +28,7 @@ from gpt1_jax.evaluation.classification import (
     write_errors,
     write_logits,
 )
-from gpt1_jax.evaluation.journal import Watch, fingerprint, resumable
+from gpt1_jax.evaluation.journal import Watch, digest, fingerprint, resumable
 from gpt1_jax.evaluation.prediction_files import write_predictions
 from gpt1_jax.model.architecture import KINDS
 from gpt1_jax.model.classifier import ClassifierHead
@@ -68,6 +69,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         return finished
 
     encoded = _encode_all(config, dataset, saved)
+    content = [(*encoded[split].sequences.content(), encoded[split].labels.tobytes()) for split in ('train', 'dev')]
+    keep_content(workdir, config.data.source or dataset.uri, digest(itertools.chain(*content)), write=is_writer())
     batches = packing.FinetuningBatches(
         encoded['train'],
         batch_size=config.data.batch_size,

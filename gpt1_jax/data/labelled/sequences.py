@@ -55,6 +55,12 @@ class Sequences:
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         return map(self.__getitem__, range(len(self)))
 
+    def content(self) -> Iterator[bytes | np.ndarray]:
+        """What tells these sequences from any others: bytes, or uint8 [n]."""
+        for array in (self.tokens, self.starts, self.lengths):
+            yield f'{array.dtype} {array.shape}'.encode()
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
 
 @dataclasses.dataclass
 class Encoded:
