@@ -148,6 +148,17 @@ def test_a_step_can_be_named(tmp_path, sentencepiece):
     assert step_of(tmp_path / 'run@3@1') == (1, 1007)
 
 
+def test_a_run_that_may_train_on_is_told_of(tmp_path, sentencepiece, caplog):
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    run = tmp_path / 'run'
+    warns = lambda uri: caplog.clear() or store.warn_unless_finished(uri) or f'{uri} is not finished' in caplog.text
+    assert not warns(str(run))  # nothing is there
+    save_three(run, saved, MEASURED)
+    assert warns(str(run)) and not warns(f'{run}@2') and not warns(f'openai:{run}')
+    (run / 'results.json').touch()
+    assert not warns(str(run))
+
+
 @pytest.mark.parametrize('asked_first', [False, True])
 def test_where_the_best_is_damaged_the_next_best_is_all_that_is_told_of(tmp_path, sentencepiece, asked_first):
     """Its step and its tokens are those of the parameters, whichever is asked for first."""

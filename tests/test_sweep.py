@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 import weakref
 
 import numpy as np
@@ -288,6 +289,19 @@ def test_a_run_that_diverges_is_left_out_and_the_others_go_on(folder, tmp_path, 
     broken = {0, 1, 2}
     with pytest.raises(UserError, match=r'^datasets: Every run has diverged .\S*seed2: The loss was .* rate.. Lower'):
         sweep.run(config(folder, datasets=('sst2',), seeds=3), epath.Path(tmp_path))
+
+
+def test_a_base_that_may_train_on_is_told_of(folder, tmp_path, monkeypatch, caplog):
+    result = Result('finetune', scores('sst2', 'accuracy', [0.8], [0.7]), {'train_examples': 40}, None, {}, 0.0)
+    monkeypatch.setattr(finetune, 'run', lambda run_config, path: result)
+    shutil.copytree(folder / 'lm', tmp_path / 'lm')
+    values = config(folder, datasets=('sst2',))
+    values.init_from = str(tmp_path / 'lm')
+    sweep.run(values, epath.Path(tmp_path / 'one'))
+    assert 'is not finished' not in caplog.text
+    (tmp_path / 'lm' / 'results.json').unlink()
+    sweep.run(values, epath.Path(tmp_path / 'two'))
+    assert f'{tmp_path}/lm is not finished' in caplog.text
 
 
 def test_fewer_examples_than_a_batch_are_found_before_training(folder, tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+from absl import logging
 from etils import epath
 
 from gpt1_jax import hub
@@ -127,6 +128,19 @@ def open_model(init_from: str) -> SavedModel:
         checkpoint.step,
         checkpoint.fingerprint,
     )
+
+
+def warn_unless_finished(init_from: str) -> None:
+    """For whoever opens one model many times: a run without results may train on, and have another best checkpoint."""
+    scheme, directory = split_uri(init_from)
+    directory, step = _split_step(directory)
+    is_run = not scheme and exists(directory / 'model.json')
+    if is_run and step is None and not exists(directory / 'results.json'):
+        logging.warning(
+            'init_from: %s is not finished. If it trains on, these runs may start from different checkpoints. To start '
+            'all from the same one, name it: %s@STEP.',
+            *(init_from, init_from),
+        )
 
 
 def kept_steps(run: str) -> list[int]:

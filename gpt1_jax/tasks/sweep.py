@@ -146,7 +146,10 @@ def _run_all(configs, workdir, workers):
             outcomes[path] = _fine_tune(configs[path], workdir / path, False)
             progress.resume(len(outcomes))
     left = {path: (one, workdir / path, is_writer()) for path, one in configs.items() if path not in outcomes}
-    models = lambda: map(store.open_model, {one.init_from for one, *_ in left.values()})
+    bases = {one.init_from for one, *_ in left.values()}
+    for base in bases:
+        store.warn_unless_finished(base)
+    models = lambda: map(store.open_model, bases)
     workers = side_by_side.number(workers, len(left), lambda: max(one.architecture.sizes['width'] for one in models()))
     for path, outcome in side_by_side.each(_fine_tune, left, workers):
         outcomes[path] = outcome
