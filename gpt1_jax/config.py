@@ -11,6 +11,7 @@ import ml_collections
 from absl import logging
 from etils import epath
 
+from gpt1_jax import peers
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import exists, make_directory, read_json, write_atomically, write_json
 
@@ -49,6 +50,7 @@ _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
+_PATHS = (*_PLACES, 'prompts', 'target', 'runs', 'cache')
 
 MOST_LAYERS = 2**12  # each of which is traced, and compiled unless model.scan is set
 MOST_SIZE = 2**17  # of a model: far beyond what fits anywhere, far below what overflows
@@ -124,7 +126,7 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
         if isinstance(value, ml_collections.ConfigDict):
             check(value, f'{full}.')
             continue
-        if isinstance(value, str) and full.rpartition('.')[2] in (*_PLACES, 'prompts', 'target', 'runs', 'cache'):
+        if isinstance(value, str) and full.rpartition('.')[2] in _PATHS:
             check_place(full, value)
         for keys, test, words in _RANGES:
             if is_one_of(keys.split()) and not all(_passes(one, test) for one in _elements(value)):
@@ -178,6 +180,17 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
 def as_json(config: ml_collections.ConfigDict) -> dict:
     """A config as JSON types."""
     return json.loads(config.to_json_best_effort())
+
+
+def check_same(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError if this process has another config than process 0 of its run. Paths may be other ones."""
+    given = as_json(config)
+    differences = _differences(peers.agree(given)[0], given)
+    if found := {key: pair for key, pair in differences.items() if key.rpartition('.')[2] not in _PATHS}:
+        words = '; '.join(f'{key}: {first!r} there, {own!r} here' for key, (first, own) in sorted(found.items()))
+        raise UserError(
+            f'processes: Process 0 was given another config ({words}). Start all processes with the same command.'
+        )
 
 
 def open_workdir(

@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from gpt1_jax import command_line, distributed, lock, logs, peers, tasks
-from gpt1_jax.config import check, check_place
+from gpt1_jax.config import check, check_place, check_same
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.files import explain
 from gpt1_jax.processes import compute_in_this_thread, keep_compiled_steps, keep_freed_memory
@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
     if alone and peers.current and peers.current.process:
         logging.info('%s: Process 0 does it, and this one waits.', _CONFIG.value.task)
     else:
+        if not alone:
+            check_same(_CONFIG.value)
         run_task(_CONFIG.value, _WORKDIR.value or f'runs/{_CONFIG.value.task}')
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from gpt1_jax import stopping
-from gpt1_jax.errors import STOPPED_EXIT_STATUS
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 
 SILENCE = 30.0  # seconds
 _PULSE = 1.0  # seconds between signs of life
@@ -29,8 +29,21 @@ checkpoints: epath.Path | None = None  # the folder of those that a run resumes 
 
 def meet() -> None:
     """Returns once all processes of the run have come here, however long one works before; alone, at once."""
-    if current:
-        current.agree()
+    agree(None)
+
+
+def agree(value: object) -> list:
+    """`Peers.agree`; alone, only the own value."""
+    return current.agree(value) if current else [value]
+
+
+def check_same(content: str, where: str) -> None:
+    """Raises UserError if this process reads other data than process 0. content: tells data from any other."""
+    if agree(content)[0] != content:
+        raise UserError(
+            f'{where}: The data here are not those that process 0 reads there. Copy the same to every host, or name a '
+            'place that all see.'
+        )
 
 
 def explain(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import importlib
 import json
 import operator
 import pathlib
+import re
 
 import ml_collections
 import pytest
@@ -21,7 +22,7 @@ from configs import (
     pretrain,
     quickstart,
 )
-from gpt1_jax import config as common
+from gpt1_jax import config as common, peers
 from gpt1_jax.errors import UserError
 
 
@@ -280,6 +281,19 @@ def test_a_run_without_its_config_is_refused(tmp_path):
     (workdir / 'config.json').unlink()
     with pytest.raises(UserError, match='no config.json of their run'):
         common.open_workdir(pretrain.get_config(), workdir, write=True)
+
+
+def test_all_processes_of_a_run_have_one_config(monkeypatch):
+    config = pretrain.get_config('tiny')
+    common.check_same(config)  # alone
+    first = common.as_json(config)
+    first['data'].update(source='shards:/elsewhere', tokenizer='/elsewhere')  # a host may have other paths
+    monkeypatch.setattr(peers, 'agree', lambda value: [first, value])
+    common.check_same(config)
+    first['log']['every'], first['seed'], config.log.every, config.seed = 6, 0, 7, 3
+    words = 'log.every: 6 there, 7 here; seed: 0 there, 3 here'
+    with pytest.raises(UserError, match=re.escape(f'Process 0 was given another config ({words})')):
+        common.check_same(config)
 
 
 def test_one_process_writes(tmp_path):

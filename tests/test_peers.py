@@ -1,17 +1,20 @@
 """Processes that end together: real sockets, several processes as threads (test_two_processes.py has real ones)."""
 
 import concurrent.futures
+import contextlib
 import json
 import re
 import socket
 import threading
 import time
+import types
 
 import pytest
 from etils import epath
 from jax.errors import JaxRuntimeError
 
 from gpt1_jax import peers, stopping
+from gpt1_jax.errors import UserError
 from gpt1_jax.peers import Peers
 
 NAMES = [f'process {number} (host-{number})' for number in range(4)]
@@ -66,6 +69,17 @@ def test_they_tell_each_other_values(processes, ended):
         expected = [[turn, number] for number in range(4)]
         assert at_once(lambda one: one.agree([turn, one.process]), processes) == [expected] * 4
     assert not ended
+
+
+def test_who_reads_other_data_than_process_0_says_so(monkeypatch):
+    peers.check_same('one', '/data')  # alone
+    for contents, expected in (
+        (['one', 'two'], contextlib.nullcontext()),
+        (['two', 'one'], pytest.raises(UserError, match='^/data: The data here are not those that process 0 reads')),
+    ):
+        monkeypatch.setattr(peers, 'current', types.SimpleNamespace(agree=lambda value: [*contents, value]))
+        with expected:
+            peers.check_same('one', '/data')
 
 
 @pytest.mark.parametrize('asks', [0, 2])

@@ -13,6 +13,7 @@ import scipy.stats
 from etils import epath
 
 from configs import evaluate as evaluate_config, finetune as finetune_config, pretrain as pretrain_config
+from gpt1_jax import peers
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.report import results
@@ -302,6 +303,14 @@ def test_a_base_that_may_train_on_is_told_of(folder, tmp_path, monkeypatch, capl
     (tmp_path / 'lm' / 'results.json').unlink()
     sweep.run(values, epath.Path(tmp_path / 'two'))
     assert f'{tmp_path}/lm is not finished' in caplog.text
+
+
+def test_what_one_of_several_processes_cannot_use_is_left_out_by_all(folder, tmp_path, monkeypatch):
+    result = Result('finetune', scores('sst2', 'accuracy', [0.8], [0.7]), {'train_examples': 40}, None, {}, 0.0)
+    monkeypatch.setattr(finetune, 'run', lambda run_config, path: result)
+    monkeypatch.setattr(peers, 'agree', lambda value: [value, {'stsb': 'the hub did not answer'}])
+    facts = sweep.run(config(folder, datasets=('sst2', 'stsb', 'wnli')), epath.Path(tmp_path)).facts
+    assert list(facts['train_examples']) == ['sst2'] and list(facts['left_out']) == ['wnli', 'stsb']
 
 
 def test_fewer_examples_than_a_batch_are_found_before_training(folder, tmp_path):

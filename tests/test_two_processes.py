@@ -18,7 +18,9 @@ from etils import epath
 import runs
 import several_processes
 import zero_shot_sets
-from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, pretrain, zero_shot
+from configs import prepare as prepare_config
+from gpt1_jax import peers
+from gpt1_jax.tasks import evaluate, evaluate_text, finetune, generate, prepare, pretrain, zero_shot
 from helpers import ROOT, command, free_port
 
 pytestmark = pytest.mark.slow
@@ -41,9 +43,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def expected(folder):
+def compared():
+    """Place -> what tells the data there from any other, as a process compares them with process 0."""
+    return {}
+
+
+@pytest.fixture(scope='module')
+def expected(folder, compared):
     """The results in this process, on one device."""
-    with runs.on_one_device(pretrain, finetune, evaluate, evaluate_text, zero_shot, generate):
+    with (
+        runs.on_one_device(pretrain, finetune, evaluate, evaluate_text, zero_shot, generate),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(peers, 'check_same', lambda content, where: compared.setdefault(where, set()).add(content))
         return several_processes.run_all(folder, folder / 'one', {})
 
 
@@ -124,6 +136,35 @@ def test_several_processes_are_one(folder, expected, processes):
             resumed = pretrain.run(config, epath.Path(workdir / 'pretrain'))
         assert [one.value for one in resumed.scores] == pytest.approx(list(expected['scores'][0].values()), rel=1e-3)
         assert runs.losses(workdir / 'pretrain') == pytest.approx(runs.losses(folder / 'one' / 'pretrain'), rel=1e-4)
+
+
+def test_all_that_is_read_is_compared(folder, expected, compared):
+    labelled, places = f'files:{folder}/labelled', {place: len(contents) for place, contents in compared.items()}
+    of_texts = f'text:{folder}/text/0.txt', f'files:{folder}/sets', 'prompt'
+    assert places == {f'{folder}/one/pretrain/shards': 1, labelled: 2, **dict.fromkeys(of_texts, 1)}
+
+
+def test_processes_with_other_configs_or_data_end_with_a_sentence(folder, tmp_path):
+    for name in '01':
+        config = prepare_config.get_config()
+        config.data.update(source=f'text:{folder}/text/{name}.txt', vocab_size=290, held_out=0.25, workers=1)
+        prepare.run(config, epath.Path(tmp_path / name))
+
+    def say(*flags):
+        port, flags = free_port(), [['--config.data.workers=1', *of_process] for of_process in flags]
+        common = f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{port}', '--processes=2'
+        programs = [command('pretrain.py:tiny', *one, *common, f'--process_id={i}') for i, one in enumerate(flags)]
+        ended = end(start(programs, 1))
+        assert [status for status, *_ in ended] == [2, 2]
+        return [errors.splitlines()[-1] for *_, errors in ended]
+
+    shards = [f'--config.data.source=shards:{tmp_path}/{name}/shards' for name in '01']
+    for flags, words in (
+        ([shards[0], '--config.seed=3'], 'processes: Process 0 was given another config (seed: 0 there, 3 here). '),
+        ([shards[1]], f'{tmp_path}/1/shards: The data here are not those that process 0 reads there. '),
+    ):
+        by_first, by_second = say([shards[0]], flags)
+        assert by_second.startswith(f'error: {words}') and by_first.endswith(f'): {by_second}')
 
 
 def start_pretraining(folder, workdir, processes, steps, every, found=False):

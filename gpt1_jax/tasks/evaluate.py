@@ -6,6 +6,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import peers
 from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.registry import dataset_of
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     encoded = encode_split(config.data, dataset, config.split, saved.tokenizer, classifier.model.n_positions)
     if not encoded.ids:
         raise UserError(f'{config.data.source}: The {config.split} split has no examples. Name another --config.split.')
+    peers.check_same(journal.digest(encoded.content()), config.data.source or dataset.uri)
     predict = make_predictor(classifier, params, partitioner, config.data.eval_batch_size)
     with journal.resumable(workdir) as watch:
         of_model = journal.fingerprint(classifier, params, partitioner)

@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import peers
 from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
 from gpt1_jax.errors import DivergedError, UserError
@@ -35,6 +36,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         )
     options = {name: config.data[name] for name in (*TEXT_OPTIONS, 'download')}
     corpus = open_corpus(config.data.source, **options)
+    peers.check_same(f'{corpus.documents} {corpus.size}', config.data.source)
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
 

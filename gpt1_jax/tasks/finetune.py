@@ -2,7 +2,6 @@
 
 import dataclasses
 import fractions
-import itertools
 import math
 import time
 
@@ -11,6 +10,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import peers
 from gpt1_jax.config import check_choice, keep_content, open_workdir, whole_steps
 from gpt1_jax.data.labelled import checks, packing
 from gpt1_jax.data.labelled.encoding import encode_split
@@ -69,8 +69,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         return finished
 
     encoded = _encode_all(config, dataset, saved)
-    content = [(*encoded[split].sequences.content(), encoded[split].labels.tobytes()) for split in ('train', 'dev')]
-    keep_content(workdir, config.data.source or dataset.uri, digest(itertools.chain(*content)), write=is_writer())
+    source = config.data.source or dataset.uri
+    content = {split: digest(of_split.content()) for split, of_split in encoded.items()}
+    peers.check_same(repr(content), source)
+    keep_content(workdir, source, f'{content["train"]} {content["dev"]}', write=is_writer())
     batches = packing.FinetuningBatches(
         encoded['train'],
         batch_size=config.data.batch_size,

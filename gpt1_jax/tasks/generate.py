@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import peers
 from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
@@ -70,6 +71,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     )
     name = lambda line: f'{config.prompts}, line {line}' if config.prompts else 'prompt'
     rows = [row for i, prompt in enumerate(prompts, 1) for row in rows_of(prompt, name(i))]
+    peers.check_same(journal.digest(prompt.encode() for prompt in prompts), config.prompts or 'prompt')
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
     model, key = store.summary(classifier.model, params, saved.tokens_seen()), ''

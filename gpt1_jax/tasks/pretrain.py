@@ -154,6 +154,7 @@ def _open_shards(data, workdir):
             prepare(data, output)
         load_shards(output).verify()  # reading all once is cheap beside training on it
     peers.meet()
+    peers.check_same(shards_fingerprint(f'shards:{output}'), str(output))
     return load_shards(output)
 
 

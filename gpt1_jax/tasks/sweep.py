@@ -8,7 +8,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax import lock
+from gpt1_jax import lock, peers
 from gpt1_jax.config import as_json, check, check_choice, open_workdir
 from gpt1_jax.data import tfds
 from gpt1_jax.data.labelled import origins
@@ -93,6 +93,8 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     if config.seeds < 1:
         raise UserError(f'seeds: {config.seeds} seeds are too few. Set --config.seeds to at least 1.')
     uris, left_out = _uris(config)
+    left_out = {path: why for of_process in peers.agree(left_out) for path, why in of_process.items()}
+    uris = {name: uri for name, uri in uris.items() if name not in left_out}
     _log_left_out(left_out)
     configs = {  # all, before one is trained
         _path(name, variant, f'seed{seed}'): (name, variant, _run_config(config, name, uri, variant, seed))

@@ -7,6 +7,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import peers
 from gpt1_jax.config import check_choice, open_workdir
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.evaluation import journal, zero_shot
@@ -50,6 +51,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         config.data.download,
     )
     open_workdir(config, workdir, write=is_writer())
+    peers.check_same(repr([(one.name, one.fingerprint()) for one in questions]), config.data.source)
     found = _find(config, workdir, models, questions, partitioner)
     scores, checkpoints = [], []
     for of_one in found:

@@ -97,6 +97,11 @@ class Encoded:
             subsets=None if self.subsets is None else [self.subsets[i] for i in indices],
         )
 
+    def content(self) -> Iterator[bytes | np.ndarray]:
+        """What tells the sequences and labels from any others: bytes, or uint8 [n]."""
+        yield from self.sequences.content()
+        yield b'' if self.labels is None else self.labels.tobytes()
+
 
 # ----------------------------------------------------------------- the copy on disk
 # A copy is a folder, named after the fingerprint of everything that it is made from, with tokens.npy (end to end),
