@@ -53,7 +53,7 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
                     every=0,  # steps between them; 0: none
                     source='',  # URI of the data sets
                     datasets=tuple(ZERO_SHOT),
-                    limit=500,  # examples of each split, the first ones
+                    limit=500,  # examples of each split, evenly spread
                 ),
             ),
         )

@@ -12,7 +12,7 @@ A score is the mean over the tokens, or the sum; of sst2 always the sum, the pro
 several pieces. The candidate with the highest score is the answer, the first of equal ones.
 
 The text before the scored part and that part are encoded together, as running text; what differs from the text before
-alone counts as the scored part. A document, story or premise is encoded by itself, as for fine-tuning. Without a start
+alone counts as the scored part. RACE's document and COPA's premise are encoded by themselves. Without a start
 token the first token of a sequence has no probability and is not scored. A candidate without scored tokens is never
 the answer, and such a sentence is not acceptable.
 
@@ -37,6 +37,7 @@ from gpt1_jax.data.tokenizers import UNKNOWN_ID
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import journal, metrics
+from gpt1_jax.evaluation.classification import spread
 from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.evaluation.perplexity import Window
 from gpt1_jax.progress import waiting
@@ -122,7 +123,8 @@ def load(
     Args:
       names: keys of paper.ZERO_SHOT.
       source: URI, see loading.uri_of; '' for each set's own.
-      limit: how many examples of each split are used, the first ones; None: all.
+      limit: how many examples of each split are used, evenly spread (RACE has two levels, one after the other); None:
+        all.
       download: see loading.load_examples.
 
     Raises:
@@ -171,7 +173,8 @@ def _examples(name, uri, split, limit, download) -> Examples:
     if name == 'dpr':
         dataset = dataclasses.replace(dataset, fields=('context', 'rest', 'candidates'))
     with waiting(f'reading {name}, {split}'):
-        return load_examples(dataset, uri, split, limit, download)
+        examples = load_examples(dataset, uri, split, download=download)
+    return examples if limit is None else examples.take(spread(len(examples), limit))
 
 
 def candidates(name: str, fields: Sequence, condition: str) -> list[tuple[str, str, str]]:
