@@ -164,6 +164,7 @@ def write_pretraining(folder, size, model, loss, *, vocabulary='a' * 16, finishe
 def write_zero_shot(folder, model_folder, model, strength):
     config = zero_shot.get_config()
     config.init_from = f'{model_folder}@all'
+    config.data.limit = DEV
     scores, checkpoints = [], []
     for i, step in enumerate(STEPS):
         for j, (name, (metric, chance, _)) in enumerate(ZERO_SHOT.items()):
@@ -174,7 +175,8 @@ def write_zero_shot(folder, model_folder, model, strength):
         checkpoints.append(
             {'step': step, 'tokens_seen': 2048 * step, 'cola_threshold': -5.25, 'ties': dict.fromkeys(ZERO_SHOT, 0)}
         )
-    facts = {'checkpoints': checkpoints, 'examples': dict.fromkeys(ZERO_SHOT, DEV), 'cut': {}, 'left_out': {}}
+    facts = {'checkpoints': checkpoints, 'examples': dict.fromkeys(ZERO_SHOT, DEV), 'left_out': {}}
+    facts['cut'] = dict.fromkeys(ZERO_SHOT, 0) | {'race': 190}
     _write(folder, Result('zero_shot', scores, facts, model, as_json(config), 45.0))
 
 
@@ -263,7 +265,8 @@ def write_run(folder, one, share, model_folder, *, finished=True):
             dataset.name, 'train', dataset.metrics[0], min(1.0, share + 0.1), 100, checkpoint='best', seed=one['seed']
         )
     )
-    facts = {'dataset': dataset.name, 'steps': 60, 'train_examples': 640, 'dev_examples': DEV}
+    facts = {'dataset': dataset.name, 'steps': 60, 'train_examples': 640, 'dev_examples': DEV, 'cut_sequences': 1234}
+    facts['dev_constant'] = metrics.constant(dataset.metrics[0], labels)
     model = LSTM if one['variant'] == 'lstm' else MODEL
     _write(folder, Result('finetune', scores, facts, model, as_json(config), 12.0))
     arrays = {'labels': labels, 'logits': logits.astype(np.float32)} | ({} if subsets is None else {'subsets': subsets})

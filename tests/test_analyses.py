@@ -110,7 +110,10 @@ def test_zero_shot_numbers(drawn):
     assert (row['score'], row['chance'], row['best supervised']) == (f'{100 * score:.1f}', '50.0', '')
     assert row['standard error'] == f'{100 * np.sqrt(score * (1 - score) / recorded.DEV):.1f}'
     row = entry(raw, run='zero_shot', set='cola')
-    assert (row['metric'], row['standard error'], row['best supervised']) == ('matthews', None, '35.0')
+    assert (row['metric'], row['standard error'], row['best supervised']) == ('matthews', '', '35.0')
+    assert row['cut'] == '0' and entry(raw, run='zero_shot', set='race')['cut'] == '190'
+    notes = [note for block in analyses.zero_shot(runs_and_lines()[0]) for note in getattr(block, 'notes', ())]
+    assert f'zero_shot_lstm: of no split more than {recorded.DEV} examples.' in notes
 
 
 def test_other_heuristics_and_a_second_model_have_panels_of_their_own(drawn):

@@ -117,12 +117,29 @@ def test_without_matplotlib_it_says_so(monkeypatch):
         drawn(Axes('t', 'x', 'y'), CURVES)
 
 
-def test_thin_keeps_means_and_the_last_point():
+def test_thin_keeps_means():
     x, y = figures.thin(range(1, 101), range(100), 10)
-    assert x.tolist() == list(range(10, 101, 10)) and y.tolist() == [4.5 + 10 * i for i in range(10)]
+    assert x.tolist() == [5.5 + 10 * i for i in range(10)] and y.tolist() == [4.5 + 10 * i for i in range(10)]
     x, y = figures.thin([3, 5], [1.0, 2.0], 10)
     assert x.tolist() == [3, 5] and y.tolist() == [1, 2]
     assert len(figures.thin(range(61), range(61), 60)[0]) <= 60
+
+
+def test_thin_means_equal_stretches_of_a_logarithmic_axis():
+    """A curve that is straight there stays on its line; its beginning is not averaged away."""
+    steps = np.arange(1, 10_001)
+    x, y = figures.thin(steps, np.log(steps), 40, log=True)
+    np.testing.assert_allclose(np.log(x), y)
+    assert 30 < len(x) <= 40 and x[0] == 1 and x[1] == 2 and x[-1] > 7000
+    assert np.ptp(np.diff(y)[-20:]) < 0.02
+
+
+def test_more_curves_than_colours_can_be_told_apart():
+    curves = [Curve(f'c{look}', range(99), range(99), look, points=False) for look in (0, len(figures._COLOURS))]
+    first, second = (drawn(Axes('', 'x', 'y'), [curve]) for curve in curves)
+    assert figures._COLOURS[0].lower() in first and figures._COLOURS[0].lower() in second
+    assert '<use' not in first.split('axes_1')[1].split('matplotlib.axis')[0]
+    assert len(re.findall('<use[^>]*#0072b2', second)) == 8
 
 
 def test_colours_can_be_told_apart_on_both_pages():

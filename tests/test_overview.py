@@ -76,22 +76,27 @@ def test_the_data(tables):
     row = entry(tables['Labelled sets'], set='cola', runs='ablation_table5')
     assert (row['training examples'], row['dev examples'], row['seeds']) == ('640', '200', '0, 1, 2')
     assert (row['which'], row['finished']) == ('partial: the first 640', '12 of 12')
+    assert row['cut'] == '1,234'
     assert entry(tables['Labelled sets'], set='mrpc')['training examples'] is None
     assert entry(tables['Labelled sets'], set='race', runs='finetune')['which'] == "all of the source's"
 
 
 @pytest.mark.parametrize(
-    ('data', 'words'),
+    ('data', 'used', 'words'),
     [
-        ({}, "all of the source's"),
-        ({'limit': 1000, 'share': 1.0}, 'partial: the first 1,000'),
-        ({'share': 0.03}, 'partial: 3 %'),
-        ({'limit': 1000, 'share': 0.1}, 'partial: the first 1,000, of these 10 %'),
+        ({}, 1000, "all of the source's"),
+        ({'limit': 1000, 'share': 1.0}, 1000, 'partial: the first 1,000'),
+        ({'limit': 1000}, None, 'partial: the first 1,000'),  # not finished
+        ({'limit': 1000}, 635, "all of the source's"),  # which has no more
+        ({'share': 0.03}, 30, 'partial: 3 %'),
+        ({'limit': 1000, 'share': 0.07}, 70, 'partial: the first 1,000, of these 7 %'),
+        ({'limit': 1000, 'share': 0.1}, 64, 'partial: 10 %'),
     ],
 )
-def test_which_part_of_a_set_a_run_used(data, words):
+def test_which_part_of_a_set_a_run_used(data, used, words):
     run = recorded.collected()[0][0]
-    assert overview.part_of(dataclasses.replace(run, config={'data': data})) == words
+    result = run.result and dataclasses.replace(run.result, facts={} if used is None else {'train_examples': used})
+    assert overview.part_of(dataclasses.replace(run, config={'data': data}, result=result)) == words
 
 
 def test_devices_and_versions(tables):
@@ -112,6 +117,10 @@ def not_run(runs, lines):
 
 def test_what_of_the_paper_was_not_run():
     gaps, _ = not_run(*recorded.collected())
+    runs, lines = recorded.collected()
+    studies = [line for line in lines if line.owner.task in ('ablation', 'layer_transfer')]
+    named = 'mnli, cola, sst2, stsb, race'
+    assert set(named.split(', ')) <= set(re.split(' on |, |[.]', not_run(runs, studies)[0][0]))
     assert gaps[0] == 'Fine-tuning (tables 2 to 4) on mrpc, qqp, qnli, wnli, snli, scitail, story_cloze.'
     assert gaps[1] == 'Layer transfer (figure 2, left) on mnli.'
     assert gaps[2:] == [

@@ -124,8 +124,8 @@ def test_what_a_run_says_is_what_the_page_shows(small, tmp_path):
         assert '12.3 to ' not in old and '12.3 to ' in new
     (small / 'tuned/sst2/seed1/results.json').unlink()
     (html, markdown) = written(small, tmp_path / 'less')
-    assert '12.3 to 12.3' in html and 'tuned, sst2: 1 of 2 runs are finished.' in html
-    assert '| 12.3 | 12.3 to 12.3 |' in markdown
+    assert '>12.3<' in html and 'tuned, sst2: 1 of 2 runs are finished.' in html
+    assert '| 12.3 |  |' in markdown  # one run has no spread
 
 
 def test_of_a_run_that_is_gone_no_number_is_left(small, tmp_path):

@@ -1,6 +1,7 @@
 """The whole paper: its plan, the commands, and which parts run, with stand-ins for the tasks."""
 
 import random
+import re
 import shlex
 import types
 
@@ -208,6 +209,16 @@ def test_what_is_finished_is_not_done_again_but_shown_anew(folder, tmp_path, cal
     config.parts = 'finetune'
     paper.run(config, workdir)
     assert [*calls.made] == ['finetune']
+
+
+def test_without_checkpoints_the_report_can_be_made_anew(folder, tmp_path, calls, monkeypatch, capsys):
+    """They are large, and who has all results may delete them."""
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    monkeypatch.setattr(paper.store, 'kept_steps', lambda folder: [])
+    calls.made.clear()
+    paper.run(config, workdir)
+    assert [*calls.made] == ['report'] and re.search('samples +done', capsys.readouterr().out)
 
 
 def test_a_part_that_fails_is_named_at_the_end(folder, tmp_path, calls):

@@ -1,12 +1,14 @@
 """Rows of scores against the files of their runs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.special
 from sklearn import metrics
 
 import recorded
-from gpt1_jax.report import collect, rows, statistics
+from gpt1_jax.report import rows, statistics
 from gpt1_jax.report.blocks import Gap
 
 
@@ -36,9 +38,8 @@ def test_the_first_metric_is_the_median_and_of_mnli_the_mean(by_name):
         recorded.value(f'finetune/mnli/seed{i}', split=split, checkpoint='best', subset='') for i in range(3)
     ]
     found = rows.first_metric(by_name['finetune', 'mnli'])
-    matched, mismatched = of('dev'), of('dev_mismatched')
-    assert found.median == pytest.approx((np.median(matched) + np.median(mismatched)) / 2) and found.runs == 3
-    assert found.low == pytest.approx((min(matched) + min(mismatched)) / 2)
+    means = np.mean([of('dev'), of('dev_mismatched')], axis=0)
+    assert [found.low, found.median, found.high] == pytest.approx(sorted(means)) and found.runs == 3
     race = [recorded.value(f'finetune/race/seed{i}', split='dev', checkpoint='best', subset='') for i in range(3)]
     assert rows.first_metric(by_name['finetune', 'race']) == statistics.spread(race)
     assert rows.first_metric(by_name['half', 'mrpc']) is None
@@ -56,7 +57,7 @@ def test_predictions_of_classes_and_scores(by_name):
 def test_predictions_of_a_squared_loss_are_the_outputs(by_name):
     run = by_name['finetune', 'stsb'].runs[0]
     outputs = np.linspace(0, 5, len(run.dev['labels']), dtype=np.float32)[:, None]
-    run = collect.dataclasses.replace(run, dev={'labels': run.dev['labels'], 'logits': outputs})
+    run = dataclasses.replace(run, dev={'labels': run.dev['labels'], 'logits': outputs})
     np.testing.assert_array_equal(rows.predictions(run)[1], outputs[:, 0])
 
 
@@ -84,14 +85,14 @@ def test_two_rows_are_compared_over_the_seeds_of_both(by_name):
         for row in ('lstm', 'full')
     ]  # fmt: skip
     assert found.value == pytest.approx(medians[0] - medians[1], abs=1e-6) and found.seeds == 3
-    fewer = collect.dataclasses.replace(other, runs=other.runs[1:])
+    fewer = dataclasses.replace(other, runs=other.runs[1:])
     assert rows.compare(fewer, full).seeds == 2
     assert rows.compare(full, full).value == 0 and not rows.compare(full, full).significant
 
 
 def test_why_rows_cannot_be_compared(by_name):
     full, other = by_name['ablation_table5: full', 'cola'], by_name['ablation_table5: lstm', 'cola']
-    replace = collect.dataclasses.replace
+    replace = dataclasses.replace
     change = lambda line, **dev: replace(line, runs=tuple(replace(run, dev=dev and run.dev | dev) for run in line.runs))
     assert rows.compare(replace(other, runs=other.runs[:1]), replace(full, runs=full.runs[1:])) == (
         'no seed is finished in both rows'
@@ -107,5 +108,23 @@ def test_cells_say_difference_intervals_and_significance():
     found = statistics.Difference(0.0101, values, values + 0.02, 3)
     minus = '\N{MINUS SIGN}'
     assert rows.cells(found) == ('+1.0*', f'{minus}0.4 to 2.4', '1.6 to 4.4')
+    assert rows.cells(dataclasses.replace(found, seeds=2)) == ('+1.0', f'{minus}0.4 to 2.4', '1.6 to 4.4')
+    assert rows.cells(dataclasses.replace(found, seeds=1)) == ('+1.0', f'{minus}0.4 to 2.4', '')
     found = statistics.Difference(0.0101, values + 0.02, values, 3)
     assert rows.cells(found)[0] == '+1.0'
+
+
+def test_of_mnli_the_splits_of_one_run_are_averaged_before_runs_are_compared(by_name):
+    line = by_name['finetune', 'mnli']
+    given = {'dev': [0.70, 0.75, 0.80], 'dev_mismatched': [0.80, 0.70, 0.75]}
+
+    def changed(run, number):
+        scores = [
+            dataclasses.replace(one, value=given[one.split][number]) if one.split in given else one
+            for one in run.result.scores
+        ]
+        return dataclasses.replace(run, result=dataclasses.replace(run.result, scores=scores))
+
+    line = dataclasses.replace(line, runs=tuple(changed(run, number) for number, run in enumerate(line.runs)))
+    found = rows.first_metric(line)
+    assert [found.low, found.median, found.high] == pytest.approx([0.725, 0.75, 0.775])

@@ -7,6 +7,7 @@ import pytest
 
 import recorded
 from gpt1_jax.data.labelled.registry import REGISTRY, SUITES
+from gpt1_jax.evaluation import metrics
 from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.report import scores
 from gpt1_jax.report.blocks import Gap, Heading, Paper
@@ -32,6 +33,11 @@ def of_seeds(path, n, **wanted):
     return np.array([value(f'{path}/seed{i}', **wanted) for i in range(n)])
 
 
+def recorded_labels(dataset):
+    with np.load(recorded.everything() / 'finetune' / dataset / 'seed0' / 'dev.npz') as file:
+        return file['labels']
+
+
 def per_cent(number):
     return f'{100 * number:.1f}'.replace('-', '\N{MINUS SIGN}')
 
@@ -52,6 +58,8 @@ def test_a_row_has_the_scores_of_its_runs_and_the_papers(tables, table, dataset,
     values = of_seeds(f'finetune/{dataset}', 3, **wanted)
     assert row['median'] == per_cent(np.median(values))
     assert row['spread'] == f'{per_cent(values.min())} to {per_cent(values.max())}'
+    constant = metrics.constant(metric, recorded_labels(dataset)) if metric == REGISTRY[dataset].metrics[0] else ''
+    assert row['one answer'] == (constant if constant == '' else per_cent(constant))
     assert row['seeds'] == '3' and row['training examples'] == '640' + ' \N{DAGGER}' * (dataset != 'race')
     if 'accuracy' in metric:
         n = recorded.DEV // 2 if 'subset' in wanted else recorded.DEV
@@ -65,7 +73,8 @@ def test_what_was_not_run_is_a_gap_beside_the_papers_number(tables):
     for table, names in zip(list(tables)[:3], (('snli', 'scitail', 'qnli'), ('story_cloze',), ('mrpc', 'qqp'))):
         for name in names:
             row = entry([one for one in tables[table] if one['run'] is None], set=name)
-            assert [row[column] for column in ('run', 'training examples', 'seeds', 'median', 'spread')] == [GAP] * 5
+            columns = ('run', 'training examples', 'seeds', 'median', 'spread', 'one answer')
+            assert [row[column] for column in columns] == [GAP] * 6
             assert row['paper'] == f'{next(iter(REGISTRY[name].paper.values()))[0]:.1f}'
     assert entry(tables['Classification and similarity (table 4)'], set='GLUE')['median'] is GAP
 
@@ -75,6 +84,7 @@ def test_a_half_finished_sweep_shows_what_is_finished(tables):
     assert row['seeds'] == '1 of 2' and row['median'] == per_cent(
         value('half/rte/seed0', checkpoint='best', split='dev')
     )
+    assert row['spread'] == ''
     assert not any(one['run'] == 'half' for one in tables['Classification and similarity (table 4)'])
 
 
@@ -133,6 +143,13 @@ def test_other_evaluations(tables):
 
 def test_each_row_of_table_5_stands_above_the_papers(table_5):
     entries = table_5['ablation_table5, in per cent']
+    *entries, one_answer = entries
+    constants = {name: metrics.constant(REGISTRY[name].metrics[0], recorded_labels(name)) for name in ('cola', 'mnli')}
+    assert [one_answer[name] for name in ('', 'cola', 'stsb', 'mnli', 'sst2', 'average')] == [
+        'one answer to all',
+        *(per_cent(constants['cola']), '0.0', per_cent(constants['mnli']), None),
+        per_cent(sum(constants.values()) / 3),
+    ]
     assert [row[''].startswith('paper: ') for row in entries] == [False, True] * 4
     for row, ours, papers in zip(TABLE_5, entries[::2], entries[1::2]):
         medians = {}
@@ -140,8 +157,7 @@ def test_each_row_of_table_5_stands_above_the_papers(table_5):
             splits = ('dev', 'dev_mismatched') if name == 'mnli' else ('dev',)
             metric = REGISTRY[name].metrics[0]
             values = [of_seeds(f'ablation_table5/{name}/{row}', 3, split=split, metric=metric) for split in splits]
-            medians[name] = np.mean([np.median(of) for of in values])
-            low, high = (np.mean([end(of) for of in values]) for end in (np.min, np.max))
+            low, medians[name], high = np.sort(np.mean(values, axis=0))
             assert ours[name] == f'{per_cent(medians[name])} ({per_cent(low)} to {per_cent(high)})'
         assert ours['average'] == per_cent(np.mean(list(medians.values())))
         assert papers['average'] == f'{np.mean([TABLE_5[row][name] for name in medians]):.1f}'

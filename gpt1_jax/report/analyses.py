@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.report import rows
-from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, Text, fixed, percent, span, whole
+from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, Text, fixed, percent, whole
 from gpt1_jax.report.collect import Line, Run, origin, split_step
 from gpt1_jax.report.figures import Axes, Curve, panel
 from gpt1_jax.report.statistics import Spread
@@ -46,7 +46,7 @@ def _layers_figure(name, words, lines) -> Iterable[Block]:
         for line in of:
             n = _number(_LAYERS, line)
             dev, train = (points[split].get(n) for split in ('dev', 'train'))
-            entries.append((dataset, whole(n), *_spread_cells(dev), *_spread_cells(train), *_seeds(line)))
+            entries.append((dataset, whole(n), *rows.spread_cells(dev), *rows.spread_cells(train), *_seeds(line)))
         done = [line for line in of if line.finished]
         pairs += [(done[-1], other) for other in done[:-1]]
     if not curves:
@@ -80,10 +80,6 @@ def _curve(label, points, look, dashed=False):
     """In per cent. points: x -> Spread."""
     of = lambda name: [100 * getattr(one, name) for one in points.values()]
     return Curve(label, list(points), of('median'), look, of('low'), of('high'), dashed)
-
-
-def _spread_cells(one):
-    return (percent(one.median), span(one.low, one.high)) if one else (None, None)
 
 
 def _seeds(line):
@@ -168,7 +164,14 @@ def _scaled_table(runs, names):
             known = whole(step), whole(checkpoint.get('tokens_seen'))
             threshold = fixed(checkpoint.get('cola_threshold'), 3)
             entries.append((run.label, *known, *(fixed(of.get(name), 2) for name in names), threshold))
-    return Table('Scaled scores', ('run', 'updates', 'tokens', *names, 'threshold of CoLA, nats'), entries)
+    columns = ('run', 'updates', 'tokens', *names, 'threshold of CoLA, nats')
+    return Table('Scaled scores', columns, entries, tuple(_limits(runs)))
+
+
+def _limits(runs) -> Iterable[str]:
+    for run in runs:
+        if limit := run.setting('data.limit'):
+            yield f'{run.label}: of no split more than {limit:,} examples.'
 
 
 def _raw_table(runs):
@@ -184,14 +187,19 @@ def _raw_table(runs):
             entries.append(
                 (
                     *(run.label, score.dataset, score.split, score.metric, whole(score.examples), percent(score.value)),
-                    *(percent(error), percent(chance), Paper(percent(best)) if best else ''),
+                    *(percent(error) or '', percent(chance), Paper(percent(best)) if best else ''),
+                    whole((run.facts.get('cut') or {}).get(score.dataset)),
                 )
             )
     return Table(
         'Raw scores of the last checkpoint, in per cent',
-        ('run', 'set', 'split', 'metric', 'examples', 'score', 'standard error', 'chance', 'best supervised'),
+        ('run', 'set', 'split', 'metric', 'examples', 'score', 'standard error', 'chance', 'best supervised', 'cut'),
         entries,
-        ('Two runs here are compared by their standard errors only: predictions for single examples are not kept.',),
+        (
+            'Two runs here are compared by their standard errors only: predictions for single examples are not kept. '
+            'Cut: examples whose text is longer than the model can read, so that it saw the end of it.',
+            *_limits(runs),
+        ),
     )
 
 
@@ -224,7 +232,7 @@ def _study(lines, study) -> list[Block]:
             for x, line in sorted(fitting.items()):
                 which = (words,) if len(patterns) > 1 else ()
                 entries.append(
-                    (label, dataset, *which, f'{factor * x:g}', *_spread_cells(points.get(x)), *_seeds(line))
+                    (label, dataset, *which, f'{factor * x:g}', *rows.spread_cells(points.get(x)), *_seeds(line))
                 )
         if curves:
             axes = Axes(dataset, unit, 'dev score, per cent', log=study == 'share')

@@ -1,6 +1,7 @@
 """The runs below a folder, with all that the report reads of them; what is damaged is named and left out."""
 
 import dataclasses
+import functools
 import os
 import posixpath
 import re
@@ -35,10 +36,13 @@ _COUNTS = ({str: int}, type(None))
 _SETBACKS = {'skipped_steps': _NUMBER, 'rollbacks': ([{'step': int, 'batches': [int]}], type(None))}
 # Of the facts of a task, where it has them.
 _FACTS = {
-    'finetune': {'train_examples': _NUMBER, 'dev_examples': _NUMBER, **_SETBACKS},
+    'finetune': {
+        **dict.fromkeys(('train_examples', 'dev_examples', 'cut_sequences'), _NUMBER),
+        **{'dev_constant': (float, type(None)), **_SETBACKS},
+    },
     'pretrain': {'tokens': _NUMBER, 'flops': (float, type(None)), **_SETBACKS},
     'prepare': {'documents': _COUNTS, 'tokens': _COUNTS, 'vocab_size': _NUMBER},
-    'zero_shot': {'checkpoints': ([{'step': _NUMBER, 'tokens_seen': _NUMBER}], type(None))},
+    'zero_shot': {'checkpoints': ([{'step': _NUMBER, 'tokens_seen': _NUMBER}], type(None)), 'cut': _COUNTS},
 }
 # Of a config, where it has them.
 _SETTINGS = {
@@ -82,10 +86,15 @@ class Run:
     vocabulary: str = ''
     damage: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def real(self) -> str:
+        """`real_path` of its folder, which takes a call of the system for each folder above."""
+        return real_path(self.folder)
+
     @property
     def label(self) -> str:
         """Its name for readers."""
-        return posixpath.basename(real_path(self.folder)) if self.name == '.' else self.name
+        return posixpath.basename(self.real) if self.name == '.' else self.name
 
     @property
     def task(self) -> str:
@@ -164,7 +173,7 @@ def collect(folder: epath.Path) -> list[Run]:
     """All runs in a folder and below, by name. Raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f'runs: {folder} is no folder. Name the one that holds the workdirs, --config.runs=DIR.')
-    runs = [_read_run(path, _relative(path, folder)) for path in _workdirs(folder, set())]
+    runs = [_read_run(path, str(path.relative_to(folder))) for path in _workdirs(folder, set())]
     runs = [run for run in runs if run.task not in _NOT_SHOWN]
     if not runs:
         raise UserError(
@@ -214,7 +223,8 @@ def origin(run: Run, runs: list[Run]) -> Run | None:
     if not path or '\0' in path:
         return None
     there = epath.Path(re.sub('^(openai|hf):(?=gs://)', '', path)).expanduser()  # else epath takes it for a store
-    found = [other for other in runs if real_path(other.folder) == real_path(there)]
+    real = real_path(there)
+    found = [other for other in runs if other.real == real]
     if not found and not there.exists():
         found = [other for other in runs if f'/{path}'.endswith(f'/{other.name}')]
     return max(found, key=lambda other: len(other.name), default=None)
@@ -224,10 +234,6 @@ def model_name(run: Run, runs: list[Run]) -> str:
     """The name for readers of what a run's `init_from` names, without the folders above it; '' for nothing."""
     found = origin(run, runs)
     return found.label if found else split_step(run.setting('init_from', ''))[0].rpartition('/')[2]
-
-
-def _relative(path, folder):
-    return '.' if path == folder else str(path.relative_to(folder))
 
 
 def _workdirs(folder: epath.Path, above: set) -> Iterator[epath.Path]:

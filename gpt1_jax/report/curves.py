@@ -32,7 +32,7 @@ def _pretraining_figure(runs) -> Iterable[Block]:
                 x, y = _series(run, key)
                 if x:
                     train = key == 'loss'
-                    points = thin(x, y, _POINTS)
+                    points = thin(x, y, _POINTS, log=True)
                     label = f'{run.label}{state}, {words}'
                     curves.append(Curve(label, *points, look, dashed=train, points=not train))
             entries += _losses_at_evaluations(run)
@@ -71,7 +71,7 @@ def _tokens_a_step(run):
 
 def _series(run, key):
     """(tokens, values) of a metric."""
-    found = [(line['step'] * _tokens_a_step(run), line[key]) for line in run.metrics if key in line]
+    found = [(line['step'] * _tokens_a_step(run), line[key]) for line in run.metrics if key in line and line['step']]
     return tuple(zip(*found)) or ((), ())
 
 

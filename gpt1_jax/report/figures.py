@@ -98,11 +98,13 @@ def _without_backend(settings):
 def _draw(plot, axes, curves, labelled):
     for curve in curves:
         colour = _COLOURS[curve.look % len(_COLOURS)]
-        marked = curve.points or len(curve.x) < 3  # a line of one point would not be seen
+        # A line of one point would not be seen, and a second one of a colour not be told from the first.
+        marked = curve.points or len(curve.x) < 3 or curve.look >= len(_COLOURS)
         marker = _MARKERS[curve.look % len(_MARKERS)] if marked else None
+        each = 1 if curve.points else -(-len(curve.x) // 8)
         line = '--' if curve.dashed else '-'
         label = _plain(curve.label) if labelled > 1 else ''
-        plot.plot(curve.x, curve.y, color=colour, marker=marker, linestyle=line, label=label or '_')
+        plot.plot(curve.x, curve.y, color=colour, marker=marker, markevery=each, linestyle=line, label=label or '_')
         if len(curve.low):
             plot.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
     for height, words in axes.levels:
@@ -148,12 +150,15 @@ def _for_page(svg, name, words):
     return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor')
 
 
-def thin(x: Sequence[float], y: Sequence[float], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points: means of equally many neighbours, at the last x of each."""
+def thin(x: Sequence[float], y: Sequence[float], most: int, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many points: means of neighbours, of equally many or, for a logarithmic x, of equal stretches of it.
+
+    x: ascending; above 0 where `log` is set.
+    """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    each = -(-len(x) // most)
-    starts = range(0, len(x), max(1, each))
-    return (
-        np.array([x[start : start + each][-1] for start in starts]),
-        np.array([y[start : start + each].mean() for start in starts]),
-    )
+    places = np.log(x) if log else np.arange(len(x))
+    if len(x) <= most:
+        return x, y
+    stretch = np.minimum((places - places[0]) / (places[-1] - places[0] + (not log)) * most, most - 1).astype(int)
+    means = lambda values: np.bincount(stretch, values)[np.unique(stretch)] / np.bincount(stretch)[np.unique(stretch)]
+    return np.exp(means(places)) if log else means(x), means(y)

@@ -1,5 +1,7 @@
 """Sections: what was run on which data and what was not; speed and cost."""
 
+import fractions
+import math
 from collections.abc import Iterable, Sequence
 
 from gpt1_jax.data.labelled.registry import REGISTRY
@@ -11,6 +13,7 @@ from gpt1_jax.training.metric_writer import median_speed
 
 _PETAFLOPS_DAY = 1e15 * 86_400  # floating-point operations
 _PAPERS_COST = '0.96'  # petaFLOP/s-days, on 8 GPUs for one month (OpenAI's post on the paper, 2018)
+STUDIES = ('ablation', 'layer_transfer')  # tasks that have sections of their own
 _FIGURE_2_LEFT = ('mnli', 'race')
 _FIGURE_2_RIGHT = ('cola', 'sst2', 'race', 'dpr')
 
@@ -22,7 +25,8 @@ def summary(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
         Text(
             'Every number here is from a run in this folder, but for those in italics, in columns or lines that say '
             '"paper", "before" or "best supervised": these are of Radford et al. (2018), on test sets, and of the best '
-            'systems before, as it gives them. A dash is a gap: nothing has been run there, or it is not finished.'
+            'systems before, as it gives them or, for DPR, as Peng et al. (2015) do. A dash is a gap: nothing has been '
+            'run there, it is not finished, or what the number needs was not kept.'
         ),
         _runs_table(runs, lines),
     ]
@@ -133,7 +137,7 @@ def _labelled(lines) -> Iterable[Block]:
                 label,
                 numbers('train_examples'),
                 _part(runs),
-                numbers('dev_examples'),
+                *(numbers('dev_examples'), numbers('cut_sequences')),
                 ', '.join(map(str, sorted({run.setting('seed', 0) for run in finished}))) or None,
                 f'{len(finished)} of {sum(line.planned for line in group)}',
             )
@@ -141,11 +145,12 @@ def _labelled(lines) -> Iterable[Block]:
     if entries:
         yield Table(
             'Labelled sets',
-            ('set', 'runs', 'training examples', 'which', 'dev examples', 'seeds', 'finished'),
+            ('set', 'runs', 'training examples', 'which', 'dev examples', 'cut', 'seeds', 'finished'),
             entries,
             (
                 'Where only a part was used, the scores are those of a partial training set. A source may itself hold '
-                'only a part of a set.',
+                'only a part of a set. Cut: how many sequences of train and dev were longer than the model can read, '
+                'so that it saw a part of their text; a multiple-choice example has one for each answer.',
             ),
         )
 
@@ -153,8 +158,8 @@ def _labelled(lines) -> Iterable[Block]:
 def part_of(run: Run) -> str:
     """Which of the training examples that its source has a run used: 'all', or which part."""
     limit, share = run.setting('data.limit'), run.setting('data.share', 1.0)
-    parts = []
-    if limit is not None:
+    used, parts = run.facts.get('train_examples'), []
+    if limit is not None and used in (None, math.ceil(fractions.Fraction(str(share)) * limit)):  # else there are fewer
         parts.append(f'the first {limit:,}')
     if share < 1:
         parts.append(f'{100 * share:g} %')
@@ -199,7 +204,7 @@ def _not_run(runs, lines) -> Iterable[str]:
         }
         if missing := [name for name in _FIGURE_2_RIGHT if name not in scored]:
             yield f'Zero-shot scores (figure 2, right) of the {kind} on {_listed(missing)}.'
-    tuned = {line.dataset for line in lines if line.finished}
+    tuned = {line.dataset for line in lines if line.finished and line.owner.task not in STUDIES}
     if missing := [name for name, dataset in REGISTRY.items() if dataset.paper and name not in tuned]:
         yield f'Fine-tuning (tables 2 to 4) on {_listed(missing)}.'
     of = lambda task: [line for line in lines if line.owner.task == task and line.finished]
@@ -244,7 +249,8 @@ def cost(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
             entries,
             (
                 'petaFLOP/s-days: operations of the training in all, by the count of gpt1_jax/model/flops.py, of which '
-                '8.64e19 are one. Time: of the process that ended the run, so less than all where it was resumed.',
+                "8.64e19 are one; the paper's are of OpenAI's post on it (2018). Time: of the process that ended the "
+                'run, so less than all where it was resumed.',
             ),
         ),
     ]

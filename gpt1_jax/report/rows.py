@@ -9,14 +9,15 @@ from gpt1_jax.data.labelled.registry import Dataset, dataset_of
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import metrics
 from gpt1_jax.report import statistics
-from gpt1_jax.report.blocks import Gap, Table, signed, span, whole
+from gpt1_jax.report.blocks import Gap, Table, percent, signed, span, whole
 from gpt1_jax.report.collect import Line, Run
 from gpt1_jax.report.results import Score
 
 HOW = (
     'Differences are of the medians over seeds, in points, with intervals of 95 % from a paired bootstrap: '
     f'{statistics.RESAMPLES:,} resamples of the dev examples, the same for both rows; and the same with the seeds '
-    'resampled too. * marks a difference whose second interval leaves out 0. One seed says nothing of other seeds.'
+    f'resampled too. * marks a difference over at least {statistics.FEWEST_SEEDS} seeds whose second interval leaves '
+    'out 0.'
 )
 
 
@@ -40,18 +41,14 @@ def best_scores(line: Line, split: str = 'dev') -> dict[tuple[str, str, str], li
 
 
 def first_metric(line: Line, split: str = 'dev') -> statistics.Spread | None:
-    """Over seeds, of the metric that picks the best epoch; of MNLI's two dev splits the means. None where there is
-    none."""
-    dataset = dataset_of_run(line.finished[0]) if line.finished else None
-    spreads = [
-        statistics.spread([score.value for score in scores])
-        for (_, metric, subset), scores in best_scores(line, split).items()
-        if dataset and metric == dataset.metrics[0] and not subset
-    ]
-    if not spreads:
-        return None
-    mean = lambda name: float(np.mean([getattr(one, name) for one in spreads]))
-    return statistics.Spread(mean('median'), mean('low'), mean('high'), spreads[0].runs)
+    """Over seeds, of the metric that picks the best epoch; of MNLI each run's mean of its two dev splits. None where
+    there is none."""
+    dataset, values = dataset_of_run(line.finished[0]) if line.finished else None, []
+    for run in line.finished if dataset else ():
+        scores = run.result.select(checkpoint='best', metric=dataset.metrics[0], subset='')
+        if of_splits := [score.value for score in scores if score.split.startswith(split)]:
+            values.append(float(np.mean(of_splits)))
+    return statistics.spread(values) if values else None
 
 
 def predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
@@ -106,9 +103,21 @@ def comparisons(caption: str, pairs: Iterable[tuple[Line, Line]]) -> list[Table 
 
 
 def cells(difference: statistics.Difference) -> tuple[str, str, str]:
-    """The difference, its interval over examples, and that over examples and seeds."""
+    """The difference, its interval over examples, and that over examples and seeds, empty for one seed."""
     return (
         signed(difference.value) + '*' * difference.significant,
         span(*difference.interval(seeds=False)),
-        span(*difference.interval(seeds=True)),
+        span(*difference.interval(seeds=True)) if difference.seeds > 1 else '',
     )
+
+
+def spread_cells(one: statistics.Spread | None) -> tuple[str | None, str | None]:
+    """The median, and the lowest to the highest, empty for one run."""
+    if one is None:
+        return None, None
+    return percent(one.median), span(one.low, one.high) if one.runs > 1 else ''
+
+
+def constant(line: Line) -> float | None:
+    """What the same answer to all dev examples scores, by the first metric; None where no run says it."""
+    return next((run.facts['dev_constant'] for run in line.finished if 'dev_constant' in run.facts), None)

@@ -8,7 +8,7 @@ from gpt1_jax.evaluation.paper import GLUE_AVERAGE, TABLE_5, glue_average, in_ev
 from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, fixed, percent, signed, span, whole
 from gpt1_jax.report.collect import Line, Run
-from gpt1_jax.report.overview import part_of
+from gpt1_jax.report.overview import STUDIES, part_of
 from gpt1_jax.report.results import paper_key
 from gpt1_jax.report.statistics import Difference, mean_difference, spread
 
@@ -18,7 +18,11 @@ _TABLES = {
     'Question answering and commonsense reasoning (table 3)': ('story_cloze', 'race'),
     'Classification and similarity (table 4)': ('cola', 'sst2', 'mrpc', 'stsb', 'qqp'),
 }
-_STUDIES = ('ablation', 'layer_transfer')  # they have sections of their own
+_NOTES = {
+    'Natural language inference (table 2)': (
+        'QNLI: the paper had its first version, whose pairs and splits were others; today the second is spread.',
+    )
+}
 _ROWS_OF_TABLE_5 = {
     'full': 'full (transformer, auxiliary LM)',
     'no_pretraining': 'no pre-training',
@@ -30,7 +34,7 @@ _PARTIAL = '\N{DAGGER}'
 
 def fine_tuning(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
     """Tables 2 to 4, other sets, differences of the variants of a sweep, and other evaluations."""
-    lines = [line for line in lines if line.owner.task not in _STUDIES]
+    lines = [line for line in lines if line.owner.task not in STUDIES]
     if not lines:
         return _evaluations(runs)
     blocks = [
@@ -60,11 +64,16 @@ def fine_tuning(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
 def _table(caption, entries):
     return Table(
         caption,
-        ('set', 'metric', 'run', 'training examples', 'seeds', 'median', 'spread', 'standard error', 'paper', 'before'),
+        (
+            *('set', 'metric', 'run', 'training examples', 'seeds', 'median', 'spread', 'standard error'),
+            *('one answer', 'paper', 'before'),
+        ),
         entries,
         (
             f'{_PARTIAL}: a partial training set. Standard error: of one score, of dev examples drawn anew; of an '
-            'accuracy by the formula, of other metrics by the bootstrap.',
+            'accuracy by the formula, of other metrics by the bootstrap. One answer: the score of the most frequent '
+            'label as the answer to all dev examples.',
+            *_NOTES.get(caption, ()),
         ),
     )
 
@@ -89,14 +98,15 @@ def _entries(name, lines) -> Iterable[tuple]:
             values = spread([score.value for score in scores])
             error = rows.standard_error(line, scores)
             runs = f'{values.runs} of {line.planned}' if values.runs < line.planned else whole(values.runs)
+            first = name in REGISTRY and key == ('dev', REGISTRY[name].metrics[0], '')
             yield (
                 *(name, metric, line.label, _examples(line), runs),
-                *(percent(values.median), span(values.low, values.high), percent(error)),
+                *(*rows.spread_cells(values), percent(error), percent(rows.constant(line)) if first else ''),
                 *_papers(published.get(metric)),
             )
     for metric in published:
         if metric not in seen:
-            yield (name, metric, *[None] * 6, *_papers(published[metric]))
+            yield (name, metric, *[None] * 7, *_papers(published[metric]))
 
 
 def _examples(line):
@@ -130,9 +140,9 @@ def _glue(lines) -> Iterable[tuple]:
         average = glue_average(medians)
         if average is not None:
             found = True
-            yield 'GLUE', 'average', of[0].label, '', '', percent(average), '', '', *_papers(GLUE_AVERAGE)
+            yield 'GLUE', 'average', of[0].label, '', '', percent(average), '', '', '', *_papers(GLUE_AVERAGE)
     if not found:
-        yield 'GLUE', 'average', *[None] * 6, *_papers(GLUE_AVERAGE)
+        yield 'GLUE', 'average', *[None] * 7, *_papers(GLUE_AVERAGE)
 
 
 def _evaluations(runs) -> list[Block]:
@@ -183,6 +193,11 @@ def _ablation(lines) -> Iterable[Block]:
         if published := TABLE_5.get(row):
             average = table_5_average(row, averaged)
             entries.append((f'paper: {words}', *_papers((average, *map(published.get, columns)))))
+    constants = {line.dataset: one for line in lines if (one := rows.constant(line)) is not None}
+    average = (
+        plain.mean(constants[name] for name in averaged) if averaged and constants.keys() >= set(averaged) else None
+    )
+    entries.append(('one answer to all', percent(average), *(percent(constants.get(name)) for name in columns)))
     yield Table(
         f'{lines[0].owner.label}, in per cent',
         ('', 'average', *columns),
@@ -190,7 +205,8 @@ def _ablation(lines) -> Iterable[Block]:
         (
             'Ours: on dev, medians over seeds (and the lowest to the highest), the first metric of each set; of MNLI '
             'the mean of matched and mismatched. The paper: on test. Averages: over the sets that every row of ours '
-            f'has, each once: {", ".join(averaged) or "none"}.',
+            f'has, each once: {", ".join(averaged) or "none"}. One answer: the most frequent label to all dev '
+            'examples, of MNLI the matched ones.',
             _models(lines),
         ),
     )

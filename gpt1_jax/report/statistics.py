@@ -14,6 +14,7 @@ import numpy as np
 from gpt1_jax.evaluation.metrics import METRICS
 
 RESAMPLES = 1000
+FEWEST_SEEDS = 3  # that a difference is judged by: resamples of one are all the same, those of two hardly differ
 _SEED = 0
 _AT_ONCE = 4_000_000  # counts in memory as float64
 
@@ -51,9 +52,9 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval over examples and seeds leaves 0 out."""
+        """Whether the interval over examples and seeds leaves 0 out, and these are enough."""
         low, high = self.interval(seeds=True)
-        return low > 0 or high < 0
+        return self.seeds >= FEWEST_SEEDS and (low > 0 or high < 0)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -199,11 +199,15 @@ def _shards(config, workdir):
 
 
 def _sampled_steps(config, workdir):
-    """Of the checkpoints kept, the first at or after each power of ten, and the last."""
+    """Of the checkpoints kept, the first at or after each power of ten, and the last; without any, those of which there
+    are samples."""
     (language_model,) = _runs('pretrain', config, workdir)
     if not language_model.result():
         return [_STEP]
-    steps = store.kept_steps(str(language_model.workdir))
+    if not (steps := store.kept_steps(str(language_model.workdir))):
+        samples = workdir / 'samples'
+        found = [int(path.name) for path in samples.iterdir() if path.name.isdecimal()] if samples.exists() else []
+        return sorted(found) or [_STEP]
     powers = [10**i for i in range(len(str(steps[-1])))]
     return sorted({min(step for step in steps if step >= power) for power in powers} | {steps[-1]})
 
