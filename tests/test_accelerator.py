@@ -2,18 +2,24 @@
 where most packages are missing."""
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import random
+import select
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
-from benchmarks.accelerator import __main__ as accelerator, measure, pack, table
+from benchmarks.accelerator import __main__ as accelerator, measure, pack, step, table
 from gpt1_jax.data.corpus.shards import load_shards
 from gpt1_jax.data.labelled.token_folder import tokens_splits
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
@@ -154,6 +160,102 @@ esac
     text = (tmp_path / 'table.md').read_text()
     assert '| dropout_masks |  | 0 |  | right |' in text  # what was measured before the end stays
     assert 'it did not finish' in text
+
+
+def test_a_signal_ends_the_part_and_what_is_finished_is_written(tmp_path, monkeypatch):
+    fake = tmp_path / 'python'
+    report = '{"scan": {"error": "e", "piece_s": 1}}'
+    fake.write_text(f"#!/bin/sh\necho '{report}' > {tmp_path}/step.json; sleep 600\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, 'executable', str(fake))
+    started, start = [], subprocess.Popen
+
+    def start_and_keep(*arguments, **options):
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, 'Popen', start_and_keep)
+
+    def stop():
+        while not (tmp_path / 'step.json').exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match='SIGTERM: Stopped'):
+        accelerator.run_parts(argparse.Namespace(out=tmp_path, minutes=5, parts='step,use', size='tiny', data=None))
+    assert started[0].returncode == -signal.SIGTERM and len(started) == 1 and signal.getsignal(signal.SIGTERM) == former
+    assert '## step (killed)' in (tmp_path / 'table.md').read_text()
+    assert json.loads((tmp_path / 'results.json').read_text()).keys() == {'step'}
+
+
+def test_a_part_ends_when_what_started_it_was_killed():
+    part = 'import os, threading, time; from benchmarks.accelerator import __main__ as main\n'
+    part += 'threading.Thread(target=main._end_with, args=(os.getppid(),), daemon=True).start(); print(os.getpid())\n'
+    part += 'import sys; sys.stdout.flush(); time.sleep(60)'
+    runner = f'import subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {part!r}], start_new_session=True)'
+    with subprocess.Popen(
+        [sys.executable, '-c', f'{runner}; time.sleep(60)'], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        number = int(process.stdout.readline())
+        process.kill()
+        ready, *_ = select.select([process.stdout], [], [], 30)  # its other end is closed when both are gone
+        try:
+            assert ready and process.stdout.readline() == ''
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(number, signal.SIGKILL)
+
+
+def test_what_is_missing_is_named_before_the_first_part(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name: None if name in ('ml_collections', 'jax_triton') else find(name)
+    )
+    monkeypatch.setattr(sys, 'argv', ['accelerator', f'--out={tmp_path}/out', '--parts=right,step'])
+    with pytest.raises(SystemExit):
+        accelerator.main()
+    assert 'ml-collections: Not installed. Install it with pip install ml-collections' in capsys.readouterr().err
+    for name in ('ml_collections', 'jax_triton'):
+        (tmp_path / 'data' / 'packages' / name).mkdir(parents=True)
+        (tmp_path / 'data' / 'packages' / name / '__init__.py').touch()
+    ran = []
+    monkeypatch.setattr(accelerator, 'run_parts', ran.append)
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, f'--data={tmp_path}/data'])
+    accelerator.main()
+    carried = accelerator.environment('step', ran[0])['PYTHONPATH'].split(os.pathsep)[0]
+    assert carried == f'{tmp_path}/data/packages'
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'jax_triton' else find('json'))
+    assert accelerator.environment('step', ran[0])['PYTHONPATH'].startswith(carried)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: find('json'))
+    assert carried not in accelerator.environment('step', ran[0]).get('PYTHONPATH', '')
+
+
+def test_the_fastest_form_is_known_before_the_last_is_measured(tmp_path, monkeypatch):
+    context, rates = measure.Context('step', 'tiny', tmp_path, None, time.time() + 100), iter((3.0, 5.0))
+    model = types.SimpleNamespace(n_positions=8, attention='xla')
+    made = types.SimpleNamespace(model=model, compile=lambda **options: ('step', 1.0))
+    monkeypatch.setattr(step.program, 'pretraining', lambda *args, **options: made)
+    monkeypatch.setattr(step, 'planned', lambda compiled: {'memory_gb': 1.0})
+    monkeypatch.setattr(step, 'training_rounds', lambda made, compiled: (None, []))
+    monkeypatch.setattr(step, 'rounds', lambda run, seconds: [1.0])
+    monkeypatch.setattr(step, 'machine', dict)
+
+    def speed(made, tokens, times):
+        return {'tokens_per_s': {'median': next(rates), 'min': 1, 'max': 9}, 'mfu': None, 'step_ms': 1.0}
+
+    monkeypatch.setattr(step, 'speed', speed)
+    step.run(context)  # the third form, and all later ones, fail
+    report = context.earlier('step')
+    second = [name for name, (*_, options) in step.FORMS.items() if not options][1]
+    assert report['fastest'] == second and 'StopIteration' in report['scan']['error']
+    assert '| xla |' in table.table({'step': report})
+
+
+def test_what_is_not_a_number_can_be_shown():
+    piece = {'compared': 'x', 'relative': 'nan', 'allowed': 0.1, 'ok': False, 'piece_s': 1}
+    assert '| golden | x | nan | 0.1 | WRONG |' in table.table({'right': {'golden': piece}})
 
 
 def test_a_piece_s_failure_is_noted_and_the_next_piece_runs(tmp_path):

@@ -93,6 +93,39 @@ def test_the_sweep_recommends_the_fastest_that_fits(on_host, tmp_path, monkeypat
     assert facts['recommended'] == [f'--config.{key}={value}' for key, value in best['settings'].items()]
 
 
+def test_every_round_of_a_loop_counts(on_host, tmp_path):
+    """XLA counts one: a scan over layers, or micro-batches, would seem to need less than what it stands for."""
+    found = {}
+    for scan, accumulation in ((False, 1), (True, 1), (True, 2)):
+        config = config_of()
+        config.model.update(layers=4, scan=scan)
+        config.optimizer.accumulation = accumulation
+        facts = compile_task.run(config, epath.Path(tmp_path / f'{scan} {accumulation}')).facts['programs']['pretrain']
+        found[scan, accumulation] = facts
+    for looped in (found[True, 1], found[True, 2]):
+        assert looped['gb'] == pytest.approx(found[False, 1]['gb'], rel=0.2)
+        assert looped['gflop'] > 0.67 * found[False, 1]['gflop']  # of rounds only matrix products are added
+
+
+@pytest.mark.parametrize('sweep', [False, True])
+def test_what_xla_does_not_compile_for_lack_of_memory_is_left_out(on_host, tmp_path, monkeypatch, sweep):
+    config = config_of(sweep=sweep)
+
+    def compile_some(candidate, *arguments, **options):
+        if candidate.optimizer.accumulation < 4:
+            raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Ran out of memory on HBM (32.00G of 15.75G)')
+        return {'fits': True, 'tokens_per_s': 1e6 / candidate.optimizer.accumulation, 'memory_gib': 3.0, 'mfu': 0.4}
+
+    monkeypatch.setattr(compile_task, '_compile', compile_some)
+    if not sweep:
+        with pytest.raises(UserError, match=r'pretrain: It does not fit into the memory of a chip .RESOURCE_EXHAUSTED'):
+            compile_task.run(config, epath.Path(tmp_path))
+        return
+    facts = compile_task.run(config, epath.Path(tmp_path)).facts
+    assert facts['programs'] == {} and '--config.optimizer.accumulation=4' in facts['recommended']
+    assert sum('does not fit' in one.get('skipped', '') for one in facts['tried']) >= 3
+
+
 @pytest.mark.parametrize(
     ('changes', 'words'), [({'slice': 'v5e-9'}, 'v5e-8'), ({'works': ('cola',)}, 'works'), ({'size': 'huge'}, 'size')]
 )

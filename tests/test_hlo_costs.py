@@ -77,6 +77,7 @@ def test_the_rounds_of_loops_are_counted_also_within_loops():
     executed = hlo.executed(program.as_text())
     assert sum(times * cost.flops for cost, times in executed) == 5 * (3 + 1) * 2 * 8 * 64 * 64
     assert {times for cost, times in executed if cost.flops} == {5, 15}
+    assert {times for _, times in hlo.executed(program.as_text(), rounds=False)} == {1}
     assert total(program, 'flops') == 2 * 2 * 8 * 64 * 64  # as XLA counts
 
 

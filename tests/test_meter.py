@@ -86,7 +86,7 @@ class Machine:
 
     def work(self):
         partitioner = types.SimpleNamespace(put_batch=self.put_batch)
-        batches = types.SimpleNamespace(count_tokens=lambda batch: 100)
+        batches = types.SimpleNamespace(count_tokens=lambda batch: 100, from_shards=False)
         return types.SimpleNamespace(program=types.SimpleNamespace(partitioner=partitioner), batches=batches)
 
 
@@ -128,12 +128,23 @@ def test_rounds_of_the_loop_have_their_own_rates():
     assert found['host_share']['waiting'] == pytest.approx(5 * 0.25 / 15)
 
 
+def test_steps_that_change_nothing_are_not_measured():
+    of = types.SimpleNamespace(new_state=lambda: 0, put=lambda number: number)
+    step_of = lambda skipped: lambda state, batch: (state + 1, {'skipped': np.float32(skipped)})
+    run, state = step.training_rounds(of, step_of(0), 5)
+    assert state == [5] and run() == {'skipped': 0} and state == [10]
+    with pytest.raises(FloatingPointError, match='not finite'):
+        step.training_rounds(of, step_of(1), 5)
+
+
 def test_mfu(monkeypatch):
     monkeypatch.setattr(step, 'peak_flops', lambda kind, dtype: {('TPU', 'bfloat16'): 1e12}[kind, dtype])
     devices = np.array([types.SimpleNamespace(device_kind='TPU')] * 4).reshape(2, 2, 1)
     of = types.SimpleNamespace(
-        model=types.SimpleNamespace(dtype='bfloat16', flops_per_token=lambda: 2e9),
-        program=types.SimpleNamespace(partitioner=types.SimpleNamespace(mesh=types.SimpleNamespace(devices=devices))),
+        model=types.SimpleNamespace(dtype='bfloat16'),
+        program=types.SimpleNamespace(
+            partitioner=types.SimpleNamespace(mesh=types.SimpleNamespace(devices=devices)), flops_per_token=2e9
+        ),
     )
     found = step.with_mfu(of, {'median': 500.0})
     assert found['model_flops_per_s'] == 1e12 and found['mfu'] == 0.25  # a quarter of four devices

@@ -36,6 +36,15 @@ def by(request, monkeypatch):
     return request.param
 
 
+def test_what_reading_needs_can_be_imported_before(by, monkeypatch):
+    imported = []
+    monkeypatch.setattr(prefetch, 'import_tensorflow', lambda: imported.append('tensorflow'))
+    prefetch.warm_up(Batches(from_shards=False))
+    assert not imported
+    prefetch.warm_up(Batches())
+    assert imported == ['tensorflow'] * (by == 'tf_data')
+
+
 @pytest.mark.parametrize(('start', 'stop'), [(0, 9), (3, 5), (7, 8), (4, 4)])
 def test_every_batch_once_in_order(by, start, stop):
     batches = list(prefetch.prefetch(Batches(), start, stop))

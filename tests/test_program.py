@@ -189,6 +189,15 @@ def test_a_finetuned_model_is_its_base_with_special_rows_and_the_config_s_dropou
     assert model.dropout == 0.25 and made.classifier.head == HEAD
 
 
+def test_the_language_model_s_head_costs_nothing_where_its_loss_has_no_weight():
+    config, found = finetune_config.get_config('stsb'), []
+    for config.lm_coefficient in (0.5, 0.0):
+        found.append(program.finetuning(config, BASE, 40, HEAD, 'ordinal', 10, partitioner_of(*MESHES[0])))
+    rows = 40 + N_SPECIAL + BASE.sizes['n_positions']
+    assert found[0].flops_per_token == found[0].classifier.model.flops_per_token()
+    assert found[0].flops_per_token - found[1].flops_per_token == 3 * 2 * rows * BASE.sizes['width']
+
+
 # Batches
 
 

@@ -6,8 +6,8 @@ r"""Checks and measures everything on a machine with an accelerator, in a given 
 
 Each part has its own process and time limit, so a crash or a lack of memory in one does not end the others.
 OUT/PART.json is updated while the part runs; OUT/results.json, with all parts, and OUT/table.md come last; OUT/log.txt
-has the output of the parts. This file imports only the standard library, because the accelerator belongs to the
-running part.
+has the output of the parts. A signal ends the running part, and what is finished is written. This file imports only the
+standard library, because the accelerator belongs to the running part.
 """
 
 import argparse
@@ -15,8 +15,10 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 from benchmarks.accelerator import pack, table
@@ -25,6 +27,7 @@ from benchmarks.accelerator import pack, table
 PARTS = {'ceilings': 4, 'right': 16, 'step': 15, 'profile': 9, 'peer': 13, 'use': 12, 'paper': 31}
 _RESERVE = 10  # seconds for the table and for processes that end slowly
 _GRACE = 5  # seconds between SIGTERM and SIGKILL
+_NEEDED = ('jax', 'flax', 'optax', 'orbax', 'numpy', 'ml_collections')  # by all parts but the first
 
 
 def main():
@@ -63,6 +66,9 @@ def main():
         unknown = sorted(set(options.parts.split(',')) - PARTS.keys())
         if unknown:
             parser.error(f'--parts: There is no part {", ".join(unknown)}. Choose from {", ".join(PARTS)}.')
+        if options.parts != 'ceilings' and (missing := [name for name in _NEEDED if not _is_there(name, options)]):
+            names = ' '.join(missing).replace('_', '-')
+            parser.error(f'{names}: Not installed. Install it with pip install {names}, or carry it with --pack.')
         run_parts(options)
 
 
@@ -70,12 +76,39 @@ def run_part(options):
     """Runs one part in its own process."""
     from benchmarks.accelerator.measure import Context
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     module = importlib.import_module(f'benchmarks.accelerator.{options.run_part}')
     module.run(Context(options.run_part, options.size, options.out, options.data, options.deadline))
 
 
+def _end_with(parent):
+    """Ends this part, and what it started, when the process that started it is gone: it would hold the device."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
 def run_parts(options):
     options.out.mkdir(parents=True, exist_ok=True)
+    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        _run_parts(options)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        reports = {name: _read(options.out / f'{name}.json') for name in PARTS}
+        reports = {name: report for name, report in reports.items() if report}
+        (options.out / 'results.json').write_text(json.dumps(reports, indent=1) + '\n')
+        text = table.table(reports)
+        (options.out / 'table.md').write_text(text)
+        print(text)
+
+
+def _interrupt(number, frame):
+    raise SystemExit(f'error: {signal.Signals(number).name}: Stopped. What is finished is in results.json.')
+
+
+def _run_parts(options):
     end = time.time() + 60 * options.minutes - _RESERVE
     names = [name for name in PARTS if name in options.parts.split(',')]
     weights = [PARTS[name] for name in names]
@@ -90,12 +123,6 @@ def run_parts(options):
             seconds = time.time() - started
             _add(options.out / f'{name}.json', seconds=round(seconds, 1), limit_s=round(limit, 1), status=status)
             print(f'{name}: {status}, {seconds:.0f} s', flush=True)
-    reports = {name: _read(options.out / f'{name}.json') for name in PARTS}
-    reports = {name: report for name, report in reports.items() if report}
-    (options.out / 'results.json').write_text(json.dumps(reports, indent=1) + '\n')
-    text = table.table(reports)
-    (options.out / 'table.md').write_text(text)
-    print(text)
 
 
 def _run(name, limit, options, log):
@@ -114,16 +141,18 @@ def _run(name, limit, options, log):
     try:
         status = process.wait(timeout=max(limit, 1))
     except subprocess.TimeoutExpired:
-        _end(process)
         return 'out of time'
+    finally:
+        if process.returncode is None:
+            _end(process)
     return 'done' if status == 0 else f'failed with status {status}, see log.txt'
 
 
 def _end(process):
     """Ends a part and all processes that it started."""
-    for signal in (15, 9):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, signal)
+            os.killpg(process.pid, number)
             process.wait(timeout=_GRACE)
         except ProcessLookupError:
             return
@@ -145,10 +174,20 @@ def environment(name, options):
         variables['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_command_buffer='.lstrip()
     if name == 'right':  # it compiles much and times nothing, and choosing the fastest product takes most of the time
         variables['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_autotune_level=0'.lstrip()
-    carried = options.data and options.data / pack.PACKAGES
-    if carried and carried.exists() and not importlib.util.find_spec('ml_collections'):
-        variables['PYTHONPATH'] = os.pathsep.join(filter(None, (str(carried.absolute()), os.environ.get('PYTHONPATH'))))
+    if any(not importlib.util.find_spec(package) for package in _carried(options)):
+        carried = str((options.data / pack.PACKAGES).absolute())
+        variables['PYTHONPATH'] = os.pathsep.join(filter(None, (carried, os.environ.get('PYTHONPATH'))))
     return variables
+
+
+def _carried(options) -> list[str]:
+    """The names of the packages that came with the data."""
+    folder = options.data and options.data / pack.PACKAGES
+    return [path.parent.name for path in folder.glob('*/__init__.py')] if folder else []
+
+
+def _is_there(package, options):
+    return importlib.util.find_spec(package) or package in _carried(options)
 
 
 def _add(path, **facts):

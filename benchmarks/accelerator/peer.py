@@ -7,6 +7,7 @@ import sys
 import threading
 
 from benchmarks.accelerator.measure import BATCH_SIZES, Context
+from benchmarks.accelerator.step import USUAL
 from gpt1_jax.meter.timing import STEPS, rates, spread
 from gpt1_jax.model.sizes import SIZES
 
@@ -28,7 +29,7 @@ def measure(context: Context) -> None:
     try:
         with context.attempt('ours') as piece:
             context.need(60)
-            form = context.earlier('step').get('fastest', 'scan')
+            form = context.earlier('step').get('fastest', USUAL)
             ours = Worker(_command('peer_ours', context.size, form), context.left() - 10)
             piece |= ours.facts
         for i, side in enumerate(SIDES[1:]):

@@ -3,6 +3,8 @@
 import sys
 import time
 
+import jax
+
 from benchmarks.accelerator import peer, program, step
 from gpt1_jax.meter.memory import planned
 from gpt1_jax.meter.step import training_rounds
@@ -10,7 +12,8 @@ from gpt1_jax.meter.step import training_rounds
 
 def main(size, form, dtype='auto'):
     changes, accumulation, options = step.FORMS[form]
-    made = program.pretraining(size, accumulation=accumulation, dtype=dtype, **changes)
+    devices = jax.devices()[:1]  # PyTorch's side has one, too
+    made = program.pretraining(size, accumulation=accumulation, devices=devices, dtype=dtype, **changes)
     compiled, seconds = made.compile(**options)
     run, _ = training_rounds(made, compiled)
 
@@ -20,9 +23,8 @@ def main(size, form, dtype='auto'):
         return time.perf_counter() - started
 
     one_round()
-    peer.serve(
-        {'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype), **planned(compiled)}, one_round
-    )
+    facts = {'form': form, 'compile_s': round(seconds, 2), 'dtype': str(made.model.dtype)}
+    peer.serve({**facts, 'attention': made.model.attention, **planned(compiled)}, one_round)
 
 
 if __name__ == '__main__':

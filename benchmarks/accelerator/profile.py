@@ -14,7 +14,7 @@ from gpt1_jax.meter.trace import summary
 def run(context: Context) -> None:
     with context.attempt('profile') as piece:
         context.need(40)
-        form = context.earlier('step').get('fastest', 'scan')
+        form = context.earlier('step').get('fastest', step.USUAL)
         changes, accumulation, _ = step.FORMS[form]  # the whole part runs without CUDA graphs
         made = program.pretraining(context.size, accumulation=accumulation, **changes)
         compiled, _ = made.compile()

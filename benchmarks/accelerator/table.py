@@ -5,7 +5,8 @@ def table(reports: dict[str, dict]) -> str:
     """Markdown of the reports, by part."""
     lines = []
     for name, report in reports.items():
-        lines += [f'## {name} ({report["status"]}, {report["seconds"]:.0f} s)', '', *_SECTIONS[name](report), '']
+        status = f'{report["status"]}, {report["seconds"]:.0f} s' if 'status' in report else 'killed'
+        lines += [f'## {name} ({status})', '', *_SECTIONS[name](report), '']
     return '\n'.join(lines)
 
 
@@ -52,7 +53,7 @@ def _ceilings(report):
 def _right(report):
     rows = []
     for name, piece in _pieces(report).items():
-        error = next((f'{piece[key]:.2g}' for key in ('relative', 'gradients', 'different') if key in piece), '')
+        error = next((f'{float(piece[key]):.2g}' for key in ('relative', 'gradients', 'different') if key in piece), '')
         verdict = _fault(piece) or ('right' if piece.get('ok') else 'WRONG' if 'ok' in piece else 'reference')
         if verdict == 'WRONG' and piece.get('two_equal_runs_are_equal') is False:  # sums there have no fixed order
             verdict = 'differs, as two equal runs do'
@@ -67,19 +68,20 @@ def _step(report):
             (
                 name,
                 *(
-                    [_fault(piece)] + [''] * 4
+                    [_fault(piece)] + [''] * 5
                     if _fault(piece)
                     else [
                         _spread(piece['tokens_per_s']),
                         f'{piece["mfu"]:.1%}' if piece['mfu'] else 'unknown',
                         f'{piece["step_ms"]:.1f}',
                         f'{piece["memory_gb"]:.2f}',
-                        f'{piece["compile_s"]:.0f}',
+                        f'{piece["compile_s"]:.0f}' + ', from the cache' * piece['from_cache'],
+                        piece['attention'],
                     ]
                 ),
             )
         )
-    return _rows(('form', 'tokens/s', 'MFU', 'ms a step', 'GB', 'compile s'), rows)
+    return _rows(('form', 'tokens/s', 'MFU', 'ms a step', 'GB', 'compile s', 'attention'), rows)
 
 
 def _profile(report):

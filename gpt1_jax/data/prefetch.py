@@ -30,10 +30,20 @@ def prefetch(batches: Any, start: int, stop: int) -> Iterator[dict[str, np.ndarr
     if start >= stop:
         return iter(())
     if batches.from_shards:
-        if importlib.util.find_spec('tensorflow'):
+        if _has_tensorflow():
             return _by_tf_data(batches, start, stop)
         logging.log_first_n(logging.INFO, 'TensorFlow is not installed: threads read the batches ahead in its place', 1)
     return _by_threads(batches, start, stop)
+
+
+def warm_up(batches: Any) -> None:
+    """Imports what `prefetch` would import after the first batches: seconds that are no part of reading."""
+    if batches.from_shards and _has_tensorflow():
+        import_tensorflow()
+
+
+def _has_tensorflow():
+    return importlib.util.find_spec('tensorflow') is not None
 
 
 def _by_threads(batches, start, stop):

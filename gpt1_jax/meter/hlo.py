@@ -67,28 +67,29 @@ def costs(text: str) -> dict[str, Cost]:
     return {name: _cost(one, inside, computations) for inside in computations.values() for name, one in inside.items()}
 
 
-def executed(text: str) -> list[tuple[Cost, int]]:
+def executed(text: str, rounds: bool = True) -> list[tuple[Cost, int]]:
     """(Cost, how often) of every instruction that one run of the module executes by itself, not as a part of another.
 
-    A loop whose number of rounds the compiler does not know counts as one round.
+    A loop counts as one round if the compiler does not know their number, or `rounds` is not set.
     """
     computations = parse(text)
     return [
         (_cost(one, computations[name], computations), times)
-        for name, times in runs(text, computations)
+        for name, times in runs(text, computations, rounds)
         for one in computations[name].values()
         if one.opcode not in CONTROL
     ]
 
 
-def runs(text: str, computations: dict) -> list[tuple[str, int]]:
-    """(name, how often) of the computations that one run of the module enters, but for those inside of instructions."""
+def runs(text: str, computations: dict, rounds: bool = True) -> list[tuple[str, int]]:
+    """(name, how often) of the computations that one run of the module enters, but for those inside of instructions.
+    rounds: see `executed`."""
     found = [(re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1], 1)]
     for name, times in found:
         for one in computations[name].values():
             if one.opcode in CONTROL:
                 bodies = re.findall(r'(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)', one.text)
-                found += [(body, times * _rounds(one, computations)) for body in bodies]
+                found += [(body, times * (_rounds(one, computations) if rounds else 1)) for body in bodies]
     return found
 
 

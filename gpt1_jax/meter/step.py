@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from gpt1_jax.data.prefetch import prefetch
+from gpt1_jax.data.prefetch import prefetch, warm_up
 from gpt1_jax.meter import hlo
 from gpt1_jax.meter.timing import STEPS, rates, spread
 from gpt1_jax.meter.work import Work
@@ -27,8 +27,10 @@ def training_rounds(work: Work, step: Callable, steps: int = STEPS) -> tuple[Cal
         for batch in batches:
             state[0], metrics = step(state[0], batch)
         jax.block_until_ready(metrics)
+        return metrics
 
-    run()
+    if run()['skipped']:
+        raise FloatingPointError('the loss or its gradient is not finite: such a step is not what is measured')
     return run, state
 
 
@@ -41,7 +43,7 @@ def speed(work: Work, tokens: float, times: Sequence[float]) -> dict:
 
 def with_mfu(work: Work, tokens_per_s: dict) -> dict:
     """Tokens/s (`timing.spread`), and the MFU that follows from it (causal attention counted half)."""
-    devices, flops = work.program.partitioner.mesh.devices, work.model.flops_per_token()
+    devices, flops = work.program.partitioner.mesh.devices, work.program.flops_per_token
     peak = peak_flops(devices.flat[0].device_kind, work.model.dtype)
     return {
         'dtype': str(work.model.dtype),
@@ -51,19 +53,20 @@ def with_mfu(work: Work, tokens_per_s: dict) -> dict:
     }
 
 
-def roofline(text: str, flops_per_s: float, bytes_per_s: float) -> dict:
+def roofline(text: str, flops_per_s: float, bytes_per_s: float, *, rounds: bool = True) -> dict:
     """The least time of a compiled program on one device, without that of a network.
 
     Args:
       text: of the program.
       flops_per_s, bytes_per_s: the device's ceilings.
+      rounds: whether what a loop executes counts in each of its rounds, or once.
 
     Returns:
       'gflop' of its matrix products; 'gb' moved; 'arithmetic_ms', 'memory_ms': the least times of all FLOPs and of all
       bytes; 'least_ms': of each instruction the longer of its two, added; 'collectives': their number;
       'collectives_gb': moved by them.
     """
-    executed = hlo.executed(text)
+    executed = hlo.executed(text, rounds)
     flops = sum(times * one.flops for one, times in executed)
     moved = sum(times * one.bytes for one, times in executed)
     least = sum(times * max(one.flops / flops_per_s, one.bytes / bytes_per_s) for one, times in executed)
@@ -102,6 +105,7 @@ def loop(work: Work, step: Callable, state: TrainState, *, seconds: float) -> li
     """Trains like `training.loop`, which reads the metrics of a step when the next one is dispatched, for `seconds`; at
     least 4 steps. The first ones find batches that were read before; `summary` leaves them out."""
     clock = time.perf_counter
+    warm_up(work.batches)
     turns, pending, begin = [], None, clock()
     batches = prefetch(work.batches, 0, _MOST)
     while True:

@@ -10,7 +10,7 @@ import jax
 from gpt1_jax.meter import trace
 from gpt1_jax.meter.memory import check_room, in_memory, peak, peak_bytes, planned
 from gpt1_jax.meter.step import loop, roofline, summary, training_rounds, with_mfu
-from gpt1_jax.meter.timing import STEPS, rounds, spread
+from gpt1_jax.meter.timing import STEPS, from_cache, rounds, spread
 from gpt1_jax.meter.work import Work
 
 
@@ -56,10 +56,8 @@ def measure(work: Work, *, seconds: float, distinct: int = 1, ceilings: tuple[fl
 
 def _compile(work, distinct, devices):
     """(facts, the text of each of the `distinct` steps' program, the first step of each shape)"""
-    hits, programs, shapes, seconds = [], {}, [], 0.0
-    listen = lambda event, **_: hits.append(event) if event == '/jax/compilation_cache/cache_hits' else None
-    jax.monitoring.register_event_listener(listen)
-    try:
+    programs, shapes, seconds = {}, [], 0.0
+    with from_cache() as hits:
         for index in range(distinct):
             shape = work.batches.batch_at(index)['tokens'].shape
             shapes.append(shape)
@@ -67,8 +65,6 @@ def _compile(work, distinct, devices):
                 compiled, taken = work.compile(index)
                 programs[shape] = index, compiled.as_text(), planned(compiled)['memory_gb']
                 seconds += taken
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
     most = max(gb for _, _, gb in programs.values())
     check_room(most, devices)
     facts = {'compile_s': round(seconds, 2), 'from_cache': bool(hits), 'planned_gb': most}

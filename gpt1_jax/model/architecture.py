@@ -6,7 +6,7 @@ is called like `Decoder.__call__` (without `cache` and `lengths` if it cannot ge
   SIZES: names of the attributes that fix its parameters' shapes, including `n_positions`, `width` and `layers`.
   CANNOT: those of ABILITIES that it lacks.
   check_sizes(sizes): raises ValueError for sizes that do not fit together.
-  flops_per_token(): of training, forward and backward pass.
+  flops_per_token(lm_head): of training, forward and backward pass.
   transfer(fresh, source, source_special, n_layers): see `Decoder.transfer`.
   empty_cache(batch, length), cache_shardings(sharding): if it can generate, see `Decoder`.
 """

@@ -62,10 +62,11 @@ class LSTM(nn.Module):
         if sizes['units'] < 1:
             raise ValueError(f'units={sizes["units"]} is not positive')
 
-    def flops_per_token(self) -> float:
-        """See `flops.training_flops_per_token`."""
+    def flops_per_token(self, lm_head: bool = True) -> float:
+        """See `flops.training_flops_per_token`. lm_head: whether it is computed."""
         layer = 4 * self.units * (self.width + self.units) + self.units * self.width
-        return training_flops_per_token(layer + (self.vocab_size + self.n_special) * self.width, 0, 0, 0)
+        softmax = lm_head * (self.vocab_size + self.n_special) * self.width
+        return training_flops_per_token(layer + softmax, 0, 0, 0)
 
     def transfer(self, fresh: dict, source: dict, source_special: int, n_layers: int) -> dict:
         """See `Decoder.transfer`; the one layer includes its projection."""

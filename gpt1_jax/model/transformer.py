@@ -150,10 +150,10 @@ class Decoder(nn.Module):
         if sizes['heads'] < 1 or sizes['width'] % sizes['heads']:
             raise ValueError(f'width={sizes["width"]} is not a multiple of heads={sizes["heads"]}')
 
-    def flops_per_token(self) -> float:
-        """See `flops.training_flops_per_token`."""
+    def flops_per_token(self, lm_head: bool = True) -> float:
+        """See `flops.training_flops_per_token`. lm_head: whether it is computed."""
         per_layer = 4 * self.width**2 + 2 * self.width * self.mlp_width
-        softmax = (self.vocab_size + self.n_special + self.n_positions) * self.width
+        softmax = lm_head * (self.vocab_size + self.n_special + self.n_positions) * self.width
         return training_flops_per_token(self.layers * per_layer + softmax, self.layers, self.width, self.n_positions)
 
     def transfer(self, fresh: dict, source: dict, source_special: int, n_layers: int) -> dict:

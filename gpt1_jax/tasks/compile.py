@@ -9,9 +9,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.errors import UserError
 from gpt1_jax.meter import slices, work
 from gpt1_jax.meter.collectives import collectives
-from gpt1_jax.meter.memory import NoRoomError
+from gpt1_jax.meter.memory import NoRoomError, in_memory
 from gpt1_jax.meter.places import table
 from gpt1_jax.meter.search import advice, search
 from gpt1_jax.meter.step import roofline
@@ -30,6 +31,7 @@ from gpt1_jax.training.throughput import mfu, peak_flops
 # At XLA's default effort the estimate is negative, and bytes count prefetching copies; at -1 both are clean.
 _CLEAN = {'exec_time_optimization_effort': -1.0}
 _GIB = 2**30
+_SMALLER = 'Lower data.batch_size, raise optimizer.accumulation or set model.remat; --config.sweep=True tries these.'
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
@@ -56,8 +58,15 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     try:
         for number, name in enumerate(config.works, 1):
             logging.info('compile: %s, %d of %d', name, number, len(config.works))
-            with waiting(f'compiling {name}'):
-                facts['programs'][name] = _compile(settled, name, described, partitioner, config.as_run)
+            try:
+                with waiting(f'compiling {name}'), in_memory():
+                    facts['programs'][name] = _compile(settled, name, described, partitioner, config.as_run)
+            except NoRoomError as error:
+                if not config.sweep:
+                    raise UserError(
+                        f'{name}: It does not fit into the memory of a chip ({error}). {_SMALLER}'
+                    ) from None
+                logging.warning('%s: It does not fit into the memory of a chip (%s).', name, error)
         if config.sweep:
             _sweep(settled, described, devices, facts)
     finally:
@@ -114,9 +123,10 @@ def _compile(config, name, described, partitioner, as_run):
 def _figures(compiled, made, described):
     """What one chip needs for a step.
 
-    'memory_gib'; 'gflop', 'gb': by XLA, with what kernels declare; 'least_ms': see `roofline`; 'collectives': kind ->
-    how many, and gigabytes that a chip sends to its own slice and to others; 'computation_ms': XLA's estimate;
-    'sending_ms': of the collectives, one after the other; 'step_ms': both, as if nothing overlapped.
+    'memory_gib'; 'gflop', 'gb': by XLA, with what kernels declare; 'collectives': kind -> how many, and gigabytes that
+    a chip sends to its own slice and to others; 'computation_ms': XLA's estimate; 'sending_ms': of the collectives, one
+    after the other; 'step_ms': both, as if nothing overlapped. XLA counts one round of a loop: the others are added, by
+    `roofline`.
     """
     generation, cost = described.generation, compiled.cost_analysis()
     found, sending = collections.defaultdict(lambda: {'times': 0, 'gb': 0.0, 'gb_between_slices': 0.0}), 0.0
@@ -128,14 +138,16 @@ def _figures(compiled, made, described):
         entry['gb_between_slices'] += one.times * between / 1e9
         seconds = inside / (generation.ici_gb_per_s / 2 * 1e9) + between / (generation.dcn_gb_per_s * 1e9)
         sending += one.times * seconds * 1e3
-    computing = cost.get('optimal_seconds', -1) * 1e3
-    if computing < 0:  # XLA does not know the cost of every instruction: the roofline then stands in
-        flops = peak_flops(generation.kind, 'bfloat16')
-        computing = roofline(compiled.as_text(), flops, generation.memory_gb_per_s * 1e9)['least_ms']
+    ceilings = peak_flops(generation.kind, 'bfloat16'), generation.memory_gb_per_s * 1e9
+    every, one = (roofline(compiled.as_text(), *ceilings, rounds=rounds) for rounds in (True, False))
+    more = {name: every[name] - one[name] for name in ('least_ms', 'gflop', 'gb')}
+    computing = cost.get('optimal_seconds', -1) * 1e3 + more['least_ms']
+    if cost.get('optimal_seconds', -1) < 0:  # XLA does not know the cost of every instruction
+        computing = every['least_ms']
     return {
         'memory_gib': compiled.memory_analysis().peak_memory_in_bytes / _GIB,
-        'gflop': cost['flops'] / 1e9,
-        'gb': cost['bytes accessed'] / 1e9,
+        'gflop': cost['flops'] / 1e9 + more['gflop'],
+        'gb': cost['bytes accessed'] / 1e9 + more['gb'],
         'collectives': dict(found),
         'computation_ms': computing,
         'sending_ms': sending,
@@ -164,7 +176,8 @@ def _sweep(config, described, devices, facts):
         candidate.mesh.shape = config.mesh.shape if settings['mesh.strategy'] == config.mesh.strategy else ()
         partitioner = Partitioner(candidate.mesh.strategy, candidate.mesh.shape, devices)
         with waiting('compiling with ' + ', '.join(f'{key}={value}' for key, value in settings.items())):
-            figures = _compile(candidate, 'pretrain', described, partitioner, as_run=False)
+            with in_memory():
+                figures = _compile(candidate, 'pretrain', described, partitioner, as_run=False)
         if not figures['fits']:
             raise NoRoomError(
                 f'{figures["memory_gib"]:.1f} GiB are needed, a chip has {described.generation.memory_gib}'

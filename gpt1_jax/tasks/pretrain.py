@@ -110,12 +110,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         workdir,
         started,
         scores=scores,
-        facts={
-            'steps': total_steps,
-            'tokens': tokens,
-            'flops': tokens * program.classifier.model.flops_per_token(),
-            **outcome.facts(),
-        },
+        facts={'steps': total_steps, 'tokens': tokens, 'flops': tokens * program.flops_per_token, **outcome.facts()},
         model=store.summary(program.classifier.model, program.abstract.params, tokens_seen),
     )
 

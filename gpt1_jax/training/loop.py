@@ -189,8 +189,8 @@ def _fit(job, checkpointer, guard, diverged):
     writer.truncate_after(start, unevaluated=meta.get('unevaluated', False))
     bar = Progress(job.total_steps, start, job.config.task, show=is_writer())
     throughput, clock = Throughput(), Clock(job.config.checkpoint.every_minutes, start)
-    model, devices = program.classifier.model, program.partitioner.mesh.devices
-    peak = peak_flops(devices.flat[0].device_kind, model.dtype)
+    devices = program.partitioner.mesh.devices
+    peak = peak_flops(devices.flat[0].device_kind, program.classifier.model.dtype)
     pending, speed = None, {'tokens_per_second': None, 'mfu': None}
     have_evaluated = []  # and compiled what they need
 
@@ -205,7 +205,7 @@ def _fit(job, checkpointer, guard, diverged):
         throughput.step(tokens)
         if metrics['skipped'] or step % log.every == 0 or step == job.total_steps:
             rate = throughput.read()
-            utilisation = mfu(rate, model.flops_per_token(), peak, devices.size)
+            utilisation = mfu(rate, program.flops_per_token, peak, devices.size)
             speed.update(tokens_per_second=rate, mfu=utilisation)
             writer.write(step, metrics | {name: value for name, value in speed.items() if value is not None})
         bar.update(step, loss=metrics['loss'], **speed)

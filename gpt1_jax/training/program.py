@@ -46,6 +46,7 @@ class Program:
       loss_fn: (params, micro-batch, key) -> (loss, metrics), not jitted.
       train_step: (state, batch) -> (state, metrics), jitted; the state is donated. Runs that differ only in the peak of
         the learning rate, its warm-up or the number of steps compile it once.
+      flops_per_token: of `train_step`; see flops.training_flops_per_token.
     """
 
     classifier: Classifier
@@ -54,6 +55,7 @@ class Program:
     abstract: TrainState
     loss_fn: Callable
     train_step: Callable
+    flops_per_token: float
 
     @property
     def parameters(self) -> int:
@@ -97,7 +99,7 @@ def pretraining(config: ConfigDict, vocab_size: int, total_steps: int, partition
     model = architecture.build(config.model, vocab_size, 0, partitioner.platform)
     classifier = Classifier(model)
     loss_fn = steps.pretrain_loss_fn(classifier, _lm_loss(partitioner))
-    return _program(config, classifier, loss_fn, total_steps, partitioner)
+    return _program(config, classifier, loss_fn, total_steps, partitioner, model.flops_per_token())
 
 
 def finetuning(
@@ -116,9 +118,11 @@ def finetuning(
       loss_kind: key of losses.TASK_LOSSES.
     """
     model_config = {**config.model, 'kind': base.kind, **base.sizes}
-    classifier = Classifier(architecture.build(model_config, vocab_size, N_SPECIAL, partitioner.platform), head)
+    model = architecture.build(model_config, vocab_size, N_SPECIAL, partitioner.platform)
+    classifier = Classifier(model, head)
     loss_fn = steps.finetune_loss_fn(classifier, loss_kind, config.lm_coefficient, _lm_loss(partitioner))
-    return _program(config, classifier, loss_fn, total_steps, partitioner)
+    flops_per_token = model.flops_per_token(lm_head=bool(config.lm_coefficient))
+    return _program(config, classifier, loss_fn, total_steps, partitioner, flops_per_token)
 
 
 def _lm_loss(partitioner):
@@ -130,7 +134,7 @@ def _lm_loss(partitioner):
     return losses.lm_loss
 
 
-def _program(config, classifier, loss_fn, total_steps, partitioner):
+def _program(config, classifier, loss_fn, total_steps, partitioner, flops_per_token):
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
     partitioner = partitioner.spread(jax.eval_shape(classifier.init, jax.random.key(0)))
     abstract = abstract_state(classifier, optimizer, partitioner)
@@ -144,7 +148,7 @@ def _program(config, classifier, loss_fn, total_steps, partitioner):
         compiler_options=_COMPILER_OPTIONS.get(partitioner.platform),
     )
     train_step = _WithNumbers(step, learning_rate.numbers, replicated)
-    return Program(classifier, partitioner, optimizer, abstract, loss_fn, train_step)
+    return Program(classifier, partitioner, optimizer, abstract, loss_fn, train_step, flops_per_token)
 
 
 class _WithNumbers:
