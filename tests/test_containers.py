@@ -129,6 +129,9 @@ def test_lines_that_are_no_json_are_all_named(tmp_path):
         f"{where} {n} is no JSON object with text as 'content'. Fix or remove it." for n in (4, 21, 22)
     ]
     assert len(list(open_corpus(f'text:{tmp_path}').blocks(found=documents.Findings()))) == 47
+    lines = [json.dumps({column: 'x'}) for column in ('text', 'text', 'content', 'id')]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines))  # two files joined; the last row has no text, and may
+    assert problems(tmp_path) == [f"{where} 3 is no JSON object with text as 'text'. Fix or remove it."]
     (tmp_path / 'a.jsonl').write_text('<html>\n')
     assert 'Its first line is no JSON' in problems(tmp_path)[0]
 

@@ -77,6 +77,17 @@ def test_one_document_holds_out_its_end(tmp_path, suffix, small_blocks):
         assert [b[:-1] for b in corpus.blocks(held, (1, block.end))] == [b[:-1] for b in blocks[i + 1 :]]
 
 
+@pytest.mark.parametrize('fraction', [0.005, 0.01, 0.05])
+def test_of_a_text_without_lines_no_more_and_no_less_is_held_out(tmp_path, fraction):
+    text = 'some words ' * 200_000
+    (tmp_path / 'one.txt').write_text(text)
+    corpus = sources.open_corpus(f'text:{tmp_path}')
+    blocks = list(corpus.blocks(held_out(corpus, fraction)))
+    end = ''.join(block.text for block in blocks if block.held_out)
+    assert ''.join(block.text for block in blocks) == text and end.startswith(('some', 'words'))
+    assert len(end) == pytest.approx(fraction * len(text), abs=2**12)
+
+
 def test_errors(tmp_path):
     def refused(match):
         with pytest.raises(UserError, match=match) as caught:

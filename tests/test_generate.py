@@ -203,7 +203,7 @@ def test_mistakes(saved, tmp_path, changes, message):
 
 def test_mistakes_in_files(saved, tmp_path):
     empty, broken, long = (tmp_path / name for name in ('empty', 'broken', 'lon{g}'))
-    empty.write_text('\n')
+    empty.write_text('\ufeff')
     broken.write_bytes(b'ship\n\xff')
     long.write_text('ship\n' + ' '.join(WORDS * 9))
     for path, message in ((empty, 'is empty'), (broken, 'not UTF-8 at byte 5'), (long, r'lon\{g\}, line 2: ')):
@@ -214,6 +214,14 @@ def test_mistakes_in_files(saved, tmp_path):
         os.symlink(saved[0] / name, tmp_path / 'bare' / name)
     with pytest.raises(UserError, match='There is no checkpoint yet'):
         generate.run(config_for(saved, init_from=str(tmp_path / 'bare')), tmp_path / 'out')
+
+
+def test_prompts_of_a_file(tmp_path):
+    for text, expected in (('\n\n\n', ['', '', '']), ('\ufeffship\n\nwave', ['ship', '', 'wave'])):
+        (tmp_path / 'prompts').write_text(text)
+        config = get_config()
+        config.prompts = str(tmp_path / 'prompts')
+        assert generate._read_prompts(config) == expected
 
 
 @pytest.mark.slow

@@ -28,10 +28,12 @@ def test_the_share_is_met_to_within_one_document(fraction, seed):
     sizes[:2] = 100, 300
     names = [f'{seed}/{i}' for i in range(len(sizes))]
     held = held_out.hold_out(iter(names), sizes, np.arange(len(sizes)), fraction)
-    assert set(held.values()) == {0} and all(sizes[i] for i in held)
-    assert 1 <= len(held) < np.count_nonzero(sizes)
-    taken = sum(sizes[i] for i in held)
-    assert abs(taken - fraction * sizes.sum()) <= sizes.max()
+    assert all(0 <= begin < sizes[i] for i, begin in held.items())
+    assert 1 <= len(held) <= np.count_nonzero(sizes)
+    taken = sum(sizes[i] - begin for i, begin in held.items())
+    assert 0 < taken < sizes.sum() and abs(taken - fraction * sizes.sum()) <= sizes.max()
+    if fraction <= 0.01:
+        assert taken < 2 * fraction * sizes.sum() + 1
     if 0.1 <= fraction <= 0.5 and len(sizes) > 50:
         assert abs(taken - fraction * sizes.sum()) <= 0.1 * sizes.sum()
 
@@ -66,9 +68,22 @@ def test_one_document_with_text_holds_out_its_end():
 
 
 def test_of_nothing_but_copies_the_ends_are_held_out():
-    assert held_out.hold_out(iter('abcd'), np.array([50, 0, 60, 50]), np.array([0, 1, 0, 0]), 0.1) == {
-        **{0: 45, 2: 54, 3: 45}
-    }
+    groups = np.array([0, 1, 0, 0])
+    assert held_out.hold_out(iter('abcd'), np.array([55, 0, 60, 55]), groups, 0.1) == {0: 49, 2: 54, 3: 49}
+
+
+def test_what_is_contained_in_another_document_is_trained_on():
+    """Its end stands in the middle of the other, whose end alone is held out."""
+    assert held_out.hold_out(iter('ab'), np.array([300, 100]), np.zeros(2, int), 0.1) == {0: 260}
+
+
+@pytest.mark.parametrize('names', [('train.txt', 'valid.txt'), ('corpus.txt', 'extra.txt'), ('a', 'b'), ('b', 'a')])
+def test_of_a_few_large_documents_no_more_than_the_fraction_is_held_out(names):
+    """Each is larger than the fraction: taken whole, the largest could be held out and the rest trained on."""
+    held = held_out.hold_out(iter(names), np.array([9000, 1000]), np.arange(2), 0.01)
+    assert held == {0: pytest.approx(8900, abs=1)}
+    held = held_out.hold_out(iter([*names, 'readme']), np.array([9000, 1000, 10]), np.arange(3), 0.01)
+    assert held == {2: 0, 0: pytest.approx(8910, abs=1)}
 
 
 def test_names_that_are_no_unicode():

@@ -1,6 +1,7 @@
 """The released vocabulary's rules against a plain reading of them, on a vocabulary made here and on the real one."""
 
 import collections
+import concurrent.futures
 import functools
 import json
 import math
@@ -294,6 +295,14 @@ def test_full_caches_change_nothing(tokenizer, plain, monkeypatch):
     monkeypatch.setattr(openai_bpe, '_MAX_CHUNKS', 40)
     assert_equal(tokenizer, plain, list(random_texts(12, seed=1)))
     assert len(tokenizer._chunks) <= 40
+
+
+def test_several_threads_may_encode(directory, plain, monkeypatch):
+    monkeypatch.setattr(openai_bpe, '_MAX_CHUNKS', 40)
+    fresh, texts = load_tokenizer(directory), list(random_texts(48, seed=2))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: fresh.encode_batch([text])[0].tolist(), texts))
+    assert found == [plain.encode(text) for text in texts]
 
 
 def test_interface_and_decoding(tokenizer, directory):

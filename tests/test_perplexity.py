@@ -25,8 +25,9 @@ def test_windows_score_every_token_once_with_context_enough():
 def test_documents_and_sentences_of_any_block_size(tmp_path, monkeypatch):
     rng = random.Random(0)
     texts = ['\n'.join(some_words(rng, rng.randint(0, 30)) for _ in range(40)), 'one line', ' \n\n', 'ship \n\n sail\n']
+    texts += ['ship sail\r\nwave\r\n', texts[0].replace('\n', '\r'), 'ship\r\rwave\r', texts[0].replace('\n', '\r\n')]
     for number, text in enumerate(texts):
-        (tmp_path / f'{number}.txt').write_text(text)
+        (tmp_path / f'{number}.txt').write_bytes(text.encode())
     tokenizer = train_sentencepiece([' \n '.join(some_words(rng, 9) for _ in range(99))], 290)
     corpus, encode = sources.open_corpus(f'text:{tmp_path}'), tokenizer.encode_batch
     for size in (2**20, 300):
@@ -37,6 +38,7 @@ def test_documents_and_sentences_of_any_block_size(tmp_path, monkeypatch):
             ids.tolist() for ids in encode(texts)
         ]
         assert [sum(piece.words for piece in pieces) for pieces in documents] == [len(text.split()) for text in texts]
-        lines = [line for text in texts for line in text.removesuffix('\n').split('\n')]
+        universal = [text.replace('\r\n', '\n').replace('\r', '\n') for text in texts]
+        lines = [line for text in universal for line in text.removesuffix('\n').split('\n')]
         sentences = [piece for (piece,) in perplexity.sentences(corpus, tokenizer)]
         assert [piece.ids.tolist() for piece in sentences] == [ids.tolist() for ids in encode(lines)]

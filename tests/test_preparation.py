@@ -388,6 +388,7 @@ def test_cleaned_text(prepared, tmp_path, caplog):
         (tmp_path / 'books' / f'{i}.txt').write_text(f'{header}{of}{body}{licence}{of}{"licence" if i else ""}')
     (tmp_path / 'books' / 'notes.md').write_text('x')
     data = options(f'text:{tmp_path}/books', strip_gutenberg=True, unwrap=True, tokenizer=str(prepared / 'tokenizer'))
+    data.held_out = 0.3  # one document
     with caplog.at_level('INFO', 'absl'):
         loaded = preparation.prepare(data, tmp_path / 'out')
     assert 'documents: 4; left out: 1 .md' in caplog.text
@@ -402,4 +403,4 @@ def test_cleaned_text(prepared, tmp_path, caplog):
         found |= {tuple(ids[begin:end]) for begin, end in zip([0, *ends], ends)}
     assert found == expected
     with pytest.raises(UserError, match='strip_gutenberg was True, is not given; unwrap was True, is not given'):
-        preparation.prepare(options(data.source, tokenizer=data.tokenizer), tmp_path / 'out')
+        preparation.prepare(options(data.source, tokenizer=data.tokenizer, held_out=0.3), tmp_path / 'out')

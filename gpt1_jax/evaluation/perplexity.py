@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from gpt1_jax.training import program
 from gpt1_jax.training.partitioning import Partitioner
 
 _WINDOWS = 1024  # read before they are sorted by length into batches
+_LINE_END = re.compile('\r\n|\r|\n')
 
 
 def perplexity(loss: float) -> float:
@@ -74,17 +76,23 @@ def documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]
 
 
 def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
-    """The corpus's lines, each a text in one piece."""
+    """The corpus's lines, each a text in one piece. They end as Python's universal newlines do."""
     for _, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
-        rest = ''  # of a line that is longer than a block
-        size = 0
+        begun, size = [], 0  # the parts of a line that is longer than a block
         for block in blocks:
-            *lines, rest = (rest + block.text).split('\n')
+            text = block.text
+            if begun and begun[-1].endswith('\r'):  # whose second half may come now
+                text = begun.pop() + text
+            held = '\r' * text.endswith('\r')
+            first, *lines = _LINE_END.split(text.removesuffix(held))
+            begun.append(first)
             size += block.size
             if lines:
-                yield from _encode_lines(lines, tokenizer, size)
-                size = 0
-        yield from _encode_lines([rest] if rest else [], tokenizer, size)
+                yield from _encode_lines([''.join(begun), *lines[:-1]], tokenizer, size)
+                begun, size = lines[-1:], 0
+            begun += [held] * bool(held)
+        rest = ''.join(begun)
+        yield from _encode_lines([rest.removesuffix('\r')] if rest else [], tokenizer, size)
 
 
 def _encode_lines(lines, tokenizer, size):

@@ -321,7 +321,7 @@ def _read_prompts(config):
     if config.interactive or not config.prompts:
         return [] if config.interactive else [config.prompt]
     try:
-        text = epath.Path(config.prompts).expanduser().read_text()
+        text = epath.Path(config.prompts).expanduser().read_text().removeprefix('\ufeff')
     except UnicodeDecodeError as error:
         raise UserError(f'{config.prompts}: The file is not UTF-8 at byte {error.start:,}. Convert it.') from None
     except OSError as error:
@@ -329,7 +329,7 @@ def _read_prompts(config):
             f'{config.prompts}: The file cannot be read ({error.strerror or error}). Name a text file '
             'with one prompt per line.'
         ) from None
-    if not text.strip():
+    if not text:
         raise UserError(f'{config.prompts}: The file is empty. Write one prompt per line into it.')
     return text.removesuffix('\n').split('\n')
 

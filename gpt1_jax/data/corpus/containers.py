@@ -160,7 +160,9 @@ def _json_texts(path, column, first):
             with contextlib.suppress(ValueError):
                 row = {} if line.isspace() else parse_json(line.decode('utf-8-sig'))
                 text = (row.get(column) or '') if isinstance(row, dict) else None
-                problem = '' if isinstance(text, str) else problem
+                # Files of two kinds that were joined: half of the text would be left out.
+                elsewhere = text == '' and column not in row and row.keys() & set(TEXT_COLUMNS)
+                problem = '' if isinstance(text, str) and not elsewhere else problem
             yield Unreadable(DocumentError(problem)) if problem else io.BytesIO(text.encode(errors='replace'))
 
 

@@ -18,6 +18,7 @@ from gpt1_jax.encodings import file_format, source_encoding, wide_encoding
 from gpt1_jax.errors import UserError
 
 BLOCK_BYTES = 2**20
+_AFTER_BOUNDARY = 2**12  # bytes in which a line end is looked for
 # Of a compressed file. Some builds of Python cannot unpack LZMA.
 DAMAGED = (
     EOFError,
@@ -122,7 +123,7 @@ def _cut(file: BinaryIO, offset: int, boundary: int | None) -> Iterator[tuple[st
     """Blocks (text, begin, end, size read) of an open document from `offset` on.
 
     Where a block ends depends on where it begins and on nothing else, so a resumed read cuts in the same places. One
-    block ends at the first line end at or after `boundary`.
+    block ends at the first line end at or after `boundary`, or, in a long line, at a space soon after it.
     """
     raw = file
     while inner := getattr(raw, 'fileobj', None):  # of a .gz file, to count the compressed bytes
@@ -136,10 +137,12 @@ def _cut(file: BinaryIO, offset: int, boundary: int | None) -> Iterator[tuple[st
         data = rest + file.read(ahead - len(rest))
         if not data:
             return
-        line = b'' if data.endswith(b'\n') else file.readline(BLOCK_BYTES)
+        is_near = boundary is not None and offset < boundary <= offset + 2 * BLOCK_BYTES
+        most = _AFTER_BOUNDARY if is_near else BLOCK_BYTES
+        line = b'' if data.endswith(b'\n') else file.readline(most)
         data += line
         cut = len(data)
-        if len(line) == BLOCK_BYTES and not line.endswith(b'\n'):  # a very long line: cut at a space
+        if len(line) == most and not line.endswith(b'\n'):  # a very long line: cut at a space
             cut = data.rfind(b' ', cut - 256) + 1 or _character_start(data)
         data, rest = data[:cut], data[cut:]
         try:

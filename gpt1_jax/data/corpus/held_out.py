@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-HELD_OUT = 0.01  # fraction of the documents
+HELD_OUT = 0.01  # fraction of the text
+_COPY = 0.9  # of the length of a document: what is as alike and as long is its copy
+_MOST = 0.9  # of a document that is held out
 
 
 def held_out_rule(names: Callable[[], Iterator[str]], fraction: float) -> Callable[[str], bool]:
@@ -24,12 +26,13 @@ def held_out_rule(names: Callable[[], Iterator[str]], fraction: float) -> Callab
 
 
 def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fraction: float) -> dict[int, int]:
-    """Holds out the fraction of the text, to within one group of documents, at least one group and never all.
+    """Holds out the fraction of the text, to within one group of documents, and never all.
 
     Groups stand in the order of the lowest hash of their documents' names, and are held out from the first on, until
     the next would take more from the fraction than it brings near to it; one that alone is larger than the fraction is
-    passed over while there are others. So a document keeps its side when others are added, unless it stands at the end.
-    Of a single document its end is held out, and so is that of each where all are of one group.
+    passed over. So a document keeps its side when others are added, unless it stands at the end. Where less than half
+    of the fraction comes together so, the end of the longest document is held out for the rest: of a single one, or of
+    a few books. Of its copies, which are nearly as long, the end is held out, too; what is only contained in it is not.
 
     Args:
       names: of the documents.
@@ -41,8 +44,6 @@ def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fracti
     """
     with_text = np.flatnonzero(sizes)
     _, group = np.unique(groups[with_text], return_inverse=True)
-    if group.max() == 0:
-        return {int(document): int(sizes[document] * (1 - fraction)) for document in with_text}
     draws = np.fromiter(map(_draw, names), float, len(sizes))[with_text]
     order = np.full(group.max() + 1, np.inf)
     np.minimum.at(order, group, draws)
@@ -55,9 +56,14 @@ def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fracti
             break
         taken += size[one]
         held.append(one)
-    if not held:
-        held = [int(np.argmin(order))]
-    return dict.fromkeys(with_text[np.isin(group, held)].tolist(), 0)
+    found = dict.fromkeys(with_text[np.isin(group, held)].tolist(), 0)
+    if taken < wanted / 2:
+        longest = with_text[np.argmax(sizes[with_text])]
+        copies = with_text[group == group[with_text == longest]]
+        copies = copies[sizes[copies] >= _COPY * sizes[longest]]
+        share = min((wanted - taken) / sizes[copies].sum(), _MOST)
+        found |= {int(document): int(sizes[document] * (1 - share)) for document in copies}
+    return found
 
 
 def _draw(name):

@@ -145,8 +145,9 @@ def _hold_out(corpus, data, output, options, passes) -> dict[int, int]:
     found = passes.survey(corpus, data, output)
     held_out = hold_out(corpus.names(), found.sizes, found.groups, fraction) if fraction else {}
     share = sum(int(found.sizes[document]) - byte for document, byte in held_out.items()) / found.sizes.sum()
-    what = 'the end of each of ' if any(held_out.values()) else ''
-    logging.info('%s: held out: %s%s documents, %.3g %% of the text', corpus.uri, what, len(held_out), 100 * share)
+    ends = sum(map(bool, held_out.values()))
+    what = [f'{len(held_out) - ends} documents'] * (ends < len(held_out)) + [f'the end of {ends}'] * bool(ends)
+    logging.info('%s: held out: %s, %.3g %% of the text', corpus.uri, ' and '.join(what), 100 * share)
     return held_out
 
 

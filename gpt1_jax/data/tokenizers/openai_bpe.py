@@ -7,6 +7,7 @@ encoding with `</w>` on its last symbol. Without one of the packages no text is 
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -45,15 +46,17 @@ class OpenAITokenizer:
         self.start_id, self.delimiter_id, self.extract_id = range(self.vocab_size, self.vocab_size + 3)
         self.fingerprint = hashlib.sha256(json.dumps([self._entries, merges]).encode()).hexdigest()[:16]
         self._bpe = None  # made by the first text: what is encoded already needs none of the packages
+        self._one_thread = threading.Lock()  # for the caches below; a worker of Beam encodes in several
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Standardises and encodes each text: int32 [length], empty for an empty text; 0 is an unknown piece.
 
         Raises UserError if ftfy, spaCy or tokenizers is not installed.
         """
-        if self._bpe is None:
-            self._load_packages()
-        return [self._encode(standardise(text)) for text in texts]
+        with self._one_thread:
+            if self._bpe is None:
+                self._load_packages()
+            return [self._encode(standardise(text)) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, in lower case: newline_id is a newline; special ids (>= V) leave nothing."""
