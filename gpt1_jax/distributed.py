@@ -52,7 +52,9 @@ def explicit(coordinator: str | None, process_id: int | None, processes: int | N
     if all(value is None for value in given.values()):
         return None
     if missing := [flag for flag, value in given.items() if value is None]:
-        raise UserError(f'{missing[0]}: It is missing. Give {", ".join(given)} together, the first and last alike.')
+        raise UserError(
+            f'{missing[0]}: It is missing. Give {", ".join(given)}, the first and the last the same in every process.'
+        )
     if not re.fullmatch(r'[^:/\s]+:\d{1,5}', coordinator) or not 0 < int(coordinator.rpartition(':')[2]) < 65535:
         raise UserError(f'--coordinator: {coordinator!r} is no address. Write HOST:PORT of process 0.')
     if not 0 <= process_id < processes:

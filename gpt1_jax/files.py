@@ -188,8 +188,8 @@ def check_renaming(directory: epath.Path) -> None:
             shutil.rmtree(probe, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f'{directory}: A folder with a file cannot be made and renamed there ({error.strerror or error}), as '
-            'checkpoints must be. Name another --workdir; of a mounted bucket, its gs:// path.'
+            f'{directory}: Checkpoints cannot be saved there, because folders cannot be made and renamed '
+            f'({error.strerror or error}). Name another --workdir; of a mounted bucket, its gs:// path.'
         ) from error
 
 

@@ -167,8 +167,8 @@ class _Remote:
         def get(files):
             if missing := [file for file in files if file not in there]:
                 raise UserError(
-                    f"{self._where}: The hub's cache lacks {missing[0]}, as {len(missing)} of the {len(files)} files "
-                    f'that are needed, and they cannot be fetched ({fault}). {self._by_hand()}.'
+                    f"{self._where}: {len(missing)} of the {len(files)} files needed are not in the hub's cache, the first "
+                    f'{missing[0]}, and cannot be fetched ({fault}). {self._by_hand()}.'
                 )
             return _checked(folder, files, sizes)
 

@@ -169,7 +169,11 @@ def _acquire(path):
 
 def _watch(path, other):
     """Returns when the holder of a file is silent for STALE_SECONDS. Raises UserError if it is not."""
-    logging.info('%s: It is there already. Whether its run lives will be known in %.0f s.', path, STALE_SECONDS)
+    logging.info(
+        '%s: This lock is there already. In %.0f s it will be clear whether its run is still alive.',
+        path,
+        STALE_SECONDS,
+    )
     end = time.monotonic() + STALE_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, STALE_SECONDS / 10))

@@ -26,7 +26,7 @@ def test_a_process_alone_waits_for_nobody():
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
-        (('host:1', None, 2), r'--process_id: It is missing\. Give --coordinator, --process_id, --processes together'),
+        (('host:1', None, 2), r'--process_id: It is missing\. Give --coordinator, --process_id, --processes, the'),
         ((None, 0, None), '--coordinator: It is missing'),
         (('host', 0, 2), "--coordinator: 'host' is no address"),
         (('http://host:1', 0, 2), 'is no address'),

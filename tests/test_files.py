@@ -218,7 +218,10 @@ def test_folders_that_cannot_be_renamed_are_noticed(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, 'rename', of_a_bucket)
-    with pytest.raises(UserError, match='run: A folder with a file cannot be made and renamed there .Too many open fi'):
+    with pytest.raises(
+        UserError,
+        match='run: Checkpoints cannot be saved there, because folders cannot be made and renamed .Too many open fi',
+    ):
         files.check_renaming(workdir)
     assert not list(workdir.iterdir())
 

@@ -170,7 +170,7 @@ def test_the_log_tells_of_the_labels_and_of_one_answer_to_all(folder, tmp_path, 
         'nothing of others.',
     ]
     assert 'custom, train split: 8 examples: sea 8, farm 0' in caplog.text
-    assert result.facts['dev_constant'] == 1.0 and '; the same answer to all gives 1.0000' in caplog.text
+    assert result.facts['dev_constant'] == 1.0 and '; always the same answer scores 1.0000' in caplog.text
 
 
 def test_texts_without_any_word_give_no_nan(folder, tmp_path, caplog):
@@ -204,7 +204,7 @@ def test_a_source_that_could_not_tell_its_splits_is_not_taken_for_one_without_a_
 ):
     """As where a server fails once, and then gives train and dev."""
     monkeypatch.setattr(finetune, 'available_splits', lambda *_: [])
-    with pytest.raises(UserError, match='Which splits it has could not be found out'):
+    with pytest.raises(UserError, match='Its splits could not be listed'):
         finetune.run(runs.finetuning(folder, folder / 'lm'), epath.Path(tmp_path) / 'run')
 
 

@@ -19,7 +19,7 @@ def test_the_workdir_holds_shards_config_and_result(tmp_path):
     for name in ('a', 'b', 'c'):
         (tmp_path / f'{name}.txt').write_text('\n'.join(some_words(rng, 9) for _ in range(100)))
     config, workdir = get_config(), epath.Path(tmp_path / 'work')
-    config.data.update(source=f'text:{tmp_path}', vocab_size=300, held_out=0.3, workers=1)
+    config.data.update(source=f'text:{tmp_path}', vocab_size=300, held_out=0.4, workers=1)
     result = prepare.run(config, workdir)
     loaded = shards.load_shards(workdir / 'shards')
     tokens = {name: split.tokens for name, split in loaded.splits.items()}

@@ -31,7 +31,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     stride = context // 2 if config.stride is None else config.stride
     if not 1 <= stride <= context:
         raise UserError(
-            f'stride: {stride} would not score every token once with tokens before it. It must be from 1 '
+            f'stride: With {stride}, some tokens would be left out, or have nothing before them. It must be from 1 '
             f"to {context}, the model's positions."
         )
     options = {name: config.data[name] for name in (*TEXT_OPTIONS, 'download')}

@@ -156,7 +156,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             if is_writer():
                 _write_outputs(config.data, workdir, dataset, split, encoded[split], (loss, logits))
         logging.info(
-            '%s: dev %s %.4f after the last epoch, best %.4f at step %d; the same answer to all gives %.4f',
+            '%s: dev %s %.4f after the last epoch, best %.4f at step %d; always the same answer scores %.4f',
             dataset.name,
             dataset.metrics[0],
             outcome.evaluations[-1]['dev_score'],
@@ -192,7 +192,7 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
         if split in ('train', 'dev') and (encoded[split].labels is None or not encoded[split].ids):
             raise UserError(f'{where}: The {split} split has no labelled examples. Name a source that has them.')
     if not names:  # else a test split that is there would be left out
-        raise UserError(f'{where}: Which splits it has could not be found out. Run the same command again to resume.')
+        raise UserError(f'{where}: Its splits could not be listed. Run the same command again to resume.')
     encoded['train'] = encoded['train'].take(drawn(config.seed, data, len(encoded['train'].ids)))
     for split, of_split in encoded.items():
         checks.log_labels(dataset, split, of_split.labels, len(of_split.ids))
