@@ -183,8 +183,8 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(saved, books, tmp_
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(stride=0), 'stride: 0 '),
-        (dict(stride=33), 'stride: 33 .* from 1 to 32'),
+        (dict(stride=0), 'stride: With 0, '),
+        (dict(stride=33), 'stride: With 33, .* from 1 to 32'),
         (dict(init_from=''), 'init_from: It is empty'),
     ],
 )
