@@ -166,9 +166,10 @@ class _Remote:
 
         def get(files):
             if missing := [file for file in files if file not in there]:
+                more = f' and {len(missing) - 1} more of the {len(files)} files needed' * (len(missing) > 1)
                 raise UserError(
-                    f"{self._where}: {len(missing)} of the {len(files)} files needed are not in the hub's cache, the first "
-                    f'{missing[0]}, and cannot be fetched ({fault}). {self._by_hand()}.'
+                    f"{self._where}: The hub's cache lacks {missing[0]}{more}, which cannot be fetched ({fault}). "
+                    f'{self._by_hand()}.'
                 )
             return _checked(folder, files, sizes)
 
