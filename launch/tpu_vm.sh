@@ -107,7 +107,20 @@ queued() { # VERB [FLAG ...]: a command on the queued resource
   execute gcloud compute tpus queued-resources "$1" "$NAME" "${where[@]}" "${@:2}"
 }
 
-on_all_workers() { queued ssh "${everywhere[@]}" --command="$1"; }
+ask_workers() { queued ssh "${everywhere[@]}" --command="$1"; }
+
+# COMMAND ANSWER: fails where not every worker prints HOST: ANSWER. gcloud leaves out, with no more than a warning, those
+# that it cannot reach.
+on_all_workers() {
+  local hosts answers
+  ask_workers "$1" | tee "$scratch/said" || return
+  [ -z "$dry_run" ] || return 0
+  hosts=$(count_hosts) || return 1
+  answers=$(grep -c "^[^ ]*: $2" "$scratch/said") || true
+  [ "$answers" = 0 ] || [ "$answers" != "$hosts" ] || return 0
+  say "$NAME: $answers of $hosts workers have answered ('$2'). See above why, and run this again."
+  return 1
+}
 
 # The queued resource.
 
@@ -171,29 +184,44 @@ count_hosts() { # of all slices, as the service knows them
 # The run.
 
 setup() {
-  local archive=$scratch/gpt1_jax.tar.gz
-  git describe --always --dirty --abbrev=12 >"$scratch/.commit" 2>/dev/null || echo unknown >"$scratch/.commit"
-  execute tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude="*_cache" \
-    --exclude=__pycache__ . -C "$scratch" .commit || return
+  local archive=$scratch/gpt1_jax.tar.gz commit checksum=CHECKSUM file
+  local files=(--exclude=./.git --exclude=./.venv --exclude=./runs --exclude=./shards --exclude=./beam
+    --exclude="*_cache" --exclude=__pycache__ .)
+  commit=$(git describe --always --dirty --abbrev=12 2>/dev/null) || commit=unknown
+  # What git has or would add, so no data and no environments. A file that git has may be deleted here.
+  if [ -e .git ] && git ls-files -z --cached --others --exclude-standard >"$scratch/listed"; then
+    while IFS= read -r -d '' file; do
+      if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+    done <"$scratch/listed" >"$scratch/files"
+    files=(--null --files-from="$scratch/files")
+  fi
+  execute tar -czf "$archive" "${files[@]}" || return
   execute gcloud compute tpus queued-resources scp "$archive" "$NAME":gpt1_jax.tar.gz "${where[@]}" \
     "${everywhere[@]}" || return
-  # Files of an earlier tree go, .venv stays.
-  on_all_workers 'set -e
+  [ -n "$dry_run" ] || checksum=$(cksum <"$archive") # not sha256sum, which macOS lacks
+  # A worker that gcloud did not reach has no archive, or an older one. Files of an earlier tree go, .venv stays.
+  on_all_workers "set -e
+[ \"\$(cksum <gpt1_jax.tar.gz)\" = '$checksum' ] || {
+  echo \"\$(hostname): gpt1_jax.tar.gz: It is not the archive that was copied. Run setup again.\" >&2
+  exit 1
+}
 mkdir -p gpt1_jax && cd gpt1_jax
 [ ! -f launch/worker.sh ] || bash launch/worker.sh idle
 find . -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
 tar -xzf ../gpt1_jax.tar.gz
-bash launch/worker.sh install'
+echo $(printf %q "$commit") >.commit
+bash launch/worker.sh install" 'set up'
 }
 
 start() {
   local hosts
   hosts=$(count_hosts) || return 1
-  on_all_workers "cd gpt1_jax && .venv/bin/python launch/preflight.py --workdir=$(printf %q "$WORKDIR") \
---hosts=$hosts --run=$(date +%s) -- $program" && on_all_workers "bash gpt1_jax/launch/worker.sh start $program"
+  ask_workers "cd gpt1_jax && .venv/bin/python launch/preflight.py --workdir=$(printf %q "$WORKDIR") \
+--hosts=$hosts --run=$(date +%s) -- $program" &&
+    on_all_workers "bash gpt1_jax/launch/worker.sh start $program" 'started, process'
 }
 
-look() { show_runs=$(on_all_workers 'bash gpt1_jax/launch/worker.sh status'); }
+look() { show_runs=$(ask_workers 'bash gpt1_jax/launch/worker.sh status') && has ''; } # no answer tells nothing
 
 has() { grep -qE "^[^ ]*: run: ($1)" <<<"$show_runs"; }
 
@@ -215,7 +243,7 @@ watch_run() {
         if has 'ended [^0]|lost' && torn=$((torn + 1)) && [ "$torn" -ge 3 ]; then
           tell
           say 'The run has ended on some workers. Stopping the others.'
-          on_all_workers 'bash gpt1_jax/launch/worker.sh stop 60' || true
+          ask_workers 'bash gpt1_jax/launch/worker.sh stop 60' || true
           return 1
         fi
       else
@@ -290,7 +318,7 @@ case "$action" in
     if [ -z "$restart" ]; then
       start
     elif [ -n "$dry_run" ]; then
-      setup && start && on_all_workers 'bash gpt1_jax/launch/worker.sh status'
+      setup && start && ask_workers 'bash gpt1_jax/launch/worker.sh status'
       say "... every $poll s. After a preemption or a crash:"
       delete && wait_for ABSENT && create && setup && start
     else
@@ -302,9 +330,9 @@ case "$action" in
     for vm in $(node_names); do
       execute gcloud compute tpus tpu-vm describe "$vm" "${where[@]}" --format='value(name.basename(),state,health)'
     done
-    on_all_workers 'bash gpt1_jax/launch/worker.sh status'
+    on_all_workers 'bash gpt1_jax/launch/worker.sh status' 'run: '
     ;;
   logs) queued ssh --node="$node" --worker="$worker" --command='bash gpt1_jax/launch/worker.sh logs' ;;
-  stop) on_all_workers 'bash gpt1_jax/launch/worker.sh stop' ;;
+  stop) on_all_workers 'bash gpt1_jax/launch/worker.sh stop' 'run: ' ;;
   setup | delete) "$action" ;;
 esac

@@ -32,12 +32,17 @@ status() {
 case "${1:-}" in
   install)
     # The Python of the usual TPU image is 3.10.
-    command -v python3.12 python3.11 >/dev/null || {
-      sudo apt-get update -qq
-      sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3.11 python3.11-venv
+    command -v python3.12 python3.11 python3.13 >/dev/null || {
+      # A VM that has just booted upgrades itself. `update` does not wait for its lock; `install` does, if told to.
+      for ((i = 0; i < 30; i++)); do
+        sudo apt-get update -qq && break
+        sleep 10
+      done
+      sudo DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq python3.11 python3.11-venv
     }
     EXTRA=tpu
     source launch/venv.sh
+    echo "$(hostname): set up"
     ;;
   idle)
     ! running || fail "run: Process $(<"$left/pid") is running. Stop it first (launch/tpu_vm.sh stop)."

@@ -16,10 +16,10 @@ printf '%s\036' "$record" >>"$CALLS"
 SET = dict(NAME='books', ZONE='us-west4-a', PROJECT='mine', TYPE='v5e-16', WORKDIR='gs://bucket/runs/books')
 # $CLOUD: a folder with `state` (of the queued resource), `plan` (states of the next looks, one a line), a folder for
 # each worker, `hosts` of a slice, `finish`, `preflight` (its status, in place of it), and `hook`, which a test may have
-# run before every call.
+# run before every call. The hook can set `unreached`, a pattern: scp and ssh leave out such workers, as gcloud does.
 GCLOUD = r"""
 shift 2 # compute tpus
-what=$1-$2 name=$3 command='' nodes=$SLICES
+what=$1-$2 name=$3 command='' nodes=$SLICES unreached=''
 for word in "$@"; do
   case "$word" in
     --command=*) command=${word#*=} ;;
@@ -29,6 +29,9 @@ done
 if [ -e "$CLOUD/hook" ]; then source "$CLOUD/hook"; fi
 missing() { echo "ERROR: (gcloud.$what) NOT_FOUND: There is no $name" >&2; exit 1; }
 state() { [ ! -s "$CLOUD/state" ] || cat "$CLOUD/state"; }
+reached() {
+  [[ ${1##*/} != $unreached ]] || { echo "WARNING: Could not prepare ${1##*/}" >&2; return 1; }
+}
 case "$what" in
   queued-resources-create)
     echo WAITING_FOR_RESOURCES >"$CLOUD/state"
@@ -50,11 +53,12 @@ case "$what" in
     ;;
   tpu-vm-describe)
     case "$*" in *"(networkEndpoints.len())") cat "$CLOUD/hosts" ;; *) echo "$name READY" ;; esac ;;
-  queued-resources-scp) for vm in "$CLOUD"/vm-*; do cp "$3" "$vm/${4#*:}"; done ;;
+  queued-resources-scp) for vm in "$CLOUD"/vm-*; do ! reached "$vm" || cp "$3" "$vm/${4#*:}"; done ;;
   queued-resources-ssh)
     [ "$(state)" = ACTIVE ] || { echo "$name is $(state)" >&2; exit 1; }
     pids=() worst=0
     for vm in "$CLOUD"/vm-*; do
+      reached "$vm" || continue
       (
         export HOME=$vm WORKER=${vm##*/}
         cd "$vm"

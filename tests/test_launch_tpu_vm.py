@@ -6,12 +6,13 @@ saves and exits with 75. Everything else on a worker is real: the copied tree, p
 
 import os
 import re
+import shutil
 import signal
 import time
 
 import pytest
 
-from stand_ins import Cloud
+from stand_ins import ROOT, Cloud, StandIns
 
 RUN = ('run', 'configs/pretrain.py', "--config.data.source=shards:gs://bucket/it's books")
 
@@ -71,10 +72,10 @@ def test_several_slices(tmp_path):
     cloud.script('setup', NODE_COUNT='2')
     try:
         said = cloud.script(*RUN, NODE_COUNT='2')
-        assert [call[0] for call in cloud.calls('gcloud', 'compute', 'tpus', 'tpu-vm', 'describe')] == [
+        assert {call[0] for call in cloud.calls('gcloud', 'compute', 'tpus', 'tpu-vm', 'describe')} == {
             'books-0',
             'books-1',
-        ]
+        }
         for call in cloud.tpus('ssh') + cloud.tpus('scp'):
             assert {'--node=all', '--worker=all', '--batch-size=all'} <= set(call)
         assert sorted(re.findall(r'(\S+): started', said)) == ['vm-0-w-0', 'vm-0-w-1', 'vm-1-w-0', 'vm-1-w-1']
@@ -99,6 +100,94 @@ def test_setup_replaces_the_tree_on_all_workers_and_keeps_the_environment(ready)
     for worker in ready.workers():
         assert not (worker / 'gpt1_jax' / 'configs' / 'old.py').exists()
         assert (worker / 'gpt1_jax' / '.venv' / 'mark').exists()
+
+
+def unreached(cloud, pattern, what):
+    """gcloud leaves out workers of `pattern` when it does `what`, and ends with 0."""
+    cloud.write('hook', f"""if [[ $what$command == {what} ]]; then unreached='{pattern}'; fi""")
+
+
+def test_a_worker_that_the_archive_did_not_reach_keeps_its_tree(ready):
+    (ready.tree / 'configs' / 'new.py').touch()
+    unreached(ready, 'vm-0-w-1', '*-scp')
+    said = ready.script('setup', status=1)
+    assert 'vm-0-w-1: gpt1_jax.tar.gz: It is not the archive that was copied. Run setup again.' in said
+    first, second = (worker / 'gpt1_jax' / 'configs' for worker in ready.workers())
+    assert (first / 'new.py').exists() and (second / 'pretrain.py').exists() and not (second / 'new.py').exists()
+
+
+@pytest.mark.parametrize('pattern, number', [('vm-0-w-1', 1), ('vm-*', 0)])
+@pytest.mark.parametrize(
+    'what, words, answer',
+    [
+        ('*launch/worker.sh\\ install*', ('setup',), 'set up'),
+        ('*worker.sh\\ start*', RUN, 'started, process'),
+        ('*worker.sh\\ status', ('status',), 'run: '),
+        ('*worker.sh\\ stop', ('stop',), 'run: '),
+    ],
+)
+def test_workers_that_do_not_answer_are_noticed(ready, what, words, answer, pattern, number):
+    ready.write('preflight', 0)
+    unreached(ready, pattern, what)
+    said = ready.script(*words, status=1)
+    assert f"books: {number} of 2 workers have answered ('{answer}'). See above why, and run this again." in said
+
+
+def test_a_run_that_no_worker_tells_of_has_not_ended(ready):
+    """It is looked at again; before, it was set up anew, which a running program refuses."""
+    ready.write('preflight', 0)
+    ready.write(
+        'hook',
+        r"""
+if [[ $command == *'worker.sh status' ]]; then echo >>"$CLOUD/looks"; fi
+case "$(cat "$CLOUD/looks" 2>/dev/null | wc -l)" in 3) unreached='vm-*' ;; 6) echo 0 >"$CLOUD/finish" ;; esac""",
+    )
+    said = ready.script('run', '--restart', *RUN[1:])
+    assert 'Failure' not in said and 'complete' in said
+
+
+def test_setup_copies_what_git_has_or_would_add(ready):
+    inside = lambda worker: {path.name for path in (worker / 'gpt1_jax').iterdir()}
+    for name in ('shards', 'beam', 'runs', '.venv', 'data', '.ruff_cache'):
+        (ready.tree / name).mkdir(exist_ok=True)
+        (ready.tree / name / 'large').touch()
+    ready.script('setup')  # without git
+    assert all(inside(worker) >= {'data', '.venv'} for worker in ready.workers())
+    assert not any(inside(worker) & {'shards', 'beam', 'runs', '.ruff_cache'} for worker in ready.workers())
+    shutil.copy(ROOT / '.gitignore', ready.tree)
+    (ready.tree / '.gitignore').write_text((ready.tree / '.gitignore').read_text() + '/data/\n.ruff_cache/\n')
+    (ready.tree / 'configs' / 'with space.py').touch()
+    (ready.tree / 'configs' / 'deleted.py').touch()
+    ready.run('git', 'init', '--quiet')
+    ready.run('git', 'add', '--all')
+    (ready.tree / 'configs' / 'deleted.py').unlink()
+    (ready.tree / 'configs' / 'untracked.py').touch()
+    ready.script('setup')
+    for worker in ready.workers():
+        named = {'.gitignore', '.commit', '.venv', 'pyproject.toml', 'requirements.txt'}
+        assert inside(worker) == named | {'launch', 'configs', 'gpt1_jax'}
+        configs = {path.name for path in (worker / 'gpt1_jax' / 'configs').iterdir()}
+        assert configs >= {'with space.py', 'untracked.py'} and 'deleted.py' not in configs
+
+
+def test_python_is_installed_as_soon_as_the_package_lists_are_free(tmp_path):
+    """On a worker that upgrades itself after its first start, and has an old Python."""
+    worker = StandIns(tmp_path)
+    for name in ('bash', 'cat', 'dirname', 'env', 'hostname', 'touch'):
+        (tmp_path / 'few').mkdir(exist_ok=True)
+        (tmp_path / 'few' / name).symlink_to(f'/usr/bin/{name}')
+    worker.put('sudo', 'exec env "$@"')
+    worker.put('sleep')
+    worker.put('apt-get', 'if [ "$1" = update ] && [ ! -e "$HOME/busy" ]; then touch "$HOME/busy"; exit 100; fi')
+    said = worker.run('bash', 'launch/worker.sh', 'install', status=2, PATH=f'{tmp_path / "bin"}:{tmp_path / "few"}')
+    update = ['update', '-qq']
+    assert worker.calls('apt-get') == [
+        update,
+        update,
+        ['-o', 'DPkg::Lock::Timeout=600', 'install', '-y', '-qq', 'python3.11', 'python3.11-venv'],
+    ]
+    assert worker.calls('sleep') == [['10']]
+    assert 'is needed, but python3 here is missing' in said  # apt-get is a stand-in
 
 
 def test_a_run_outlives_the_session_and_is_stopped_with_its_work_saved(ready):
