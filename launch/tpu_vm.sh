@@ -109,8 +109,8 @@ queued() { # VERB [FLAG ...]: a command on the queued resource
 
 ask_workers() { queued ssh "${everywhere[@]}" --command="$1"; }
 
-# COMMAND ANSWER: fails where not every worker prints HOST: ANSWER. gcloud leaves out, with no more than a warning, those
-# that it cannot reach.
+# COMMAND ANSWER: fails unless every worker prints `HOST: ANSWER`. Those that gcloud cannot reach it leaves out, with no
+# more than a warning.
 on_all_workers() {
   local hosts answers
   ask_workers "$1" | tee "$scratch/said" || return

@@ -12,6 +12,7 @@ import pytest
 
 from configs import pretrain
 from gpt1_jax.data.tokenizers import N_SPECIAL
+from gpt1_jax.errors import STOPPED_EXIT_STATUS
 from gpt1_jax.model import architecture
 from gpt1_jax.training.throughput import peak_flops
 from stand_ins import ROOT, StandIns
@@ -224,6 +225,10 @@ def test_commands_of_the_readme(tools, program):
         ]
         return
     assert call[:2] == ['workload', 'create'] and '--num-slices=2' in call
+    # By itself XPK restarts on other statuses than those of this program, and lets a pod save for 30 s.
+    (grace,) = re.findall(r'terminationGracePeriodSeconds: (\d+)', (LAUNCH / 'gke' / 'jobset.yaml').read_text())
+    statuses = f'1,{STOPPED_EXIT_STATUS}'
+    assert {f'--restart-on-exit-codes={statuses}', f'--termination-grace-period-seconds={grace}'} <= set(call)
     checked, ran = call[-1].removeprefix('--command=').split(' && ')
     assert checked == 'python launch/preflight.py --workdir=gs://my-bucket/runs/books'
     assert ran.startswith('python -m gpt1_jax.main --distributed --config=configs/pretrain.py --workdir=gs://')

@@ -1,6 +1,7 @@
 """launch/gke/jobset.py: its manifest against the part of JobSet's and Kubernetes' schema that it uses."""
 
 import importlib.util
+import json
 import re
 import subprocess
 
@@ -21,6 +22,13 @@ FLAGS = [
     '--workdir=gs://bucket/runs/books',
 ]
 RUN = ['configs/pretrain.py', '--config.data.source=shards:gs://bucket/books']
+KUBECTL = r"""
+[ "$1" != "${FAILS:-}" ] || exit 1
+case "$1" in get) printf %s "${FOUND:-}" ;; create) cat >"$HOME/created" ;; esac
+"""
+GET = ['get', 'jobset', 'books', '--ignore-not-found', '--output=json']
+DELETE = ['delete', 'jobset', 'books', '--cascade=foreground']
+CREATE = ['create', '--filename=-']
 
 
 class Optional:
@@ -135,7 +143,7 @@ def faults(value, schema, where=''):
 @pytest.fixture
 def tools(tmp_path):
     tools = StandIns(tmp_path)
-    tools.put('kubectl', 'cat >"$HOME/applied"; exit "${KUBECTL:-0}"')
+    tools.put('kubectl', KUBECTL)
     return tools
 
 
@@ -224,11 +232,37 @@ def test_the_command_of_a_pod(tools, tmp_path):
 
 def test_kubectl_gets_the_manifest(tools, tmp_path):
     said = tools.run(PYTHON, 'launch/gke/jobset.py', *FLAGS, *RUN)
-    assert said == '+ kubectl apply --filename=-\n'
-    assert tools.calls('kubectl') == [['apply', '--filename=-']]
-    applied = yaml.safe_load((tmp_path / 'applied').read_text())
-    assert applied['metadata']['name'] == 'books' and faults(applied, JOBSET) == []
-    tools.run(PYTHON, 'launch/gke/jobset.py', *FLAGS, *RUN, status=1, KUBECTL='1')
+    assert said == ''.join(f'+ kubectl {" ".join(words)}\n' for words in (GET, CREATE))
+    assert tools.calls('kubectl') == [GET, CREATE]
+    created = yaml.safe_load((tmp_path / 'created').read_text())
+    assert created['metadata']['name'] == 'books' and faults(created, JOBSET) == []
+
+
+def found(*conditions):
+    """What kubectl says of a JobSet with these (type, status)."""
+    status = {'conditions': [{'type': kind, 'status': holds, 'reason': 'x'} for kind, holds in conditions]}
+    return json.dumps({'kind': 'JobSet', 'status': status if conditions else {}})
+
+
+@pytest.mark.parametrize('ended', ['Completed', 'Failed'])
+def test_a_jobset_that_has_ended_is_replaced(tools, ended):
+    jobset = found(('StartupPolicyCompleted', 'True'), (ended, 'True'))
+    tools.run(PYTHON, 'launch/gke/jobset.py', *FLAGS, *RUN, FOUND=jobset)
+    assert tools.calls('kubectl') == [GET, DELETE, CREATE]
+
+
+@pytest.mark.parametrize('conditions', [(), (('Suspended', 'True'),), (('Failed', 'False'),)])
+def test_a_jobset_that_has_not_ended_is_left_alone(tools, conditions):
+    said = tools.run(PYTHON, 'launch/gke/jobset.py', *FLAGS, *RUN, status=2, FOUND=found(*conditions))
+    assert 'error: --name: The JobSet books has not ended. Let it end, or have it save and' in said
+    assert tools.calls('kubectl') == [GET]
+
+
+@pytest.mark.parametrize('fails', ['get', 'delete', 'create'])
+def test_a_command_of_kubectl_that_fails_ends_it(tools, fails):
+    jobset = found(('Completed', 'True'))
+    tools.run(PYTHON, 'launch/gke/jobset.py', *FLAGS, *RUN, status=1, FOUND=jobset, FAILS=fails)
+    assert tools.calls('kubectl')[-1][0] == fails
 
 
 def test_kubectl_must_be_there(tools, tmp_path):

@@ -106,13 +106,41 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(text, end='')
         return 0
-    command = ['kubectl', 'apply', '--filename=-']
-    print(f'+ {shlex.join(command)}', file=sys.stderr)
     try:
-        return subprocess.run(command, input=text, text=True).returncode
-    except FileNotFoundError:
-        print('error: kubectl: It is not installed. Install it, or use --dry-run.', file=sys.stderr)
+        return submit(args.name, text)
+    except Error as error:
+        print(f'error: {error}', file=sys.stderr)
         return 2
+
+
+def submit(name: str, text: str) -> int:
+    """Creates the JobSet of the manifest `text`. One that has ended is deleted first: its Jobs cannot be changed.
+
+    Returns the exit status of kubectl. Raises Error.
+    """
+    found = _kubectl('get', 'jobset', name, '--ignore-not-found', '--output=json', stdout=subprocess.PIPE)
+    if found.returncode:
+        return found.returncode
+    if found.stdout:
+        conditions = json.loads(found.stdout).get('status', {}).get('conditions', [])
+        if not any(one['type'] in ('Completed', 'Failed') and one['status'] == 'True' for one in conditions):
+            raise Error(
+                f'--name: The JobSet {name} has not ended. Let it end, or have it save and end now '
+                f'(kubectl delete jobset {name} --cascade=foreground), then run this again.'
+            )
+        # The new Jobs have the names of the old ones, so these must be gone too.
+        deleted = _kubectl('delete', 'jobset', name, '--cascade=foreground')
+        if deleted.returncode:
+            return deleted.returncode
+    return _kubectl('create', '--filename=-', input=text).returncode
+
+
+def _kubectl(*words, **kwargs):
+    print(f'+ {shlex.join(["kubectl", *words])}', file=sys.stderr)
+    try:
+        return subprocess.run(['kubectl', *words], text=True, **kwargs)
+    except FileNotFoundError:
+        raise Error('kubectl: It is not installed. Install it, or use --dry-run.') from None
 
 
 def _whole_number(text):
