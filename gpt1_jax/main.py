@@ -88,6 +88,8 @@ def _set_up():
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # silences a note about oneDNN
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # TensorFlow then loads without Keras, a third faster
+    # A notebook names its own, which may be missing here: matplotlib then fails. Figures are only SVG files.
+    os.environ.pop('MPLBACKEND', None)
     if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
         os.environ.setdefault('NPROC', '32')  # XLA's threads; with too few, collectives between host devices deadlock
     logs.set_up()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import types
 
@@ -11,6 +12,7 @@ import pytest
 from helpers import ENVIRONMENT, ROOT
 
 NOTEBOOK = json.loads((ROOT / 'launch/colab.ipynb').read_text())
+BACKEND = 'module://matplotlib_inline.backend_inline'  # what ipykernel tells every program that a notebook starts
 CODE = [''.join(cell['source']) for cell in NOTEBOOK['cells'] if cell['cell_type'] == 'code']
 
 
@@ -34,7 +36,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, 'IPython.display', display)
     monkeypatch.setattr(matplotlib.pyplot, 'show', lambda: figures.append(matplotlib.pyplot.gca().get_lines()))
     monkeypatch.chdir(ROOT / 'launch')
-    for name, value in (ENVIRONMENT | {'PYTHONUNBUFFERED': '1'}).items():
+    for name, value in (ENVIRONMENT | {'PYTHONUNBUFFERED': '1', 'MPLBACKEND': BACKEND}).items():
         monkeypatch.setenv(name, value)
     for name, value in dict(PYTHON=sys.executable, RUNS=tmp_path, TEST='1', RELEASED=tmp_path / 'pretrained').items():
         monkeypatch.setenv(f'GPT1_JAX_{name}', str(value))
@@ -48,6 +50,15 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capfd):
         scores = json.loads((tmp_path / workdir / 'results.json').read_text())['scores']
         assert {one['split'] for one in scores} >= {'dev', 'test'} and f'\n{workdir} [(' in printed
     assert os.listdir(tmp_path / 'text')
+
+
+def test_figures_are_drawn_without_the_backend_of_the_notebook():
+    code = 'from gpt1_jax import main; main._set_up(); import matplotlib.figure; print("drawn")'
+    environment = ENVIRONMENT | {'MPLBACKEND': BACKEND}
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == 'drawn\n', done.stderr
 
 
 def test_a_failed_command_ends_the_cell(monkeypatch):
