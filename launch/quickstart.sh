@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pre-trains and fine-tunes a small model on any machine; needs only Python 3.11 or newer:
+# Pre-trains and fine-tunes a small model on any machine; needs only Python 3.11 to 3.13:
 #
 #   bash launch/quickstart.sh [flags of gpt1_jax.main, such as --workdir=runs/first]
 #

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts here: changes to the repository root and makes a .venv there with the packages of
 # requirements.txt or, with EXTRA=NAME, with this package and that extra of pyproject.toml. Installs nothing if both are
-# unchanged. Needs Python 3.11 or newer, and a network to install. Sets PYTHON to the interpreter of the environment.
+# unchanged. Needs Python 3.11 to 3.13, and a network to install. Sets PYTHON to the interpreter of the environment.
 
 set -euo pipefail
 CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ stamp=.venv/requirements.txt # what was installed; written last, so that a faile
 wanted=(-r requirements.txt)
 [ -z "${EXTRA:-}" ] || wanted=(-e ".[$EXTRA]")
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
 contents() { cat requirements.txt && echo "${EXTRA:+# EXTRA=$EXTRA}"; }
 
@@ -35,19 +35,19 @@ install_packages() {
   "${pip[@]}" "$compile" "${wanted[@]}"
 }
 
-if ! { [ -f "$stamp" ] && [ "$(<"$stamp")" = "$(contents)" ] && new_enough "$PYTHON"; }; then
+if ! { [ -f "$stamp" ] && [ "$(<"$stamp")" = "$(contents)" ] && fits "$PYTHON"; }; then
   if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
     base=
-    for candidate in python3.12 python3.11 python3; do # a name may be a shim that always fails
-      if new_enough "$candidate"; then base=$candidate && break; fi
+    for candidate in python3.12 python3.11 python3.13 python3; do # a name may be a shim that always fails
+      if fits "$candidate"; then base=$candidate && break; fi
     done
-    [ -n "$base" ] || fail "Python 3.11 or newer is needed, but python3 here is \
+    [ -n "$base" ] || fail "Python 3.11 to 3.13 is needed, but python3 here is \
 $(python3 --version 2>/dev/null || echo missing). Install it (Debian, Ubuntu: apt install python3.11-venv)."
     echo "Making .venv with $("$base" --version)."
     "$base" -m venv --clear .venv || fail "The environment cannot be made with $base. Install its venv module \
 (Debian, Ubuntu: apt install $("$base" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])'))."
   fi
-  new_enough "$PYTHON" || fail "$PWD/.venv has a Python older than 3.11. Delete it and run this again."
+  fits "$PYTHON" || fail "$PWD/.venv has a Python other than 3.11 to 3.13. Delete it and run this again."
   echo "Installing ${wanted[1]} into .venv (2.5 GB, a minute or two)."
   install_packages || fail "The packages of ${wanted[1]} could not be installed (see above). Fix that and run this again."
   contents >"$stamp"

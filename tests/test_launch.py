@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from configs import pretrain
 from gpt1_jax.data.tokenizers import N_SPECIAL
@@ -153,6 +154,41 @@ def test_uv_installs_unless_pip_knows_another_index_and_pip_where_uv_cannot(tool
     tools.put('python3.12', PYTHON_WITH_PIP)
     tools.run('bash', '-c', 'source launch/venv.sh', SETTING=setting, STATUS=str(status))
     assert [call[1] for call in tools.calls('python') if call[-2:] == ['-r', 'requirements.txt']] == installers
+
+
+# Its version is $VERSION.
+VERSIONED_PYTHON = r"""
+case "$1" in
+  -c) exec @PYTHON@ -c "import sys; sys.version_info = ($VERSION, 0); $2" ;;
+  --version) echo "Python $VERSION" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    'minor, fits', [pytest.param(minor, minor in (11, 12, 13), id=f'3.{minor}') for minor in range(10, 15)]
+)
+def test_the_versions_of_python(tools, minor, fits):
+    for name in ('python3.11', 'python3.12', 'python3.13'):
+        tools.put(name, 'exit 1')  # a shim
+    tools.put('python3', VERSIONED_PYTHON + PYTHON_WITH_PIP, PYTHON=sys.executable)
+    said = tools.run(
+        *('bash', '-c', 'source launch/venv.sh'), status=0 if fits else 2, VERSION=f'3, {minor}', SETTING='', STATUS='0'
+    )
+    assert fits or f'Python 3.11 to 3.13 is needed, but python3 here is Python 3, {minor}. Install it' in said
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    assert SpecifierSet(project['requires-python']).contains(f'3.{minor}.1') == fits
+    if fits:  # the environment outlives the interpreter that made it
+        said = tools.run('bash', '-c', 'source launch/venv.sh', status=2, VERSION='3, 14', SETTING='', STATUS='0')
+        assert '.venv has a Python other than 3.11 to 3.13. Delete it and run this again.' in said
+
+
+@pytest.mark.parametrize('good', ['python3.11', 'python3.12', 'python3.13'])
+def test_a_python_of_another_name_is_found(tools, good):
+    for name in ('python3.11', 'python3.12', 'python3.13', 'python3'):
+        tools.put(name, PYTHON_WITH_PIP if name == good else 'exit 1')
+    tools.run('bash', '-c', 'source launch/venv.sh', SETTING='', STATUS='0')
+    assert ['-m', 'venv', '--clear', '.venv'] in tools.calls(good)
 
 
 def image(tools, *words, **kwargs):
