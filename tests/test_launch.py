@@ -72,6 +72,18 @@ def test_the_costs_are_computed():
         assert rest == [str(n), f'{peak / 1e12:.0f}', f'{hours:.0f}', f'{hours / n:.1f}'], machine
 
 
+def test_the_measured_mfu_is_that_of_the_results():
+    results = (ROOT / 'benchmarks' / 'RESULTS.md').read_text()
+    measured = re.search(r'measured: ([\d.]+ %) on an H100, ([\d.]+ %) on an H200', README)
+    assert f'**{measured[1]}**' in results and f'MFU {measured[2]}' in results
+
+
+def test_a_gpu_is_installed_with_its_kernels():
+    files = [*SCRIPTS, LAUNCH / 'README.md', ROOT / 'benchmarks' / 'README.md']
+    text = '\n'.join(path.read_text() for path in files)
+    assert re.findall(r'(?:EXTRA=|\[)(cuda[\w,]*)', text) == ['cuda,triton'] * 4
+
+
 def test_the_files_that_the_readme_names_exist():
     links = [link for link in re.findall(r'\]\(([^)#]+)\)', README) if '://' not in link]
     assert 'tpu_vm.sh' in links

@@ -156,4 +156,4 @@ def test_mistakes_are_named(slurm, words, env, message):
 def test_the_environment_must_be_there(slurm):
     (slurm.tree / '.venv' / 'bin' / 'python').unlink()
     said = script(slurm, *RUN, status=2)
-    assert '.venv: It is missing. Make it where there is a network: EXTRA=cuda bash launch/venv.sh' in said
+    assert '.venv: It is missing. Make it where there is a network: EXTRA=cuda,triton bash launch/venv.sh' in said
