@@ -17,7 +17,8 @@ Each token depends only on the text before it, the seed and the sample's number,
 is never generated: it stands for text that the vocabulary cannot write.
 
 Hardware: any. Compiled steps are kept in $XDG_CACHE_HOME (~/.cache)/gpt1_jax/compiled. Time, 117M parameters on 2 CPU
-cores, steps compiled before: 8 seconds to the first token (measured); for the rate see benchmarks/generate.py.
+cores: 13 seconds to the first token, 5.4 to 6.7 with steps compiled before (measured); for the rate see
+benchmarks/generate.py.
 """
 
 import ml_collections
