@@ -3,7 +3,7 @@
 #
 #   export NAME=books ZONE=us-west4-a PROJECT=my-project TYPE=v5e-16 WORKDIR=gs://bucket/runs/books
 #   bash launch/tpu_vm.sh create --spot     # asks for it and waits; Ctrl-C leaves the request in the queue
-#   bash launch/tpu_vm.sh setup             # copies this tree to all workers and installs
+#   bash launch/tpu_vm.sh setup             # copies this tree, without what git ignores, to all workers and installs
 #   bash launch/tpu_vm.sh run configs/pretrain.py --config.data.source=shards:gs://bucket/books
 #   bash launch/tpu_vm.sh status            # of the queued resource, the VMs and the run
 #   bash launch/tpu_vm.sh logs              # follows the log of the first worker; --node=N --worker=N|all: of others

@@ -156,6 +156,8 @@ def test_setup_copies_what_git_has_or_would_add(ready):
     assert not any(inside(worker) & {'shards', 'beam', 'runs', '.ruff_cache'} for worker in ready.workers())
     shutil.copy(ROOT / '.gitignore', ready.tree)
     (ready.tree / '.gitignore').write_text((ready.tree / '.gitignore').read_text() + '/data/\n.ruff_cache/\n')
+    shutil.rmtree(ready.tree / '.venv')
+    (ready.tree / '.venv').symlink_to('runs')
     (ready.tree / 'configs' / 'with space.py').touch()
     (ready.tree / 'configs' / 'deleted.py').touch()
     ready.run('git', 'init', '--quiet')
