@@ -86,12 +86,13 @@ def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> 
 
 
 def constant(name: str, labels: np.ndarray) -> float:
-    """A metric of METRICS where every answer is the same, the most frequent label; 0 of scores.
+    """A metric of METRICS where every answer is the same, the label that scores best; 0 of scores.
 
     labels: [n] label ids or scores.
     """
     values, counts = np.unique(labels, return_counts=True)
-    return compute([name], labels, np.full_like(labels, values[counts.argmax()]))[name]
+    answers = values if len(values) == 2 else values[[counts.argmax()]]  # F1 may be higher for the rarer one
+    return max(compute([name], labels, np.full_like(labels, answer))[name] for answer in answers)
 
 
 def score(

@@ -71,8 +71,8 @@ def _table(caption, entries):
         entries,
         (
             f'{_PARTIAL}: a partial training set. Standard error: of one score, of dev examples drawn anew; of an '
-            'accuracy by the formula, of other metrics by the bootstrap. One answer: the score of the most frequent '
-            'label as the answer to all dev examples.',
+            'accuracy by the formula, of other metrics by the bootstrap. One answer: the best score of one and the '
+            'same answer to all dev examples.',
             *_NOTES.get(caption, ()),
         ),
     )
@@ -205,8 +205,8 @@ def _ablation(lines) -> Iterable[Block]:
         (
             'Ours: on dev, medians over seeds (and the lowest to the highest), the first metric of each set; of MNLI '
             'the mean of matched and mismatched. The paper: on test. Averages: over the sets that every row of ours '
-            f'has, each once: {", ".join(averaged) or "none"}. One answer: the most frequent label to all dev '
-            'examples, of MNLI the matched ones.',
+            f'has, each once: {", ".join(averaged) or "none"}. One answer: the best score of one and the '
+            'same answer to all dev examples, of MNLI the matched ones.',
             _models(lines),
         ),
     )

@@ -24,8 +24,8 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Evaluates the best checkpoint of `config.init_from` on `config.split`; writes and returns the result.
 
-    Scores: the data set's metrics. Facts: `examples`; `constant`, the first metric where every answer is the most
-    frequent label; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1 and number of examples by label);
+    Scores: the data set's metrics. Facts: `examples`; `constant`, the first metric where every answer is the same
+    label, the best one; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1, number of examples by label);
     the path of the predictions. A split without labels gives predictions only. WORKDIR/evaluation.journal, which is
     deleted at the end, keeps what is finished, so that the command can be resumed.
     """

@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     Scores: the data set's metrics on dev, of the last checkpoint and of the best one (by the first metric), and of the
     best one on the other labelled splits and on `config.data.score_train` of the training examples, evenly spread.
     Facts: the numbers of examples and steps; `loop.Outcome.facts`; `dev_constant`, the first metric on dev where every
-    answer is the most frequent label; how many sequences were cut, by how many tokens, in all training and dev
+    answer is the same label, the best one; how many sequences were cut, by how many tokens, in all training and dev
     examples. The predictions for the test splits go to workdir/predictions. Of the best checkpoint's predictions for
     dev, workdir/dev.npz holds the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run
     that is finished is not done again.
