@@ -11,7 +11,8 @@ tries strategies, micro-batches, remat and scan for pre-training, leaves out wha
 of the fastest for configs/pretrain.py.
 
 The times are estimates: XLA's own of the computation, which counts a loop's body once, with the other rounds added by
-instruction; and what the chips send over the bandwidth of the links, as if nothing overlapped. No program of this project has been timed on a TPU yet.
+instruction; and what the chips send over the bandwidth of the links, as if nothing overlapped. No program of this
+project has been timed on a TPU yet.
 
 Hardware: any with 8 GB of memory. Time: 1 to 4 minutes a program on 2 cores, for 117M parameters. Result:
 WORKDIR/table.txt, and all figures as the facts of WORKDIR/results.json.

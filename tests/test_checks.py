@@ -1,11 +1,12 @@
 """What the log says of the labels of a run, and of dev examples that are in train."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 
-from gpt1_jax.data.labelled.checks import log_labels, log_shared
+from gpt1_jax.data.labelled.checks import log_labels, log_shared, log_subsets
 from gpt1_jax.data.labelled.registry import REGISTRY, custom_dataset
 from gpt1_jax.data.labelled.sequences import Encoded
 
@@ -70,3 +71,15 @@ def test_dev_examples_that_are_in_train_are_counted(logged):
         levels, text = logged(log_shared, COLOURS, encoded(train).take(np.arange(100)[::-1]), encoded(dev))
         assert levels == [level] * (level is not None)
         assert not number or f'{number} of the {len(dev)} dev examples are training examples too' in text
+
+
+def test_a_level_that_train_lacks_is_named(logged):
+    of = lambda *levels: dataclasses.replace(encoded([('a', 'b')] * len(levels)), subsets=list(levels))
+    for train, dev, missing in (
+        (of('high', 'high'), of('high', 'middle'), 'middle'),
+        (of('high', 'middle'), of('high', 'middle'), ''),
+        (encoded([('a', 'b')]), of('high'), ''),  # it is unknown which train has
+        (encoded([('a', 'b')]), encoded([('a', 'b')]), ''),
+    ):
+        levels, text = logged(log_subsets, REGISTRY['race'], train, dev)
+        assert levels == ['WARNING'] * bool(missing) and f'No training example is of {missing}' * bool(missing) in text

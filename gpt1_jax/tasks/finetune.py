@@ -197,6 +197,7 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     for split, of_split in encoded.items():
         checks.log_labels(dataset, split, of_split.labels, len(of_split.ids))
     checks.log_shared(dataset, encoded['train'], encoded['dev'])
+    checks.log_subsets(dataset, encoded['train'], encoded['dev'])
     return encoded
 
 

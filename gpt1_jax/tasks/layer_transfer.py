@@ -59,11 +59,12 @@ def format_scores(result: Result) -> str:
                 *(100 * dev[which] for which in ('median', 'best', 'worst')),
             )
         )
+    dev_title = 'dev' + ', matched' * ('dev_mismatched' in REGISTRY[name].splits)
     columns = [('layers', 8, 'd'), ('runs', 6, 'd'), *((which, 8, '.1f') for which in 2 * ('median', 'best', 'worst'))]
     change = 100 * (medians[-1] - medians[0])
     return '\n'.join(
         [
-            f'{f"{name}, {metric}":<14}{"train":^24}{"dev":^24}',
+            f'{f"{name}, {metric}":<14}{"train":^24}{dev_title:^24}',
             format_table(columns, entries),
             f'From {entries[0][0]} to {entries[-1][0]} layers the median on dev changes by {change:+.1f} points.',
             _PAPER,

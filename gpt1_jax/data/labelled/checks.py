@@ -68,6 +68,16 @@ def log_shared(dataset: Dataset, train: Encoded, dev: Encoded) -> None:
         )
 
 
+def log_subsets(dataset: Dataset, train: Encoded, dev: Encoded) -> None:
+    """Warns of subsets of dev (RACE's levels) that train has nothing of, as where `data.limit` takes the first ones."""
+    if missing := sorted(set(dev.subsets or ()) - set(train.subsets or dev.subsets or ())):
+        logging.warning(
+            '%s: No training example is of %s, but dev examples are. If data.limit is set, it takes the first ones.',
+            dataset.name,
+            ', '.join(missing),
+        )
+
+
 def _tokens(encoded: Encoded) -> Iterator[bytes]:
     """Of each example, whose sequences are end to end."""
     sequences = encoded.sequences

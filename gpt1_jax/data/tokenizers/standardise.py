@@ -15,7 +15,8 @@ def standardise(text: str) -> str:
 
     Long dashes become `-`, the ellipsis character `...`, the acute accent `'`; runs of one punctuation
     character are set off by spaces; white space around a newline becomes ' \\n ', other runs of white
-    space one space; the ends are stripped. Letter case is left to the tokenizer.
+    space one space; the ends are stripped. Letter case is left to the tokenizer. Backslashes are set off
+    too, as Hugging Face does: the release's expression names them, but by its quoting it means a plus.
     """
     text = _fix(text)
     for character, replacement in zip('\u2014\u2013\u2015\u2026\u00b4', ('-', '-', '-', '...', "'")):
