@@ -135,7 +135,7 @@ def test_thin_means_equal_stretches_of_a_logarithmic_axis():
 
 
 def test_more_curves_than_colours_can_be_told_apart():
-    curves = [Curve(f'c{look}', range(99), range(99), look, points=False) for look in (0, len(figures._COLOURS))]
+    curves = [Curve(f'c{look}', range(96), range(96), look, points=False) for look in (0, len(figures._COLOURS))]
     first, second = (drawn(Axes('', 'x', 'y'), [curve]) for curve in curves)
     assert figures._COLOURS[0].lower() in first and figures._COLOURS[0].lower() in second
     assert '<use' not in first.split('axes_1')[1].split('matplotlib.axis')[0]

@@ -7,7 +7,8 @@ from benchmarks.accelerator.measure import BATCH_SIZES, Context
 from gpt1_jax.meter.ceilings import machine
 from gpt1_jax.meter.memory import planned
 from gpt1_jax.meter.step import speed, training_rounds
-from gpt1_jax.meter.timing import STEPS, from_cache, rounds
+from gpt1_jax.meter.timing import STEPS, rounds
+from gpt1_jax.meter.work import from_cache
 
 USUAL = 'unrolled'  # of pre-training
 FORMS = {  # name: (keys of config.model, micro-batches, compiler options, which only a GPU has)

@@ -1,11 +1,8 @@
 """Rounds of repeated work, and what is said of them."""
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-
-import jax
+from collections.abc import Callable, Sequence
 
 STEPS = 5  # dispatched before the last is waited for
 
@@ -18,18 +15,6 @@ def rounds(run: Callable, *, seconds: float, most: int = 100) -> list[float]:
         run()
         times.append(time.perf_counter() - started)
     return times
-
-
-@contextlib.contextmanager
-def from_cache() -> Iterator[list]:
-    """A list that gets an entry for each program that is read from the cache in the block, not compiled."""
-    hits = []
-    listen = lambda event, **_: hits.append(event) if event == '/jax/compilation_cache/cache_hits' else None
-    jax.monitoring.register_event_listener(listen)
-    try:
-        yield hits
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
 
 
 def spread(values: Sequence[float]) -> dict:

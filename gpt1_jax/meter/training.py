@@ -10,8 +10,8 @@ import jax
 from gpt1_jax.meter import trace
 from gpt1_jax.meter.memory import check_room, in_memory, peak, peak_bytes, planned
 from gpt1_jax.meter.step import loop, roofline, summary, training_rounds, with_mfu
-from gpt1_jax.meter.timing import STEPS, from_cache, rounds, spread
-from gpt1_jax.meter.work import Work
+from gpt1_jax.meter.timing import STEPS, rounds, spread
+from gpt1_jax.meter.work import Work, from_cache
 
 
 def measure(work: Work, *, seconds: float, distinct: int = 1, ceilings: tuple[float, float] | None = None) -> dict:

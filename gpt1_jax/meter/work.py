@@ -1,8 +1,9 @@
 """What is measured: a program and its batches, and random examples with the lengths of real data sets."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -68,6 +69,18 @@ class Work:
         batch, started = self.put(step), time.perf_counter()
         lowered = self.program.train_step.lower(self.program.abstract, batch)
         return lowered.compile(compiler_options or None), time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def from_cache() -> Iterator[list]:
+    """A list that gets an entry for each program that is read from the cache in the block, not compiled."""
+    hits = []
+    listen = lambda event, **_: hits.append(event) if event == '/jax/compilation_cache/cache_hits' else None
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 class Cycle:

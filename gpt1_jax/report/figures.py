@@ -101,7 +101,7 @@ def _draw(plot, axes, curves, labelled):
         # A line of one point would not be seen, and a second one of a colour not be told from the first.
         marked = curve.points or len(curve.x) < 3 or curve.look >= len(_COLOURS)
         marker = _MARKERS[curve.look % len(_MARKERS)] if marked else None
-        each = 1 if curve.points else -(-len(curve.x) // 8)
+        each = 1 if curve.points else max(1, len(curve.x) // 8)
         line = '--' if curve.dashed else '-'
         label = _plain(curve.label) if labelled > 1 else ''
         plot.plot(curve.x, curve.y, color=colour, marker=marker, markevery=each, linestyle=line, label=label or '_')
@@ -156,9 +156,10 @@ def thin(x: Sequence[float], y: Sequence[float], most: int, log: bool = False) -
     x: ascending; above 0 where `log` is set.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    places = np.log(x) if log else np.arange(len(x))
     if len(x) <= most:
         return x, y
-    stretch = np.minimum((places - places[0]) / (places[-1] - places[0] + (not log)) * most, most - 1).astype(int)
-    means = lambda values: np.bincount(stretch, values)[np.unique(stretch)] / np.bincount(stretch)[np.unique(stretch)]
+    places = np.log(x) if log else np.arange(len(x))
+    ends = np.linspace(places[0], places[-1], most + 1)[1:-1]
+    _, stretch = np.unique(np.digitize(places, ends), return_inverse=True)
+    means = lambda values: np.bincount(stretch, values) / np.bincount(stretch)
     return np.exp(means(places)) if log else means(x), means(y)
