@@ -20,7 +20,7 @@ _TABLES = {
 }
 _NOTES = {
     'Natural language inference (table 2)': (
-        'QNLI: the paper had its first version, whose pairs and splits were others; today the second is spread.',
+        'QNLI: the paper used its first version, with other pairs and splits; only the second is distributed today.',
     )
 }
 _ROWS_OF_TABLE_5 = {
