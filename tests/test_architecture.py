@@ -47,7 +47,7 @@ class Averages(nn.Module):
         if sizes['width'] % 2:
             raise ValueError(f'width={sizes["width"]} is odd')
 
-    def flops_per_token(self):
+    def flops_per_token(self, lm_head=True):
         return 6.0 * self.width * (self.layers * self.width + self.vocab_size + self.n_special)
 
     def transfer(self, fresh, source, source_special, n_layers):

@@ -72,7 +72,7 @@ class Batches:
 
 
 PARTITIONER = Partitioner('dp', (1, 1, 1), jax.devices()[:1])
-MODEL = types.SimpleNamespace(dtype='float32', flops_per_token=lambda: 1)
+MODEL = types.SimpleNamespace(dtype='float32')
 STATE = TrainState(
     step=np.int32(0),
     skipped=np.int32(0),
@@ -107,6 +107,7 @@ def job(workdir, bad, losses=None, on_divergence='rollback'):
     sharding = PARTITIONER.sharding()
     program = types.SimpleNamespace(
         classifier=types.SimpleNamespace(model=MODEL),
+        flops_per_token=1,
         partitioner=PARTITIONER,
         abstract=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), STATE),
         create_state=lambda seed: jax.device_put(STATE, sharding),

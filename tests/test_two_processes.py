@@ -151,7 +151,7 @@ def test_processes_with_other_configs_or_data_end_with_a_sentence(folder, tmp_pa
         prepare.run(config, epath.Path(tmp_path / name))
 
     def say(*flags):
-        port, flags = free_port(), [['--config.data.workers=1', *of_process] for of_process in flags]
+        port, flags = free_port(), [['--config.optimizer.warmup_steps=2', *of_process] for of_process in flags]
         common = f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{port}', '--processes=2'
         programs = [command('pretrain.py:tiny', *one, *common, f'--process_id={i}') for i, one in enumerate(flags)]
         ended = end(start(programs, 1))

@@ -99,7 +99,7 @@ def pretraining(config: ConfigDict, vocab_size: int, total_steps: int, partition
     model = architecture.build(config.model, vocab_size, 0, partitioner.platform)
     classifier = Classifier(model)
     loss_fn = steps.pretrain_loss_fn(classifier, _lm_loss(partitioner))
-    return _program(config, classifier, loss_fn, total_steps, partitioner, model.flops_per_token())
+    return _program(config, classifier, loss_fn, total_steps, partitioner)
 
 
 def finetuning(
@@ -118,11 +118,9 @@ def finetuning(
       loss_kind: key of losses.TASK_LOSSES.
     """
     model_config = {**config.model, 'kind': base.kind, **base.sizes}
-    model = architecture.build(model_config, vocab_size, N_SPECIAL, partitioner.platform)
-    classifier = Classifier(model, head)
+    classifier = Classifier(architecture.build(model_config, vocab_size, N_SPECIAL, partitioner.platform), head)
     loss_fn = steps.finetune_loss_fn(classifier, loss_kind, config.lm_coefficient, _lm_loss(partitioner))
-    flops_per_token = model.flops_per_token(lm_head=bool(config.lm_coefficient))
-    return _program(config, classifier, loss_fn, total_steps, partitioner, flops_per_token)
+    return _program(config, classifier, loss_fn, total_steps, partitioner, lm_head=bool(config.lm_coefficient))
 
 
 def _lm_loss(partitioner):
@@ -134,7 +132,7 @@ def _lm_loss(partitioner):
     return losses.lm_loss
 
 
-def _program(config, classifier, loss_fn, total_steps, partitioner, flops_per_token):
+def _program(config, classifier, loss_fn, total_steps, partitioner, lm_head=True):
     optimizer, learning_rate = make_optimizer(config.optimizer, total_steps)
     partitioner = partitioner.spread(jax.eval_shape(classifier.init, jax.random.key(0)))
     abstract = abstract_state(classifier, optimizer, partitioner)
@@ -148,6 +146,7 @@ def _program(config, classifier, loss_fn, total_steps, partitioner, flops_per_to
         compiler_options=_COMPILER_OPTIONS.get(partitioner.platform),
     )
     train_step = _WithNumbers(step, learning_rate.numbers, replicated)
+    flops_per_token = classifier.model.flops_per_token(lm_head)
     return Program(classifier, partitioner, optimizer, abstract, loss_fn, train_step, flops_per_token)
 
 
