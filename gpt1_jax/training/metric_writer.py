@@ -213,7 +213,7 @@ class _TensorBoard:
         from tensorboardX import event_file_writer, record_writer, summary
         from tensorboardX.proto import event_pb2
 
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not the workdir: where it was removed, the run ends
         remote = types.SimpleNamespace(open=_open_remote, directory_check=lambda path: None)
         record_writer.register_writer_factory('gs', remote)  # its own needs one more package
         # Without the suffix, two files opened within a second would have the same name.
