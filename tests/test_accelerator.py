@@ -190,6 +190,12 @@ def test_a_signal_ends_the_part_and_what_is_finished_is_written(tmp_path, monkey
     assert json.loads((tmp_path / 'results.json').read_text()).keys() == {'step'}
 
 
+def test_pytorch_s_side_of_the_card_imports_no_jax():
+    program = 'import sys, benchmarks.accelerator.peer; print(sorted({"jax", "flax", "numpy"} & sys.modules.keys()))'
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == '[]\n'
+
+
 def test_a_part_ends_when_what_started_it_was_killed():
     part = 'import os, threading, time; from benchmarks.accelerator import __main__ as main\n'
     part += 'threading.Thread(target=main._end_with, args=(os.getppid(),), daemon=True).start(); print(os.getpid())\n'

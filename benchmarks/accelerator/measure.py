@@ -8,6 +8,7 @@ import pathlib
 import time
 import traceback
 
+USUAL = 'unrolled'  # form of pre-training's step, in step.FORMS
 BATCH_SIZES = {'gpt1': 64, 'small': 16, 'tiny': 8}  # rows of a pre-training step; the paper's at its size
 
 

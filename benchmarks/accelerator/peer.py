@@ -6,8 +6,7 @@ import subprocess
 import sys
 import threading
 
-from benchmarks.accelerator.measure import BATCH_SIZES, Context
-from benchmarks.accelerator.step import USUAL
+from benchmarks.accelerator.measure import BATCH_SIZES, USUAL, Context
 from gpt1_jax.meter.timing import STEPS, rates, spread
 from gpt1_jax.model.sizes import SIZES
 

@@ -5,7 +5,7 @@ import shutil
 import jax
 
 from benchmarks.accelerator import program, step
-from benchmarks.accelerator.measure import Context
+from benchmarks.accelerator.measure import USUAL, Context
 from gpt1_jax.meter.step import training_rounds
 from gpt1_jax.meter.timing import STEPS
 from gpt1_jax.meter.trace import summary
@@ -14,7 +14,7 @@ from gpt1_jax.meter.trace import summary
 def run(context: Context) -> None:
     with context.attempt('profile') as piece:
         context.need(40)
-        form = context.earlier('step').get('fastest', step.USUAL)
+        form = context.earlier('step').get('fastest', USUAL)
         changes, accumulation, _ = step.FORMS[form]  # the whole part runs without CUDA graphs
         made = program.pretraining(context.size, accumulation=accumulation, **changes)
         compiled, _ = made.compile()
