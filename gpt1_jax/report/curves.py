@@ -70,7 +70,7 @@ def _tokens_a_step(run):
 
 
 def _series(run, key):
-    """(tokens, values) of a metric."""
+    """(tokens, values) of a metric, without those before the first update, which a logarithmic axis cannot show."""
     found = [(line['step'] * _tokens_a_step(run), line[key]) for line in run.metrics if key in line and line['step']]
     return tuple(zip(*found)) or ((), ())
 

@@ -141,9 +141,8 @@ def _figures(compiled, made, described):
     ceilings = peak_flops(generation.kind, 'bfloat16'), generation.memory_gb_per_s * 1e9
     every, one = (roofline(compiled.as_text(), *ceilings, rounds=rounds) for rounds in (True, False))
     more = {name: every[name] - one[name] for name in ('least_ms', 'gflop', 'gb')}
-    computing = cost.get('optimal_seconds', -1) * 1e3 + more['least_ms']
-    if cost.get('optimal_seconds', -1) < 0:  # XLA does not know the cost of every instruction
-        computing = every['least_ms']
+    estimate = cost.get('optimal_seconds', -1)  # below 0: XLA does not know the cost of every instruction
+    computing = every['least_ms'] if estimate < 0 else estimate * 1e3 + more['least_ms']
     return {
         'memory_gib': compiled.memory_analysis().peak_memory_in_bytes / _GIB,
         'gflop': cost['flops'] / 1e9 + more['gflop'],

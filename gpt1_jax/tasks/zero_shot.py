@@ -51,8 +51,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         config.data.download,
     )
     open_workdir(config, workdir, write=is_writer())
-    peers.check_same(repr([(one.name, one.fingerprint()) for one in questions]), config.data.source)
-    found = _find(config, workdir, models, questions, partitioner)
+    content = {one.name: one.fingerprint() for one in questions}
+    peers.check_same(repr(content), config.data.source)
+    found = _find(config, workdir, models, questions, content, partitioner)
     scores, checkpoints = [], []
     for of_one in found:
         findings = {one.name: zero_shot.Finding(**of_one['findings'][one.name]) for one in questions}
@@ -93,11 +94,11 @@ def _checkpoints(init_from) -> list[str]:
     return [f'{run}@{step}' for step in steps]
 
 
-def _find(config, workdir, models, questions, partitioner) -> list[dict]:
+def _find(config, workdir, models, questions, content, partitioner) -> list[dict]:
     """For each model: its 'step', its 'model' of the record, and 'findings', data set -> zero_shot.Finding as a dict;
-    also what these are found with: 'checkpoint', and 'content', data set -> fingerprint. From WORKDIR/zero_shot.json as
+    also what these are found with: 'checkpoint', and `content`, data set -> fingerprint. From WORKDIR/zero_shot.json as
     far as they are there, of the same checkpoint and content."""
-    path, score, content = workdir / 'zero_shot.json', None, {one.name: one.fingerprint() for one in questions}
+    path, score = workdir / 'zero_shot.json', None
     found = {of_one['step']: of_one for of_one in (read_json(path, [_FORM]) if exists(path) else [])}
     origins = [{'checkpoint': saved.fingerprint(), 'content': content} for saved in models]
     steps = [saved.step() for saved in models]
