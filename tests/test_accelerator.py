@@ -177,8 +177,9 @@ def test_a_signal_ends_the_part_and_what_is_finished_is_written(tmp_path, monkey
     monkeypatch.setattr(subprocess, 'Popen', start_and_keep)
 
     def stop():
-        while not (tmp_path / 'step.json').exists():
+        while not (started and (tmp_path / 'step.json').exists()):
             time.sleep(0.01)
+        time.sleep(0.2)  # until it waits for the part; before, the part itself would notice
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()

@@ -44,7 +44,7 @@ def test_figures(on_host, tmp_path, capsys, strategy, works):
     assert list(result.facts['programs']) == list(works)
     parameters = result.model['parameters']
     for name, one in result.facts['programs'].items():
-        assert one['fits'] and one['compile_s'] > 0 and 0 < one['memory_gib'] < 1
+        assert one['fits'] and one['compile_s'] > 0 and 0 < one['memory_gib'] < 1 and one['computation_ms'] > 0
         assert one['step_ms'] == pytest.approx(one['computation_ms'] + one['sending_ms'])
         reduced = 2 * 7 / 8 * 4 * parameters / 1e9
         sent = sum(kind['gb'] for kind in one['collectives'].values())

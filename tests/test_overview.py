@@ -89,7 +89,7 @@ def test_the_data(tables):
         ({'limit': 1000}, None, 'partial: the first 1,000'),  # not finished
         ({'limit': 1000}, 635, "all of the source's"),  # which has no more
         ({'share': 0.03}, 30, 'partial: 3 %'),
-        ({'limit': 1000, 'share': 0.07}, 70, 'partial: the first 1,000, of these 7 %'),
+        ({'limit': 100, 'share': 0.07}, 7, 'partial: the first 100, of these 7 %'),  # 0.07 * 100 is more than 7
         ({'limit': 1000, 'share': 0.1}, 64, 'partial: 10 %'),
     ],
 )

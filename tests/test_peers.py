@@ -23,14 +23,15 @@ NAMES = [f'process {number} (host-{number})' for number in range(4)]
 @pytest.fixture
 def ended(monkeypatch):
     """(status, message) of each process that would have ended."""
-    ended = []
-
+    ended, before = [], set(threading.enumerate())
     monkeypatch.setattr(stopping, 'end', lambda *words: ended.append(words))
     monkeypatch.setattr(stopping, 'last_words', [])
     monkeypatch.setattr(peers, '_PULSE', 0.02)
     monkeypatch.setattr(peers, 'SILENCE', 0.5)
     monkeypatch.setattr(peers, 'checkpoints', None)
-    return ended
+    yield ended
+    for thread in set(threading.enumerate()) - before:  # else one could tell of an end in the next test
+        thread.join(2)
 
 
 @pytest.fixture

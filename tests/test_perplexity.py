@@ -1,6 +1,7 @@
 """The windows that slide over a text (test_evaluate_text.py tests their scores)."""
 
 import random
+import types
 
 import numpy as np
 
@@ -42,3 +43,12 @@ def test_documents_and_sentences_of_any_block_size(tmp_path, monkeypatch):
         lines = [line for text in universal for line in text.removesuffix('\n').split('\n')]
         sentences = [piece for (piece,) in perplexity.sentences(corpus, tokenizer)]
         assert [piece.ids.tolist() for piece in sentences] == [ids.tolist() for ids in encode(lines)]
+
+
+def test_a_line_end_in_two_blocks_is_one(sentencepiece):
+    parts = ['ship\r', '\nsail\r', 'wave', ' anchor\r']
+    blocks = [types.SimpleNamespace(text=text, document=0, size=len(text)) for text in parts]
+    found = [piece for (piece,) in perplexity.sentences(types.SimpleNamespace(blocks=lambda: blocks), sentencepiece)]
+    expected = sentencepiece.encode_batch(['ship', 'sail', 'wave anchor'])
+    assert [piece.ids.tolist() for piece in found] == [ids.tolist() for ids in expected]
+    assert sum(piece.size for piece in found) == sum(map(len, parts))
