@@ -189,11 +189,11 @@ def _log_summary(prepared, seconds):
         resource.getrusage(who).ru_maxrss * unit / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     logging.info(
-        'prepared %s: %s documents, %s training tokens, %s held-out tokens (%s documents), vocabulary %s, %.3f '
-        'characters per token, %.0f seconds, peak memory %.0f MB (largest worker %.0f MB)',
+        'prepared %s: training: %s tokens of %s documents; held out: %s of %s; vocabulary %s, %.3f characters per '
+        'token, %.0f seconds, peak memory %.0f MB (largest worker %.0f MB)',
         prepared.directory,
-        f'{train.documents + held_out[1]:,}',
         f'{train.tokens:,}',
+        f'{train.documents:,}',
         f'{held_out[0]:,}',
         f'{held_out[1]:,}',
         f'{prepared.vocab_size:,}',
