@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -114,3 +115,25 @@ def test_another_size_or_tokenizer_is_refused_before_anything_is_written(prepare
     fingerprint = load_shards(tmp_path / 'shards').tokenizer_fingerprint
     refused(going_on(prepared, first, source=f'shards:{tmp_path}/shards'), fingerprint, 'data.tokenizer')
     refused(going_on(prepared, first, source=books, tokenizer=f'{tmp_path}/shards/tokenizer'), fingerprint)
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'model.heads': 3}, 'model'),
+        ({'optimizer.schedule': 'stairs'}, 'optimizer.schedule'),
+        ({'optimizer.warmup_steps': 5, 'optimizer.warmup_fraction': 0.1}, 'optimizer.warmup_steps'),
+        ({'log.wandb': True}, 'log.wandb'),
+        ({'log.zero_shot.every': 5, 'log.zero_shot.datasets': ('rase',)}, 'log.zero_shot.datasets'),
+        ({'data.held_out': 0.0}, 'data.held_out'),
+    ],
+)
+def test_what_needs_no_text_is_refused_before_it_is_prepared(prepared, tmp_path, monkeypatch, changes, words):
+    config, folder, _ = prepared
+    config = config.copy_and_resolve_references()
+    config.data.source = f'text:{folder}/books'
+    config.update_from_flattened_dict(changes)
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(UserError) as error:
+        pretrain.run(config, epath.Path(tmp_path / 'on'))
+    assert str(error.value).startswith(f'{words}: ') and not (tmp_path / 'on/shards').exists(), error.value

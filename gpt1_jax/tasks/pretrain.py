@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import open_workdir, whole_steps
+from gpt1_jax.config import check_choice, open_workdir, whole_steps
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
@@ -18,11 +18,14 @@ from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import zero_shot
 from gpt1_jax.evaluation.journal import Watch
+from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.evaluation.perplexity import make_scorer, perplexity
-from gpt1_jax.model.architecture import KINDS
+from gpt1_jax.model import architecture
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
+from gpt1_jax.training.metric_writer import import_wandb
+from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import pretraining, text_evaluation
 
@@ -36,6 +39,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = _open_model(config) if config.init_from else None
+    _check(config, partitioner.platform)
     open_workdir(config, workdir, write=is_writer(), fingerprint=shards_fingerprint)
     shards = _open_shards(config.data, workdir)
     length, batch_size = config.model.n_positions, config.data.batch_size
@@ -119,7 +123,7 @@ def _open_model(config):
     """The model to start from. Raises UserError if the run has another architecture or tokenizer."""
     saved = store.open_model(config.init_from)
     theirs = {'kind': saved.architecture.kind, **saved.architecture.sizes}
-    for name in ('kind', *KINDS[saved.architecture.kind].SIZES):
+    for name in ('kind', *architecture.KINDS[saved.architecture.kind].SIZES):
         if config.model.get(name) != theirs[name]:
             raise UserError(
                 f'model.{name}: {config.model.get(name)} is not that of {config.init_from}. Set '
@@ -141,12 +145,24 @@ def _open_model(config):
     return saved
 
 
+def _check(config, platform):
+    """Raises UserError for what would else be refused only after the text is prepared, which can take hours."""
+    if config.data.source.startswith('shards:'):
+        return
+    architecture.build(config.model, config.data.vocab_size, 0, platform)
+    make_optimizer(config.optimizer, 2**31)  # how many steps there will be is not known yet
+    if config.log.wandb:
+        import_wandb()
+    for name in config.log.zero_shot.datasets if config.log.zero_shot.every else ():
+        check_choice('log.zero_shot.datasets', name, ZERO_SHOT)
+
+
 def _open_shards(data, workdir):
     scheme, _, path = data.source.partition(':')
     output = path if scheme == 'shards' else data.output or workdir / 'shards'
     if is_writer():
         if scheme != 'shards':
-            prepare(data, output)
+            prepare(data, output, needs_held_out=True)
         load_shards(output).verify()  # reading all once is cheap beside training on it
     peers.meet()
     peers.check_same(shards_fingerprint(f'shards:{output}'), str(output))

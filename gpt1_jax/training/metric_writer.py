@@ -51,7 +51,7 @@ class MetricWriter:
             with self._writable():
                 self._workdir.mkdir(parents=True, exist_ok=True)
             if use_wandb:
-                _import_wandb()
+                import_wandb()
 
     def truncate_after(self, step: int, *, unevaluated: bool = False) -> None:
         """Removes what was written after `step`, and a last line cut short by a kill; TensorBoard hides later points.
@@ -244,7 +244,7 @@ def _open_remote(path):
 
 class _WeightsAndBiases:
     def __init__(self, workdir, config):
-        self._wandb, identity = _import_wandb(), workdir / 'wandb_id'
+        self._wandb, identity = import_wandb(), workdir / 'wandb_id'
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex)
         with self._torn_down_after_a_fault():
@@ -279,7 +279,8 @@ class _WeightsAndBiases:
             raise
 
 
-def _import_wandb():
+def import_wandb() -> types.ModuleType:
+    """The package. Raises UserError where it is not installed."""
     try:
         import wandb
     except ImportError as error:

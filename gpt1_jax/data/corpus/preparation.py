@@ -28,7 +28,9 @@ from gpt1_jax.progress import Progress, waiting
 _HELD_OUT = 'journal/held_out.json'
 
 
-def prepare(data: Mapping, output: epath.PathLike, passes: Passes | None = None) -> shards.Shards:
+def prepare(
+    data: Mapping, output: epath.PathLike, passes: Passes | None = None, *, needs_held_out: bool = False
+) -> shards.Shards:
     """Turns a corpus into shards; resumes where an earlier call was interrupted; opens what is finished.
 
     Args:
@@ -37,8 +39,10 @@ def prepare(data: Mapping, output: epath.PathLike, passes: Passes | None = None)
         `load_tokenizer`; '': train one, with `vocab_size` pieces, on `tokenizer_sample_mb` of text).
       output: the folder to write.
       passes: how the text is read; None: here. The result is the same.
+      needs_held_out: whether there must be a held-out split.
     Raises:
-      UserError: a source that cannot be read, an output that cannot be written or holds something else.
+      UserError: a source that cannot be read, an output that cannot be written or holds something else; no text
+        would be held out, but some must be.
     """
     output, passes = epath.Path(output).expanduser(), passes or HERE
     _check(data)
@@ -56,12 +60,14 @@ def prepare(data: Mapping, output: epath.PathLike, passes: Passes | None = None)
         logging.info('%s is already prepared in %s', data['source'], output)
         return finished
     with lock.hold(output):
-        return _prepare(data, output, passes, options)
+        return _prepare(data, output, passes, options, needs_held_out)
 
 
-def _prepare(data, output, passes, options):
+def _prepare(data, output, passes, options, needs_held_out):
     started = time.monotonic()
     corpus = open_corpus(data['source'], download=data['download'], **{name: data[name] for name in TEXT_OPTIONS})
+    if needs_held_out and not data['held_out'] and not corpus.own_held_out:
+        raise UserError('data.held_out: It is 0, but pre-training needs held-out text. Set it above 0, such as 0.01.')
     options |= {'documents': corpus.documents, 'fingerprint': corpus.fingerprint}
     if not corpus.own_held_out and not corpus.by_name:
         options['held_out_by'] = 'bytes'
