@@ -81,6 +81,7 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, sentencepiece, monkeypa
     refuses(run, run, 'exists already')
     refuses(run, f'openai:{run}', 'exists already')
     refuses(run, '', 'target: It is empty')
+    refuses(run, f'torch:{tmp_path}/there', 'target: The form torch: is unknown', 'hf:DIR')
     refuses('', run, 'source: It is empty')
 
     def full(path, parts):

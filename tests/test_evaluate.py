@@ -7,9 +7,10 @@ import pytest
 from etils import epath
 
 import runs
+from configs import convert as convert_config
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import classification, journal
-from gpt1_jax.tasks import evaluate, finetune, pretrain
+from gpt1_jax.tasks import convert, evaluate, finetune, pretrain
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -75,6 +76,28 @@ def test_without_labels_there_are_predictions_alone(folder, tmp_path):
         result = evaluate.run(config, epath.Path(tmp_path) / split)
         assert bool(result.scores) == ('classes' in result.facts) == ('constant' in result.facts) == (split == 'dev')
     assert predictions(tmp_path / 'test', 'test') == predictions(tmp_path / 'dev', 'dev')
+
+
+def test_labels_in_another_order_are_the_same_labels(folder, tmp_path):
+    """Of a run, and of what it is exported as; of other labels nothing can be said."""
+    values = convert_config.get_config()
+    values.update(source=str(folder / 'run'), target=f'hf:{tmp_path}/hf')
+    convert.run(values, epath.Path(tmp_path) / 'converted')
+    assert json.loads((tmp_path / 'hf/config.json').read_text())['id2label'] == {'0': 'sea', '1': 'farm'}
+    said = {}
+    for name, init_from, labels in (
+        ('same', folder / 'run', 'sea,farm'),
+        ('other', folder / 'run', 'farm,sea'),
+        ('exported', f'hf:{tmp_path}/hf', 'farm,sea'),
+    ):
+        config = runs.evaluation(folder, init_from)
+        config.split, config.data.labels = 'dev', labels
+        evaluate.run(config, epath.Path(tmp_path) / name)
+        said[name] = predictions(tmp_path / name, 'dev')
+    assert said['same'] == said['other'] == said['exported']
+    config.data.labels = 'sea,mountain'
+    with pytest.raises(UserError, match='trained on the labels sea, farm, but .* set --config.data.labels=sea,farm'):
+        evaluate.run(config, epath.Path(tmp_path) / 'refused')
 
 
 def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(folder, tmp_path, monkeypatch):

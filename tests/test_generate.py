@@ -13,12 +13,12 @@ import pytest
 
 from configs.generate import get_config
 from gpt1_jax.config import check
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.model.decoding import State
 from gpt1_jax.tasks import generate
 from gpt1_jax.training.partitioning import Partitioner
 from helpers import ROOT, WORDS, some_words
-from models import SIZES_32 as SIZES, decoder, save_run
+from models import SIZES_32 as SIZES, decoder, make, make_model, save_run, write_workdir
 
 
 @pytest.fixture(scope='module')
@@ -199,6 +199,15 @@ def test_mistakes(saved, tmp_path, changes, message):
         generate.run(config, tmp_path)
     assert message in str(caught.value) and '\n' not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_has_diverged_makes_no_text(sentencepiece, tmp_path):
+    normal = lambda rng, shape: rng.normal(0, 0.1, shape).astype(np.float32)
+    saved, params = make_model(np.random.default_rng(0), sentencepiece, draw=normal)
+    params['decoder']['blocks']['mlp']['in']['bias'][1, 3] = np.inf
+    write_workdir(make(tmp_path / 'run'), saved, params)
+    with pytest.raises(DivergedError, match='run: Its parameters are not all finite'):
+        generate.run(config_for([tmp_path / 'run']), tmp_path / 'out')
 
 
 def test_mistakes_in_files(saved, tmp_path):

@@ -87,6 +87,7 @@ def test_what_is_described_is_opened(tmp_path, sentencepiece, head):
         'best_mode': 'min',
         'tokens_before': None,
         'tokens_per_step': 0,
+        'labels': None,
     }
 
 

@@ -12,14 +12,14 @@ from etils import epath
 
 import runs
 import zero_shot_sets
-from configs import zero_shot as config_file
+from configs import convert as convert_config, zero_shot as config_file
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.evaluation import journal, paper, perplexity, zero_shot as heuristics
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.report import results
 from gpt1_jax.saved_models import store
-from gpt1_jax.tasks import pretrain, zero_shot
+from gpt1_jax.tasks import convert, pretrain, zero_shot
 from gpt1_jax.training import program
 from gpt1_jax.training.checkpoint import Checkpointer
 from helpers import some_words
@@ -280,6 +280,22 @@ def test_another_program_s_model_has_no_checkpoints(monkeypatch):
     assert zero_shot._checkpoints('hf:/lm') == ['hf:/lm']
     with pytest.raises(UserError, match='^hf:/lm@all: There is no checkpoint. Name a run that has saved one, or leave'):
         zero_shot._checkpoints('hf:/lm@all')
+
+
+@pytest.mark.slow
+def test_another_program_s_model_that_changed_is_scored_again(folder, tmp_path):
+    """Nothing but its parameters tells that it is another."""
+    values = config(folder, datasets=('dpr',))
+    values.init_from = f'hf:{tmp_path}/hf'
+    found = []
+    for step in (1, 16):
+        export = convert_config.get_config()
+        export.update(source=f'{folder}/lm@{step}', target=f'hf:{tmp_path}/{step}')
+        convert.run(export, epath.Path(tmp_path / f'convert{step}'))
+        shutil.copytree(tmp_path / str(step), tmp_path / 'hf', dirs_exist_ok=True)
+        zero_shot.run(values, epath.Path(tmp_path / 'out'))
+        found.append(json.loads((tmp_path / 'out/zero_shot.json').read_text()))
+    assert len(found[1]) == 1 and found[0][0]['findings'] != found[1][0]['findings'], found
 
 
 def test_the_workdir_of_a_training_run_is_not_taken(folder):

@@ -114,6 +114,7 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
         head,
         tokenizer,
         read=functools.partial(parameters.read_parameters, get),
+        labels=head and _labels(config, head.classes),
     )
 
 
@@ -317,7 +318,7 @@ def _config(saved, model_class, head):
             summary_first_dropout=0.1,
         )
     elif head:
-        labels = [f'LABEL_{i}' for i in range(saved.head.classes)]
+        labels = saved.labels or [f'LABEL_{i}' for i in range(saved.head.classes)]
         # Any token may pad: every sequence ends with the extract token, and attention only looks back.
         config |= dict(
             id2label=dict(enumerate(labels)),
@@ -326,6 +327,14 @@ def _config(saved, model_class, head):
             head_kind=saved.head.kind,
         )
     return config
+
+
+def _labels(config, classes):
+    """Those of `_config`; other programs' words need not be those of a data set here, so they count for nothing."""
+    names = config.get('id2label') if 'head_kind' in config else None
+    labels = tuple(names.get(str(i)) for i in range(classes)) if isinstance(names, dict) else ()
+    named = labels and all(isinstance(label, str) and not label.startswith('LABEL_') for label in labels)
+    return labels if named else None
 
 
 def _tokenizer_config(saved, head):

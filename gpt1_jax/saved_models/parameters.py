@@ -52,6 +52,7 @@ class SavedModel(NamedTuple):
       tokens_seen: () -> tokens that it was pre-trained on; None if unknown.
       step: () -> the step of its checkpoint; None if it has none.
       fingerprint: () -> what tells its checkpoint from any other; '' where that is unknown.
+      labels: the words of the head's outputs, in their order; None where it has none, or they are unknown.
     """
 
     directory: epath.Path
@@ -64,6 +65,7 @@ class SavedModel(NamedTuple):
     tokens_seen: Callable = lambda: None
     step: Callable = lambda: None
     fingerprint: Callable = lambda: ''
+    labels: tuple[str, ...] | None = None
 
 
 def parameter_shapes(sizes: Mapping[str, int], rows: int) -> dict[str, tuple[int, ...]]:

@@ -1,9 +1,10 @@
 """Models on disk: the workdir of a run, the release's files, a Hugging Face folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
@@ -11,7 +12,7 @@ from gpt1_jax import hub
 from gpt1_jax.config import MOST_LAYERS, MOST_SIZE
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.files import check_form, check_seal, exists, read_json, sealed, write_json
 from gpt1_jax.model import architecture
 from gpt1_jax.model.architecture import Architecture
@@ -30,7 +31,7 @@ _NUMBER = (int, type(None))
 _DESCRIPTION = {
     **{'kind': str, 'architecture': dict, 'vocab_size': int, 'n_special': int},
     **{'head': ({'kind': str, 'classes': int}, type(None)), 'best_metric': (str, type(None)), 'best_mode': str},
-    **{'tokens_before': _NUMBER, 'tokens_per_step': int},
+    **{'tokens_before': _NUMBER, 'tokens_per_step': int, 'labels': ([str], type(None))},
 }
 _FOREIGN = {'openai': openai.open_folder, 'hf': huggingface.open_folder}
 
@@ -44,6 +45,7 @@ def describe_run(
     best_mode: str = 'min',
     tokens_before: int | None = None,
     tokens_per_step: int = 0,
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Writes workdir/model.json and workdir/tokenizer: with a checkpoint, all that `open_model` needs.
 
@@ -51,6 +53,7 @@ def describe_run(
       best_metric: ranks the checkpoints, with `best_mode`, see Checkpointer.
       tokens_before: that the model was pre-trained on before this run; None if unknown.
       tokens_per_step: that each step adds.
+      labels: see SavedModel.
     """
     if not is_writer():
         return
@@ -67,6 +70,7 @@ def describe_run(
         'best_mode': best_mode,
         'tokens_before': tokens_before,
         'tokens_per_step': tokens_per_step,
+        'labels': labels and list(labels),
     }
     write_json(workdir / 'model.json', sealed(described))
 
@@ -127,6 +131,7 @@ def open_model(init_from: str) -> SavedModel:
         checkpoint.tokens_seen,
         checkpoint.step,
         checkpoint.fingerprint,
+        stored['labels'] and tuple(stored['labels']),
     )
 
 
@@ -162,6 +167,16 @@ def load_model(saved: SavedModel, model_config: Mapping, partitioner: Partitione
         return classifier, saved.read(params)
 
 
+def check_finite(saved: SavedModel, params: dict, partitioner: Partitioner) -> None:
+    """Raises DivergedError if a parameter is not finite. For what would make text of any model."""
+    finite = lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    if not partitioner.jit(finite, out_shardings=partitioner.sharding())(params):
+        raise DivergedError(
+            f'{saved.directory}: Its parameters are not all finite, so the model has diverged. Name another run, or an '
+            'earlier checkpoint of this one as RUN@STEP.'
+        )
+
+
 def summary(model: nn.Module, params: dict, tokens_seen: int | None) -> dict:
     """`model` of a result record. params: the parameters, or their shapes."""
     made = Architecture.of(model)
@@ -191,6 +206,7 @@ def _read_description(path: epath.Path) -> dict:
             f'{path}: The file has format version {version!r}, but this program reads 1 and '
             f'{FORMAT_VERSION}. Use a newer version of the program.'
         )
+    stored.setdefault('labels', None)  # earlier versions did not write them
     check_form(path, stored, _DESCRIPTION, _RESTORE)
     made = architecture.KINDS.get(stored['kind'])
     if made is None:
@@ -199,13 +215,14 @@ def _read_description(path: epath.Path) -> dict:
             f'{", ".join(architecture.KINDS)}. Use the program that wrote it.'
         )
     check_form(path, stored, {'architecture': dict.fromkeys(made.SIZES, int)}, _RESTORE)
-    sizes, head = stored['architecture'], stored['head']
+    sizes, head, labels = stored['architecture'], stored['head'], stored['labels']
     if wrong := [
         *(f'{name} {sizes[name]}' for name in made.SIZES if not (name != 'layers') <= sizes[name] <= MOST_SIZE),
         *([f'layers {sizes["layers"]}'] if sizes['layers'] > MOST_LAYERS else []),
         *([f'n_special {stored["n_special"]}'] if stored['n_special'] not in (0, N_SPECIAL) else []),
         *([f'best_mode {stored["best_mode"]!r}'] if stored['best_mode'] not in ('min', 'max') else []),
         *([f'{head["classes"]} classes'] if head and not 1 <= head['classes'] <= MOST_SIZE + 1 else []),
+        *([f'{len(labels)} labels'] if labels and len(labels) != (head and head['classes']) else []),
     ]:
         raise UserError(f'{path}: The file is damaged ({wrong[0]} is not possible). {_RESTORE}')
     stored['head'] = head and ClassifierHead(head['kind'], head['classes'])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 
 import jax
@@ -31,6 +32,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             raise UserError(f'{key}: It is empty. Give --config.{key}=openai:DIR, hf:DIR or a workdir.')
     saved = store.open_model(config.source)
     scheme, target = store.split_uri(config.target)
+    if not scheme and (prefix := re.match(r'\w+:(?!//)', config.target)):  # not of gs://
+        raise UserError(f'target: The form {prefix[0]} is unknown. Give openai:DIR, hf:DIR or a workdir.')
     if scheme:
         saved.architecture.require('convert', config.source)
         if not saved.architecture.sizes['layers']:
@@ -51,7 +54,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         elif scheme == 'hf':
             huggingface.write_folder(folder, saved, jax.device_get(params))
         else:
-            store.describe_run(folder, classifier, saved.tokenizer, tokens_before=saved.tokens_seen())
+            store.describe_run(
+                folder, classifier, saved.tokenizer, tokens_before=saved.tokens_seen(), labels=saved.labels
+            )
             checkpointer = Checkpointer(folder / 'checkpoints')
             checkpointer.save(0, {'params': params}, {'evaluations': []})
             checkpointer.close()

@@ -51,6 +51,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             f'{config.init_from}: Its head is for {head.kind} with {head.classes} outputs, but '
             f'{dataset.name} is {dataset.kind} with {dataset.classes}. Name a run on {dataset.name}.'
         )
+    outputs = _outputs(config.init_from, saved.labels, dataset)
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
     encoded = encode_split(config.data, dataset, config.split, saved.tokenizer, classifier.model.n_positions)
@@ -61,12 +62,32 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     with journal.resumable(workdir) as watch:
         of_model = journal.fingerprint(classifier, params, partitioner)
         logits = predict(params, encoded, watch(f'evaluating {config.split}', len(encoded.ids), model=of_model))
+        logits = logits if outputs is None else logits[:, outputs]
         scores, facts = _judge(config, workdir, dataset, loss, encoded, logits)
         model = store.summary(classifier.model, params, saved.tokens_seen())
         result = record(config, workdir, started, scores=scores, facts=facts, model=model)
     if is_writer():
         _print(result)
     return result
+
+
+def _outputs(init_from, trained, dataset):
+    """Which of the head's outputs is that of each label of the data set; None where they have its order, or nothing
+    tells. trained: the labels that the head was trained on, or None.
+
+    Raises UserError if it was trained on other labels.
+    """
+    wanted = dataset.outputs
+    if trained is None or wanted is None or trained == wanted:
+        return None
+    if sorted(trained) != sorted(wanted):
+        fix = f' or set --config.data.labels={",".join(trained)}' if dataset.name == 'custom' else ''
+        raise UserError(
+            f'{init_from}: Its head was trained on the labels {", ".join(trained)}, but those of {dataset.name} are '
+            f'{", ".join(wanted)}. Name a run on {dataset.name}{fix and "," + fix}.'
+        )
+    logging.info('%s has the labels of %s in another order: %s', init_from, dataset.name, ', '.join(trained))
+    return [trained.index(label) for label in wanted]
 
 
 def _judge(config, workdir, dataset, loss, encoded, logits):

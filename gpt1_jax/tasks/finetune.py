@@ -117,6 +117,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         best_metric=evaluator.ranks_by,
         best_mode=evaluator.mode,
         tokens_before=tokens_seen,
+        labels=dataset.outputs,
     )
     job = loop.Job(
         config=config,

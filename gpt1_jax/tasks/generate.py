@@ -74,6 +74,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     peers.check_same(journal.digest(prompt.encode() for prompt in prompts), config.prompts or 'prompt')
     open_workdir(config, workdir, write=is_writer())
     classifier, params = store.load_model(saved, config.model, partitioner)
+    store.check_finite(saved, params, partitioner)
     model, key = store.summary(classifier.model, params, saved.tokens_seen()), ''
     if len(rows) > config.batch_size:  # else nothing is finished before all is
         of_model = journal.fingerprint(classifier, params, partitioner)

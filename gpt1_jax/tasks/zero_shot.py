@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     models = list(map(store.open_model, _checkpoints(config.init_from)))
     questions, left_out = zero_shot.load(
-        config.datasets,
+        list(dict.fromkeys(config.datasets)),
         config.data.source,
         config.data.limit,
         models[0].tokenizer,
@@ -135,10 +135,12 @@ def _find(config, workdir, models, questions, content, partitioner) -> list[dict
 
 
 def _is_of(of_one, origin):
-    """Whether what was found is all that is wanted, and of the same checkpoint and content, as far as these are known:
-    earlier versions did not write them."""
-    content = of_one.get('content', {})
-    return of_one.get('checkpoint', origin['checkpoint']) == origin['checkpoint'] and all(
+    """Whether what was found is all that is wanted, and of the same checkpoint and content, as far as these were
+    written: earlier versions did not. Of other programs' models nothing tells whether they are the same."""
+    checkpoint, content = origin['checkpoint'], of_one.get('content', {})
+    if not checkpoint or of_one.get('checkpoint', checkpoint) != checkpoint:
+        return False
+    return all(
         name in of_one['findings'] and content.get(name, value) == value for name, value in origin['content'].items()
     )
 

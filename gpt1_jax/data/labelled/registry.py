@@ -107,6 +107,11 @@ class Dataset:
             return int(self.score_range[1]) + 1
         return 1 if self.kind == 'multiple_choice' else len(self.labels)
 
+    @property
+    def outputs(self) -> tuple[str, ...] | None:
+        """The labels of the linear layer's outputs; None where an output is no label."""
+        return self.labels if self.loss == 'classification' else None
+
 
 def _of_glue(config: str) -> dict[str, str]:
     return dict(uri=f'tfds:glue/{config}', hub=f'nyu-mll/glue:{config}')
