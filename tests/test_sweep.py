@@ -15,6 +15,8 @@ from etils import epath
 from configs import evaluate as evaluate_config, finetune as finetune_config, pretrain as pretrain_config
 from gpt1_jax import peers
 from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.data.labelled.sequences import Encoded
+from gpt1_jax.data.labelled.token_folder import write_tokens
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result, Score
@@ -320,6 +322,37 @@ def test_fewer_examples_than_a_batch_are_found_before_training(folder, tmp_path)
         UserError, match=r'None of them can be used .sst2: its 15 training .* data.batch_size=16; stsb: '
     ):
         sweep.run(values, epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data.rule': 'release'}, "data.rule: The rule 'release' does not fit the data set 'race'"),
+        ({'data.score_loss': 'mae'}, "data.score_loss: 'mae' is unknown"),
+        ({'seed': 2**32 - 1, 'seeds': 2}, 'seed: 4294967296 is not possible'),
+    ],
+)
+def test_mistakes_of_later_runs_are_told_before_the_first(folder, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(finetune, 'run', lambda *_: pytest.fail('a run has started'))
+    values = config(folder, datasets=('mnli', 'race'))
+    values.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=f'^{message}'):
+        sweep.run(values, epath.Path(tmp_path))
+
+
+def test_tokens_that_no_run_can_use_are_left_out(folder, tmp_path, monkeypatch):
+    """Of the three sets one has no dev split, one is of another set."""
+    encoded = Encoded([[[1, 2]]] * 16, np.arange(16) % 2, list(map(str, range(16))), 0, 0)
+    for name, of, splits in (('cola', 'cola', 'train dev'), ('rte', 'rte', 'train'), ('mrpc', 'qqp', 'train dev')):
+        splits = dict.fromkeys(splits.split(), encoded)
+        write_tokens(tmp_path / name, of, splits, fingerprint='', max_length=32, rule='longest')
+    result = Result('finetune', scores('cola', 'matthews', [0.8], [0.7]), {'train_examples': 16}, None, {}, 0.0)
+    monkeypatch.setattr(finetune, 'run', lambda *_: result)
+    values = config(folder, datasets=('cola', 'rte', 'mrpc'))
+    values.data.source = f'tokens:{tmp_path}'
+    left_out = sweep.run(values, epath.Path(tmp_path / 'out')).facts['left_out']
+    assert list(left_out) == ['rte', 'mrpc'], left_out
+    assert "There is no split 'dev', only train" in left_out['rte'] and "of the data set 'qqp'" in left_out['mrpc']
 
 
 def test_predictions_are_of_the_best_seed(folder, two_seeds, finished):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gpt1_jax import peers
 from gpt1_jax.config import check_choice, keep_content, open_workdir, whole_steps
 from gpt1_jax.data.labelled import checks, packing
-from gpt1_jax.data.labelled.encoding import encode_split
+from gpt1_jax.data.labelled.encoding import check_rule, encode_split
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
 from gpt1_jax.data.labelled.registry import Dataset, dataset_of
 from gpt1_jax.data.labelled.sequences import Encoded
@@ -56,11 +56,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             'init_from: It is empty. Name the --workdir of a pre-training run with --config.init_from=DIR '
             '(to start from scratch with its tokenizer and size, add --config.n_transfer=-1).'
         )
-    if not 0 <= config.seed < 2**32:  # of the generator that draws and shuffles examples
-        raise UserError(f'seed: {config.seed} is not possible. It must be from 0 to {2**32 - 1:,}.')
+    dataset = dataset_of(config.data)
+    check(config, dataset)
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = store.open_model(config.init_from)
-    dataset = dataset_of(config.data)
     n_layers = layers.number(config.n_transfer, saved)
     architecture = layers.architecture(saved, n_layers, config.rest)
     open_workdir(config, workdir, write=is_writer())
@@ -168,6 +167,15 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         scores = [dataclasses.replace(one, seed=config.seed) for one in scores]
         model = store.summary(program.classifier.model, program.abstract.params, tokens_seen)
         return record(config, workdir, started, scores=scores, facts=facts, model=model)
+
+
+def check(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises UserError for what can be refused before the model and the data are read."""
+    if not 0 <= config.seed < 2**32:  # of the generator that draws and shuffles examples
+        raise UserError(f'seed: {config.seed} is not possible. It must be from 0 to {2**32 - 1:,}.')
+    if not config.data.source.startswith('tokens:'):  # there, any rule but theirs is refused
+        check_rule(config.data.rule, dataset)
+    _loss(config.data, dataset)
 
 
 def used_examples(data: ConfigDict, number: int) -> int:

@@ -224,7 +224,7 @@ def _count_examples(dataset, uri, download):
     """The number of training examples. Raises UserError with what is wrong with each split."""
     uri, scheme, path = origins.parts(dataset, uri, download)
     if scheme == 'tokens':  # the rest is checked when they are read, which is soon
-        return count_examples(path, 'train')
+        return [count_examples(path, dataset.name, split) for split in ('dev', 'train')][-1]
     if scheme == 'tfds':  # what prepared it has checked it, and to read it all takes long
         _, number = (tfds.count(path, dataset.splits[split], download) for split in ('dev', 'train'))
         return number
@@ -258,6 +258,7 @@ def _run_config(config, name, uri, variant, seed):
             'with values of the same types.'
         ) from None
     check(run_config)
+    finetune.check(run_config, REGISTRY[name])
     return run_config
 
 

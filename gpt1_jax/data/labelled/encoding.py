@@ -82,11 +82,7 @@ def encode(
     rule = rule or dataset.rule
     if max_length < 4:
         raise UserError(f'data.max_length: The length {max_length} is too small. Use at least 4.')
-    if rule not in RULES or (rule == 'release' and len(dataset.fields) != 2):
-        raise UserError(
-            f'data.rule: The rule {rule!r} does not fit the data set {dataset.name!r}. Use longest, or, '
-            'with two fields, release.'
-        )
+    check_rule(rule, dataset)
     texts, columns = _distinct(dataset, examples)
     folder, found = disk.cache_folder(cache), None
     if folder:
@@ -98,6 +94,15 @@ def encode(
     return Encoded(
         sequences, examples.labels, examples.ids, int(np.count_nonzero(lost)), int(lost.sum()), examples.subsets
     )
+
+
+def check_rule(rule: str, dataset: Dataset) -> None:
+    """Raises UserError if a rule is unknown or not for this data set; see `encode`. rule: '' for the data set's own."""
+    if rule and (rule not in RULES or (rule == 'release' and len(dataset.fields) != 2)):
+        raise UserError(
+            f'data.rule: The rule {rule!r} does not fit the data set {dataset.name!r}. Use longest, or, '
+            'with two fields, release.'
+        )
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:

@@ -80,9 +80,10 @@ def cut_to(directory: os.PathLike | str) -> int:
     return _read_index(epath.Path(directory).expanduser())['max_length']
 
 
-def count_examples(directory: os.PathLike | str, split: str) -> int:
-    """How many examples a split has, 0 if there is none. Raises UserError as `read_tokens` does."""
-    return _read_index(epath.Path(directory).expanduser())['splits'].get(split, {'examples': 0})['examples']
+def count_examples(directory: os.PathLike | str, dataset: str, split: str) -> int:
+    """How many examples a split has. Raises UserError as `read_tokens` does."""
+    directory = epath.Path(directory).expanduser()
+    return _entry(directory, _read_index(directory), split, {'dataset': dataset})['examples']
 
 
 def read_tokens(
@@ -96,23 +97,8 @@ def read_tokens(
     """
     directory = epath.Path(directory).expanduser()
     index = _read_index(directory)
-    again = 'make the folder again from the text.'
-    for name, wanted, given in (
-        ('data set', dataset, index['dataset']),
-        ('rule', rule, index['rule']),
-        ('tokenizer', fingerprint, index['tokenizer_fingerprint']),
-    ):
-        if wanted and wanted != given:
-            raise UserError(
-                f'{directory}: These tokens are of the {name} {given!r}, but this run needs {wanted!r}. '
-                f'Name another folder, or {again}'
-            )
-    if split not in index['splits']:
-        raise UserError(
-            f'{directory}: There is no split {split!r}, only {", ".join(index["splits"])}. Name another '
-            f'folder, or {again}'
-        )
-    entry, path = index['splits'][split], directory / f'{split}.npz'
+    wanted = {'dataset': dataset, 'rule': rule, 'tokenizer_fingerprint': fingerprint}
+    entry, path = _entry(directory, index, split, wanted), directory / f'{split}.npz'
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry['sha256']:
@@ -158,6 +144,24 @@ def _read_index(directory: epath.Path) -> dict:
         if not re.fullmatch(r'\w+', split):  # it becomes a part of paths
             raise UserError(f'{path}: The file is damaged ({split!r} is no name of a split). {_AGAIN}')
     return index
+
+
+def _entry(directory, index, split, wanted):
+    """What the index says of a split. wanted: entry of the index -> what it must be, '' for any."""
+    again = 'make the folder again from the text.'
+    for name, value in wanted.items():
+        if value and value != index[name]:
+            what = {'dataset': 'data set', 'tokenizer_fingerprint': 'tokenizer'}.get(name, name)
+            raise UserError(
+                f'{directory}: These tokens are of the {what} {index[name]!r}, but this run needs {value!r}. '
+                f'Name another folder, or {again}'
+            )
+    if split not in index['splits']:
+        raise UserError(
+            f'{directory}: There is no split {split!r}, only {", ".join(index["splits"])}. Name another '
+            f'folder, or {again}'
+        )
+    return index['splits'][split]
 
 
 def _misfit(arrays, examples) -> str:
