@@ -167,6 +167,15 @@ def test_residual_dropout_is_between_layer_and_projection():
     np.testing.assert_allclose(np.asarray(hidden)[kept], 2 * np.asarray(whole)[kept], rtol=1e-5)
 
 
+@pytest.mark.parametrize('embedding_dropout', ['table', 'sum'])
+def test_rows_that_follow_change_no_mask(embedding_dropout):
+    """On some meshes the last places of a batch are empty."""
+    rates = dict(dropout=0.5, residual_dropout=0.5, embedding_dropout=embedding_dropout)
+    alone, followed = (apply(tokens, dropped=True, **rates).hidden for tokens in (TOKENS, np.concatenate([TOKENS] * 2)))
+    np.testing.assert_allclose(followed[:4], alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(followed[4:] - alone).max() > 0.01
+
+
 @pytest.mark.parametrize('lengths', [(16, 16, 16), (1, 7, 0), (5, 16, 11)])
 def test_the_cache_holds_a_row_up_to_its_length(lengths):
     """It continues rows of different lengths, and what stands after them is nothing to it."""

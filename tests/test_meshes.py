@@ -180,7 +180,8 @@ ROWS = [
     ('transformer', '2 slices', Settings(vocab=40)),
     ('transformer', '2 slices', Settings()),
     ('transformer', '2 slices, fsdp', Settings()),
-    ('transformer', '3 devices', Settings(2, **WITHOUT)),  # with empty places, in which dropout would be others'
+    ('transformer', '3 devices', Settings()),  # with empty places, as in the next four
+    ('lstm', '3 devices', Settings()),
     *(('lstm', f'{n} devices', Settings(2, **WITHOUT)) for n in (5, 6, 7)),
     ('lstm', 'dp', Settings(2, **WITHOUT)),
     ('lstm', 'fsdp', Settings()),

@@ -60,7 +60,7 @@ def dropout(
     """`x` with elements zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
 
     key: None (evaluation) returns `x`. broadcast_axes: axes along which one mask is shared.
-    index: uint32 like `x`, if its elements are some of a larger array: their row-major positions there.
+    index: uint32 like `x`, if its elements are some, or all, of another array: their row-major positions there.
     """
     if key is None or rate == 0.0:
         return x

@@ -131,7 +131,7 @@ class LSTM(nn.Module):
             hidden, cells, _ = _forward(inputs, recurrent_kernel, starts, cache.hidden, cache.cell)
             lengths = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32) if lengths is None else lengths
             cache = Cache(_at(hidden, lengths, cache.hidden), _at(cells, lengths, cache.cell), cache.lengths + lengths)
-        hidden = dropout(hidden, key(self.residual_dropout), self.residual_dropout)
+        hidden = dropout(hidden, key(self.residual_dropout), self.residual_dropout, index=_batch_first(hidden.shape))
         out = jnp.einsum('tbu,uw->btw', hidden, out_kernel) + out_bias.astype(self.dtype)[None, None]
         return Output(nn.with_logical_constraint(out, ('batch', None, None)), table, cache)
 
@@ -139,6 +139,13 @@ class LSTM(nn.Module):
 def _gate_biases(key, shape, dtype=jnp.float32):
     del key
     return jnp.zeros(shape, dtype).at[1].set(1.0)
+
+
+def _batch_first(shape):
+    """uint32 [T, B, U]: where each element stands in an array [B, T, U]. Its mask then does not depend on the number of
+    rows, whose last are empty on some meshes."""
+    t, b, u = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
+    return (b * jnp.uint32(shape[0]) + t) * jnp.uint32(shape[2]) + u
 
 
 def _at(states, lengths, initial):
