@@ -108,8 +108,9 @@ def folder(tmp_path_factory):
     ('changes', 'where', 'words'),
     [
         (dict(kind='rnn'), 'model.kind: ', ["'rnn'", 'transformer, lstm, averages']),
-        (dict(heads=3), 'model: ', ['width=16 is not a multiple of heads=3']),
-        (dict(kind='averages', width=15), 'model: ', ['width=15 is odd']),
+        (dict(heads=3), 'model: ', ['(model.width=16 is not a multiple of model.heads=3)']),
+        (dict(kind='averages', width=15), 'model: ', ['(model.width=15 is odd)']),
+        (dict(kind='lstm'), 'model.kind: ', ['has no units, ', 'kind lstm', 'of :tiny_lstm, :small_lstm, :lstm.']),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(changes, where, words):
@@ -117,6 +118,12 @@ def test_what_cannot_be_built_is_one_sentence(changes, where, words):
         architecture.build(TRANSFORMER | changes, 40, 0, 'cpu')
     message = str(caught.value)
     assert message.startswith(where) and all(word in message for word in words) and '\n' not in message
+
+
+def test_the_sizes_of_another_kind_are_not_those_of_a_transformer():
+    of_lstm = dict(sizes.SIZES['tiny_lstm'].sizes, kind='transformer')
+    with pytest.raises(UserError, match='^model.kind: .* no heads, mlp_width, which .* one of :tiny, :small, :gpt1.$'):
+        architecture.build(of_lstm, 40, 0, 'cpu')
 
 
 def test_a_model_is_built_as_the_config_says():

@@ -235,10 +235,10 @@ def built(**changes):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        (dict(units=0), 'units=0 is not'),
-        (dict(units=-8), 'units=-8 is not'),
-        (dict(layers=2), 'an LSTM has layers=1'),
-        (dict(layers=0), 'an LSTM has layers=1'),
+        (dict(units=0), 'model.units=0 is not'),
+        (dict(units=-8), 'model.units=-8 is not'),
+        (dict(layers=2), 'an LSTM has model.layers=1'),
+        (dict(layers=0), 'an LSTM has model.layers=1'),
     ],
 )
 def test_sizes_that_cannot_be(changes, words):

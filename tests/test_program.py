@@ -321,7 +321,7 @@ def test_the_type_follows_the_devices_of_the_mesh(monkeypatch):
     ('changes', 'words'),
     [
         ({'kind': 'perceptron'}, "model.kind: 'perceptron' is unknown. Choose one of transformer"),
-        ({'heads': 3}, 'model: The sizes do not fit together (width=16 is not a multiple of heads=3).'),
+        ({'heads': 3}, 'model: The sizes do not fit together (model.width=16 is not a multiple of model.heads=3).'),
     ],
 )
 def test_a_model_that_cannot_be_built(changes, words):

@@ -5,13 +5,14 @@ is called like `Decoder.__call__` (without `cache` and `lengths` if it cannot ge
 
   SIZES: names of the attributes that fix its parameters' shapes, including `n_positions`, `width` and `layers`.
   CANNOT: those of ABILITIES that it lacks.
-  check_sizes(sizes): raises ValueError for sizes that do not fit together.
+  check_sizes(sizes): raises ValueError for sizes that do not fit together, which its words write as NAME=VALUE.
   flops_per_token(lm_head): of training, forward and backward pass.
   transfer(fresh, source, source_special, n_layers): see `Decoder.transfer`.
   empty_cache(batch, length), cache_shardings(sharding): if it can generate, see `Decoder`.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
 from gpt1_jax.model import attention
 from gpt1_jax.model.lstm import LSTM
+from gpt1_jax.model.sizes import SIZES
 from gpt1_jax.model.transformer import Decoder
 
 DEFAULT_KIND = 'transformer'
@@ -64,17 +66,25 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
       platform: of the devices that it runs on; a `dtype` of 'auto' is float32 on 'cpu' and bfloat16 elsewhere, an
         `attention` of 'auto' the kernel of the platform, if it has one that fits the model.
 
-    Raises UserError for an unknown kind, sizes that do not fit together, or a kernel that does not fit them.
+    Raises UserError for an unknown kind, sizes that it lacks or that do not fit together, or a kernel that does not fit
+    them.
     """
     kind = model_config.get('kind', DEFAULT_KIND)
     check_choice('model.kind', kind, KINDS)
     made = KINDS[kind]
     names = {field.name for field in dataclasses.fields(made)}
     values = {name: value for name, value in model_config.items() if name in names}
+    if lacking := [name for name in made.SIZES if name not in values]:
+        complete = ', '.join(f':{name}' for name, size in SIZES.items() if size.kind == kind)
+        raise UserError(
+            f'model.kind: This config has no {", ".join(lacking)}, which a model of kind {kind} needs. Use '
+            f'configs/pretrain.py with one of {complete}.'
+        )
     try:
         made.check_sizes(values)
     except ValueError as error:
-        raise UserError(f'model: The sizes do not fit together ({error}). Change one of them.') from error
+        keys = re.sub(r'\w+=', r'model.\g<0>', str(error))
+        raise UserError(f'model: The sizes do not fit together ({keys}). Change one of them.') from error
     dtype = values.pop('dtype', 'auto')
     if dtype == 'auto':
         dtype = 'float32' if platform == 'cpu' else 'bfloat16'
