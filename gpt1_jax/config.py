@@ -107,6 +107,7 @@ _RANGES = (
     ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
     ('mesh.shape', lambda x: x == int(x), 'a whole number'),
 )
+_FILLED = {'batches': '1,8', 'sets': 'sst2,race', 'works': 'pretrain,sst2'}  # lists of at least one, such as this one
 _CHOICES = {
     'model.embedding_dropout': ('table', 'sum'),
     'model.softmax_rows': ('all', 'tokens'),
@@ -132,6 +133,9 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
             if is_one_of(keys.split()) and not all(_passes(one, test) for one in _elements(value)):
                 which = 'Each' if isinstance(value, tuple) else 'It'
                 raise UserError(f'{full}: {value!r} is not possible. {which} must be {words}.')
+        for key, example in _FILLED.items():
+            if is_one_of([key]) and not value:
+                raise UserError(f'{full}: It is empty. Give at least one, such as {example}.')
         for key, choices in _CHOICES.items():
             if is_one_of([key]):
                 check_choice(full, value, choices)

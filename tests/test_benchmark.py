@@ -101,6 +101,15 @@ def test_what_there_is_no_time_for_is_said(tmp_path):
     assert 'batch 3: no time is left' in (tmp_path / 'table.txt').read_text()
 
 
+@pytest.mark.slow
+def test_a_model_of_two_positions_generates_a_token(tmp_path):
+    main.run_task(config('generate', batches=(2,), **{'model.n_positions': 2}), str(tmp_path))
+    found = report(tmp_path)['generation']['batch 2']
+    assert found['prompt'] == found['new'] == 1 and found['tokens_per_s']['median'] > 0 and 'token_ms' not in found
+    text = (tmp_path / 'table.txt').read_text()
+    assert 'first token' in text and 'following token' not in text
+
+
 def machine(monkeypatch, seconds_of):
     """Nothing is compiled or run: a step takes seconds_of(work)."""
     facts = {'compile_s': 1.0, 'from_cache': False, 'planned_gb': 2.0}
@@ -188,9 +197,17 @@ def test_an_interruption_leaves_what_was_measured(tmp_path, monkeypatch):
         ('pretrain', {'data.source': 'text:/books'}, "data.source: 'text:/books' cannot be measured. Name prepared"),
         ('pretrain', {'minutes': 0.0}, 'minutes: 0.0 is not possible. It must be more than 0.'),
         ('finetune', {'sets': ('mnli',)}, "sets: 'mnli' is unknown. Choose one of sst2, race."),
+        ('finetune', {'sets': (), 'sweep': True}, 'sets: It is empty. Give at least one, such as sst2,race.'),
+        ('generate', {'batches': ()}, 'batches: It is empty. Give at least one, such as 1,8.'),
+        ('generate', {'model.n_positions': 1}, 'model.n_positions: 1 has no room for a prompt and a token. It must be'),
+        ('pretrain', {'data.batch_size': 7, 'optimizer.accumulation': 2}, 'data.batch_size: 7 does not divide into 2'),
+        ('finetune', {'data.batch_size': 2, 'optimizer.accumulation': 4}, 'optimizer.accumulation: 4 micro-batches'),
+        ('pretrain', {'model.mlp_width': 2**17, 'model.width': 2**17, 'model.layers': 96}, 'model: The parameters, '),
     ],
 )
-def test_what_is_refused(tmp_path, argument, changes, message):
+def test_what_is_refused(tmp_path, monkeypatch, argument, changes, message):
+    """Before anything is measured."""
+    monkeypatch.delattr(benchmark.ceilings, 'product')
     with pytest.raises(UserError) as caught:
         main.run_task(config(argument, **changes), str(tmp_path))
     assert str(caught.value).startswith(message)

@@ -142,6 +142,13 @@ def test_keys_of_a_single_task_are_checked_too(of, key, value):
         common.check(config)
 
 
+def test_an_empty_list_of_programs_is_named():
+    config = compile_config.get_config()
+    config.works = ()
+    with pytest.raises(UserError, match='^works: It is empty. Give at least one, such as pretrain,sst2.$'):
+        common.check(config)
+
+
 @pytest.mark.parametrize(
     'name', sorted(path.stem for path in pathlib.Path(pretrain.__file__).parent.glob('*.py') if path.stem != 'common')
 )

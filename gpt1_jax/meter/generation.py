@@ -18,7 +18,7 @@ from gpt1_jax.training.state import abstract_params
 
 def prompt_length(model: nn.Module) -> int:
     """Tokens of a prompt here, and of its continuation."""
-    return model.n_positions // 4
+    return max(1, model.n_positions // 4)
 
 
 def random_parameters(model: nn.Module, partitioner: Partitioner) -> dict:
@@ -49,8 +49,8 @@ def measure(
 
     Returns:
       'batch'; 'prompt' and 'new', tokens of each; 'tokens_per_s' of new tokens, with the time of reading the prompt;
-      'first_token_ms'; 'token_ms', of a later token of all texts; 'compile_s', with a first run; `memory.peak`. And the
-      text of the compiled decode, whose loop makes a token.
+      'first_token_ms'; 'token_ms', of a later token of all texts, if there is one; 'compile_s', with a first run;
+      `memory.peak`. And the text of the compiled decode, whose loop makes a token.
 
     Raises:
       NoRoomError: the memory is too small.
@@ -82,13 +82,14 @@ def measure(
         first = rounds(lambda: make(1), seconds=seconds / 4, most=20)
         whole = rounds(lambda: make(length), seconds=seconds * 3 / 4, most=20)
         used = peak(devices, before, planned(compiled)['memory_gb'])
+    later = spread(whole)['median'] - spread(first)['median']
     return {
         'batch': batch,
         'prompt': length,
         'new': length,
         'tokens_per_s': rates(batch * length, whole),
         'first_token_ms': spread([1e3 * t for t in first]),
-        'token_ms': (spread(whole)['median'] - spread(first)['median']) / (length - 1) * 1e3,
+        **({'token_ms': later / (length - 1) * 1e3} if length > 1 else {}),
         'compile_s': round(compile_s, 2),
         **used,
     }, compiled.as_text()

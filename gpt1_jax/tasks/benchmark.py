@@ -113,7 +113,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         },
     }
     try:
-        _ceilings(bench, model.dtype)
         {'pretrain': _pretrain, 'finetune': _finetune, 'generate': _generate}[config.work](bench, model)
     finally:
         bench.save()
@@ -152,6 +151,7 @@ def _open_shards(config, workdir):
 
 
 def _ceilings(bench, dtype):
+    """Each kind of work has them measured first, once it has refused what cannot be."""
     logging.info('benchmark: ceilings of the device')
     seconds = bench.seconds(20, most=5.0)
     bench.report['ceilings'] = {
@@ -177,6 +177,8 @@ def _pretrain(bench, model):
         made = program.pretraining(config, bench.vocab_size, work.TOTAL_STEPS, bench.partitioner)
         return work.Work(made, batches)
 
+    make(bench.config).program.check_room()
+    _ceilings(bench, model.dtype)
     name = f'{bench.config.data.batch_size} x {model.n_positions} tokens'
     _in_turn(bench, 'training', [name], lambda _, parts: _measure(bench, make, 1, parts))
     if bench.config.sweep:
@@ -190,6 +192,8 @@ def _finetune(bench, model):
     measure = lambda name, parts: _evaluated(
         bench, make(name), work.SETS[name], _measure(bench, make(name), _CYCLE, parts)
     )
+    make(bench.config.sets[0])(bench.config).program.check_room()
+    _ceilings(bench, model.dtype)
     _in_turn(bench, 'training', bench.config.sets, measure)
     if bench.config.sweep:
         _sweep(bench, make(bench.config.sets[0]), _CYCLE, model)
@@ -233,6 +237,9 @@ def _evaluated(bench, make, of_set, found):
 
 def _generate(bench, model):
     architecture.Architecture.of(model).require('generate', f'size {bench.config.size}')
+    if model.n_positions < 2:
+        raise UserError('model.n_positions: 1 has no room for a prompt and a token. It must be at least 2.')
+    _ceilings(bench, model.dtype)
     params = generation.random_parameters(model, bench.partitioner)
     steps = jit_steps(model, bench.partitioner, 2 * generation.prompt_length(model), decoding.Sampling())
     batches = {f'batch {batch}': batch for batch in bench.config.batches}
