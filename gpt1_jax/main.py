@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
         logging.info('%s: Process 0 does it, and this one waits.', _CONFIG.value.task)
     else:
         if not alone:
+            check(_CONFIG.value)  # before, because NaN is not even the same as itself
             check_same(_CONFIG.value)
         run_task(_CONFIG.value, _WORKDIR.value or f'runs/{_CONFIG.value.task}')
 

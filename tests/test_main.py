@@ -151,6 +151,10 @@ def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
             'optimiser: The config has no such key. Did you mean optimizer?',
         ),
         (['generate.py', '--config.seed=x'], NOT_WHOLE),
+        (
+            ['pretrain.py', '--config.optimizer.learning_rate=nan'],
+            'optimizer.learning_rate: nan is not possible. It must be more than 0.',
+        ),
         (['generate.py', '--flagfile=/nowhere'], NO_FLAG_FILE),
         (['prepare.py:huge'], "configs/prepare.py: It takes no argument. Leave ':huge' out."),
         (
