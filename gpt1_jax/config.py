@@ -1,7 +1,6 @@
 """Checks of a config's values, its saved form, and the comparison on resume."""
 
 import json
-import math
 import os
 import re
 import shlex
@@ -69,14 +68,10 @@ _RANGES = (
         'data.tokens data.max_score data.score_train data.patience optimizer.warmup_steps optimizer.weight_decay '
         'optimizer.max_grad_norm checkpoint.every checkpoint.every_minutes checkpoint.keep_every checkpoint.keep_log '
         'log.eval_every log.zero_shot.every lm_coefficient temperature top_k layers coefficients entries',
-        lambda x: 0 <= x < math.inf,
+        lambda x: x >= 0,
         '0 or more',
     ),
-    (
-        'data.epochs optimizer.learning_rate optimizer.eps model.init_std minutes',
-        lambda x: 0 < x < math.inf,
-        'more than 0',
-    ),
+    ('data.epochs optimizer.learning_rate optimizer.eps model.init_std minutes', lambda x: x > 0, 'more than 0'),
     (
         'model.dropout model.attention_dropout model.residual_dropout model.head_dropout optimizer.b1 optimizer.b2 '
         'optimizer.warmup_fraction',
@@ -101,12 +96,16 @@ _RANGES = (
     ('model.layers', lambda x: x <= MOST_LAYERS, f'at most {MOST_LAYERS:,}'),
     ('seeds', lambda x: x <= 10_000, 'at most 10,000'),
     ('workers', lambda x: 0 <= x <= 4096, 'from 0 to 4,096'),
+    ('optimizer.b1 optimizer.b2', lambda x: x <= 0.999999, 'at most 0.999999'),  # in float32 more may be 1
     ('temperature', lambda x: x == 0 or x >= 1e-30, '0, or at least 1e-30'),
     ('data.limit', lambda x: x >= 1, 'at least 1'),
-    ('top_p data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
+    ('top_p', lambda x: 1e-30 <= x <= 1, 'from 1e-30 to 1'),
+    ('data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
     ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
     ('mesh.shape', lambda x: x == int(x), 'a whole number'),
 )
+# Of every fraction, also those that the step never sees: in float32 another would be 0, or not finite.
+_FLOAT32 = lambda x: not isinstance(x, float) or x == 0 or 1e-37 <= abs(x) <= 1e38, '0, or from 1e-37 to 1e38'
 _FILLED = {'batches': '1,8', 'sets': 'sst2,race', 'works': 'pretrain,sst2'}  # lists of at least one, such as this one
 _CHOICES = {
     'model.embedding_dropout': ('table', 'sum'),
@@ -129,8 +128,9 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
             continue
         if isinstance(value, str) and full.rpartition('.')[2] in _PATHS:
             check_place(full, value)
-        for keys, test, words in _RANGES:
-            if is_one_of(keys.split()) and not all(_passes(one, test) for one in _elements(value)):
+        ranges = [(test, words) for keys, test, words in _RANGES if is_one_of(keys.split())]
+        for test, words in (*ranges, _FLOAT32):
+            if not all(_passes(one, test) for one in _elements(value)):
                 which = 'Each' if isinstance(value, tuple) else 'It'
                 raise UserError(f'{full}: {value!r} is not possible. {which} must be {words}.')
         for key, example in _FILLED.items():

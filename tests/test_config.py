@@ -65,7 +65,15 @@ def test_the_configs_themselves_are_right(config):
         ('data.epochs', 0.0, 'more than 0'),
         ('optimizer.learning_rate', -1.0, 'more than 0'),
         ('optimizer.learning_rate', float('nan'), 'more than 0'),
-        ('optimizer.learning_rate', float('inf'), 'more than 0'),
+        ('optimizer.learning_rate', float('inf'), '0, or from 1e-37 to 1e38'),
+        ('optimizer.learning_rate', 1e39, '0, or from 1e-37 to 1e38'),
+        ('optimizer.eps', 1e-50, '0, or from 1e-37 to 1e38'),
+        ('optimizer.weight_decay', 1e-40, '0, or from 1e-37 to 1e38'),
+        ('optimizer.max_grad_norm', float('inf'), '0, or from 1e-37 to 1e38'),
+        ('model.init_std', 1e39, '0, or from 1e-37 to 1e38'),
+        ('data.held_out', float('nan'), '0, or from 1e-37 to 1e38'),
+        ('optimizer.b1', 1 - 1e-8, 'at most 0.999999'),
+        ('optimizer.b2', 1 - 1e-8, 'at most 0.999999'),
         ('model.dropout', 1.0, 'from 0 to below 1'),
         ('optimizer.b1', 1.0, 'from 0 to below 1'),
         ('model.embedding_dropout', 'rows', 'table, sum'),
@@ -119,6 +127,10 @@ def test_values_of_the_parts_are_checked_too():
     config = quickstart.get_config()
     config.finetune.lm_coefficient = -2.0
     with pytest.raises(UserError, match='^finetune.lm_coefficient: -2.0 '):
+        common.check(config)
+    config = ablation.get_config()
+    config.coefficients = 0.5, 1e39
+    with pytest.raises(UserError, match=r'^coefficients: \(0.5, 1e\+39\) is .* Each must be 0, or from 1e-37'):
         common.check(config)
     config = quickstart.get_config()
     config.seeds = 10**12  # of which a list is made

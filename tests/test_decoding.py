@@ -269,6 +269,12 @@ def test_kept_tokens_of_a_large_vocabulary(top_k, top_p):
     assert set(np.asarray(tokens).tolist()) <= kept(logits.astype(np.float64), top_k, top_p)
 
 
+def test_the_most_probable_token_is_kept_in_any_case():
+    logits = RNG.normal(0, 3, 500).astype(np.float32)
+    cut = decoding.truncate(logits, Sampling(1.0, 0, 1e-39))  # 0 in float32
+    assert np.flatnonzero(np.isfinite(cut)).tolist() == [logits.argmax()]
+
+
 def test_a_minute_temperature_is_greedy():
     logits = RNG.normal(0, 3, (20, 500)).astype(np.float32)
     draw = jax.vmap(functools.partial(decoding.draw, truncated=True), (0, 0, None))

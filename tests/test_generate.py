@@ -175,6 +175,7 @@ def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monke
     [
         (dict(temperature=-1.0), 'temperature: -1.0 is not'),
         (dict(top_p=0.0), 'top_p: 0.0 is not'),
+        (dict(top_p=1e-39), 'top_p: 1e-39 is not'),  # 0 in float32
         (dict(top_p=1.5), 'top_p: 1.5 is not'),
         (dict(top_k=-1), 'top_k: -1'),
         (dict(samples=0), 'samples: 0'),

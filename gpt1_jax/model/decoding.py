@@ -146,7 +146,7 @@ def _keep_largest(logits, weights, amount):
     """`logits`, with -inf for those below the largest threshold from which on the weights sum to `amount` or more.
 
     The threshold is found bit by bit, with the logits as integers of the same order: 32 sums instead of a sort, which
-    takes many times as long. Ties with the smallest one kept are kept.
+    takes many times as long. Ties with the smallest one kept are kept, and the largest in any case.
     """
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)
@@ -157,4 +157,4 @@ def _keep_largest(logits, weights, amount):
         return jnp.where(jnp.sum(jnp.where(ordered >= higher, weights, 0)) >= amount, higher, threshold)
 
     threshold = jax.lax.fori_loop(0, 32, decide, jnp.zeros((), jnp.uint32))
-    return jnp.where(ordered >= threshold, logits, -jnp.inf)
+    return jnp.where(ordered >= jnp.minimum(threshold, ordered.max()), logits, -jnp.inf)
