@@ -95,6 +95,15 @@ def test_tensorboard_reads_back(tmp_path):
     assert scalars(tmp_path) == [(3, 'train/loss', 2.5), (3, 'lr', 0.125), (7, 'train/loss', 1.5)]
 
 
+def test_numbers_that_are_not_finite_are_written_without_a_word(tmp_path, caplog):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {'loss': float('nan'), 'norm': float('inf')})
+    writer.close()
+    (first, norm), not_finite = scalars(tmp_path), {'loss': 'nan', 'norm': 'inf'}
+    assert np.isnan(first[2]) and norm == (1, 'norm', np.inf) and not caplog.records
+    assert not_finite.items() <= read_lines(tmp_path)[0].items()
+
+
 def test_a_resumed_run_writes_what_an_uninterrupted_one_does(tmp_path):
     def run(workdir, start, stop):
         writer = MetricWriter(workdir)

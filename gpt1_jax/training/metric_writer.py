@@ -210,7 +210,7 @@ class _TensorBoard:
     """Writes event files. Not by SummaryWriter: its thread dies of a full disk, and then it waits for ever."""
 
     def __init__(self, folder, first_step):
-        from tensorboardX import event_file_writer, record_writer, summary
+        from tensorboardX import event_file_writer, record_writer
         from tensorboardX.proto import event_pb2
 
         folder.mkdir(exist_ok=True)  # not the workdir: where it was removed, the run ends
@@ -218,7 +218,7 @@ class _TensorBoard:
         record_writer.register_writer_factory('gs', remote)  # its own needs one more package
         # Without the suffix, two files opened within a second would have the same name.
         self._events = event_file_writer.EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        self._event = event_pb2.Event
         if first_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             for fields in ({'file_version': 'brain.Event:2'}, {'session_log': start}):
@@ -226,8 +226,9 @@ class _TensorBoard:
 
     def write(self, step, metrics, now):
         for name, value in metrics.items():
-            event = self._event(step=step, wall_time=now, summary=self._scalar(name, value))
-            self._events.write_event(event)
+            # Not by tensorboardX's own function, which complains of each number that is not finite.
+            scalar = {'value': [{'tag': name, 'simple_value': value}]}
+            self._events.write_event(self._event(step=step, wall_time=now, summary=scalar))
 
     def flush(self):
         self._events.flush()
