@@ -75,7 +75,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                     choices='',  # of multiple choice: the columns of the choices, if these are not one list
                     labels='',  # names of the labels, in the order of their ids
                     label_field='label',  # column of the label
-                    metrics='',  # the first picks the best epoch; empty: accuracy, or pearson
+                    metrics='',  # the first picks the best epoch; empty: accuracy, or pearson; f1: of the second label
                     max_score=0,  # highest score, for scores from 0 in place of labels
                 )
             ),

@@ -157,7 +157,7 @@ def test_the_log_tells_of_the_labels_and_of_one_answer_to_all(folder, tmp_path, 
     for split, lines in (('train', train), ('dev', dev)):
         (tmp_path / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     config = runs.finetuning(folder, folder / 'lm')
-    config.data.update(source=f'files:{tmp_path}', epochs=1.0)
+    config.data.update(source=f'files:{tmp_path}', epochs=1.0, metrics='accuracy,f1')
     with caplog.at_level('INFO', logger='absl'):
         result = finetune.run(config, epath.Path(tmp_path) / 'run')
     told = [record.message for record in caplog.records if record.levelname == 'WARNING']
@@ -170,6 +170,7 @@ def test_the_log_tells_of_the_labels_and_of_one_answer_to_all(folder, tmp_path, 
         'nothing of others.',
     ]
     assert 'custom, train split: 8 examples: sea 8, farm 0' in caplog.text
+    assert caplog.text.count("custom: F1 is that of the label 'farm'") == 1
     assert result.facts['dev_constant'] == 1.0 and '; always the same answer scores 1.0000' in caplog.text
 
 

@@ -43,6 +43,9 @@ def test_constant_predictions_are_zero_not_nan(constant):
         if constant == 0:
             assert metrics.compute(['f1'], LABELS, guesses) == {'f1': 0.0}
         assert metrics.compute(['pearson'], np.full(10, 2.5), np.arange(10.0)) == {'pearson': 0.0}
+        of_class = ['accuracy', 'matthews', 'f1']  # of examples with one label alone
+        assert metrics.compute(of_class, guesses, guesses) == {'accuracy': 1.0, 'matthews': 0.0, 'f1': float(constant)}
+        assert metrics.compute(['matthews'], guesses, GUESSES) == {'matthews': 0.0}
 
 
 def test_nan_is_an_error():

@@ -34,10 +34,20 @@ def _sklearn():
     return import_package('sklearn.metrics', 'predictions cannot be scored')
 
 
+def _constant(labels, predicted):
+    """Whether a correlation is undefined: a constant correlates with nothing."""
+    return np.ptp(labels) == 0 or np.ptp(predicted) == 0
+
+
+def _matthews(labels, predicted):
+    # scikit-learn gives 0 too, with a warning where both sides are one and the same label.
+    return 0.0 if _constant(labels, predicted) else _sklearn().matthews_corrcoef(labels, predicted)
+
+
 def _correlation(name):
     def metric(labels, predicted):
-        if np.ptp(labels) == 0 or np.ptp(predicted) == 0:
-            return 0.0  # undefined: a constant correlates with nothing
+        if _constant(labels, predicted):
+            return 0.0
         # Nearly constant values may still round to an undefined result.
         return np.nan_to_num(getattr(scipy.stats, name)(labels, predicted).statistic)
 
@@ -46,7 +56,7 @@ def _correlation(name):
 
 METRICS = {
     'accuracy': lambda labels, predicted: _sklearn().accuracy_score(labels, predicted),
-    'matthews': lambda labels, predicted: _sklearn().matthews_corrcoef(labels, predicted),  # 0 where a side is constant
+    'matthews': _matthews,
     'f1': lambda labels, predicted: _sklearn().f1_score(labels, predicted, zero_division=0.0),  # of label 1
     'pearson': _correlation('pearsonr'),
     'spearman': _correlation('spearmanr'),

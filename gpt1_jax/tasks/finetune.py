@@ -95,6 +95,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         saved.architecture.sizes['layers'],
         saved.directory,
     )
+    if 'f1' in dataset.metrics:
+        logging.info('%s: F1 is that of the label %r', dataset.name, dataset.labels[1])
     predict = make_predictor(
         program.classifier, program.abstract.params, program.partitioner, config.data.eval_batch_size
     )
