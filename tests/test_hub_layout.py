@@ -46,6 +46,27 @@ def splits_of(layout):
             'all',
             {'test': ['all/test/0000.parquet'], 'train': ['all/train/0000.parquet', 'all/train/0001.parquet']},
         ),
+        (  # of folders that have the names of splits, as Spark and others write them
+            ['train/part-0.parquet', 'train/part-1.parquet', 'dev/part-0.parquet'],
+            'default',
+            {'dev': ['dev/part-0.parquet'], 'train': ['train/part-0.parquet', 'train/part-1.parquet']},
+        ),
+        (
+            ['data/train/a.parquet', 'data/val/validation.parquet'],
+            'default',
+            {'train': ['data/train/a.parquet'], 'val': ['data/val/validation.parquet']},
+        ),
+        # A config with the name of a split, which has splits itself.
+        (
+            ['test/train.parquet', 'test/dev.parquet'],
+            'test',
+            {'dev': ['test/dev.parquet'], 'train': ['test/train.parquet']},
+        ),
+        (
+            ['train.parquet', '.dev.parquet', '.old/test.parquet', 'data/.x/dev.parquet'],
+            'default',
+            {'train': ['train.parquet']},
+        ),
     ],
 )
 def test_by_the_names_of_files(tmp_path, files, config, splits):
@@ -130,8 +151,9 @@ def test_dicts_and_lists_of_files(tmp_path):
 
 def test_several_configs_need_a_choice(tmp_path):
     files = [f'{config}/train-00000-of-00001.parquet' for config in ('a', 'b')]
-    with pytest.raises(UserError, match=r'several configs. Add one to the name: .*copy:CONFIG, of a, b\.'):
+    with pytest.raises(UserError, match=rf'several configs. Add one to the name: hf:{tmp_path}/copy:CONFIG, of a, b\.'):
         layout_of(tmp_path, files)
+    assert layout_of(tmp_path, files, rest=f'{tmp_path}/copy:b').config == 'b'
     assert layout_of(tmp_path, [*files, 'train.parquet']).config == 'default'
     years = (
         '---\nconfigs:\n- {config_name: 2019, data_files: a/*}\n'
@@ -177,6 +199,23 @@ def test_two_that_could_be_meant_and_a_part(tmp_path):
 def test_a_split_that_is_not_whole(tmp_path, files, match):
     with pytest.raises(UserError, match=match + ' is missing'):
         layout_of(tmp_path, files).paths('train')
+
+
+def test_the_name_of_a_config_on_the_hub(hub_server, tmp_path):
+    upload(hub_server, tmp_path, {'a/train.parquet': '', 'b/train.parquet': ''})
+    with pytest.raises(UserError, match=rf'Add one to the name: hf:{NAME}:CONFIG, of a, b\.'):
+        hub_layout.open_layout(NAME)
+
+
+def test_only_what_is_near(tmp_path):
+    files = ['train.parquet', 'data/dev.parquet', 'data/old/test.parquet', 'backup/test.parquet']
+    layout_of(tmp_path, files)
+    layout = hub_layout.open_layout(str(tmp_path / 'copy'), near=True)
+    assert splits_of(layout) == {'train': ['train.parquet'], 'dev': ['data/dev.parquet']}
+    for name in files[:2]:
+        (tmp_path / 'copy' / name).unlink()
+    folder = epath.Path(tmp_path / 'copy')
+    assert hub_layout.has_parquet(folder) and not hub_layout.has_parquet(folder, near=True)
 
 
 def test_what_is_no_data_set(tmp_path):

@@ -188,6 +188,55 @@ def test_parquet(tmp_path):
     assert load_files(PAIRS, tmp_path).ids == ['7', '9']
 
 
+def test_parquet_of_a_folder_below_is_no_split_that_is_missing(tmp_path):
+    """It is a backup, or another set."""
+    write_lines(tmp_path / 'train.csv', ENTRIES)
+    row = {'a': 'old', 'b': 'x', 'label': 0}
+    parquet(tmp_path / 'backup' / 'old' / 'dev.parquet', [row])
+    parquet(tmp_path / '.dev.parquet', [row])
+    assert available_splits(PAIRS, f'files:{tmp_path}') == ['train']
+    assert refusal(PAIRS, tmp_path, 'dev').endswith(
+        'only backup, train.csv. Add the file; if a parquet file of a folder below is it, move it here as dev.parquet.'
+    )
+    write_lines(tmp_path / 'train.csv.gz', ENTRIES)  # two that may be meant are a split too
+    assert 'There is no dev.jsonl' in refusal(PAIRS, tmp_path, 'dev')
+    (tmp_path / 'train.csv.gz').unlink()
+    for split in ('test', 'validation'):
+        parquet(tmp_path / 'custom' / f'{split}-00000-of-00001.parquet', [row])  # a config of the set's name
+    parquet(tmp_path / 'data' / 'test.parquet', [row | {'a': 'tested'}])
+    parquet(tmp_path / 'validation.parquet', [row | {'a': 'new'}])
+    assert available_splits(PAIRS, f'files:{tmp_path}') == ['train', 'dev', 'test']
+    assert load_files(PAIRS, tmp_path, 'dev').fields['a'] == ['new']
+    assert load_files(PAIRS, tmp_path, 'test').fields['a'] == ['tested']
+    (tmp_path / 'validation.parquet').unlink()
+    assert refusal(PAIRS, tmp_path, 'dev').endswith('only backup, custom, data, train.csv. Add the file.')
+
+
+def test_parquet_of_hidden_folders_is_not_read(tmp_path):
+    for name in ('.ipynb_checkpoints/train', '.train', 'data/.old/train'):
+        parquet(tmp_path / f'{name}.parquet', [{'a': 'x', 'b': 'y', 'label': 0}])
+    assert available_splits(PAIRS, f'files:{tmp_path}') == []
+
+
+def test_where_parquet_is_read_from_is_told(tmp_path, caplog):
+    for split, rows in (('train', 2), ('validation', 1)):
+        for i in range(rows):
+            parquet(tmp_path / 'all' / split / f'000{i}.parquet', [{'a': f'{i}', 'b': 'x', 'label': 0}])
+    with caplog.at_level('INFO', logger='absl'):
+        assert load_files(PAIRS, tmp_path).fields['a'] == ['0', '1']
+        assert load_files(PAIRS, tmp_path, 'dev').fields['a'] == ['0']
+    assert f'{tmp_path}: its train split is all/train/0000.parquet and 1 more' in caplog.messages
+    assert f'{tmp_path}: its validation split is all/validation/0000.parquet' in caplog.messages
+
+
+def test_parquet_of_folders_that_are_splits(tmp_path):
+    for split, texts in (('train', 'ab'), ('dev', 'c')):
+        for i, text in enumerate(texts):
+            parquet(tmp_path / split / f'part-{i}.parquet', [{'a': text, 'b': 'x', 'label': 0}])
+    assert available_splits(PAIRS, f'files:{tmp_path}') == ['train', 'dev']
+    assert load_files(PAIRS, tmp_path).fields['a'] == ['a', 'b'] and load_files(PAIRS, tmp_path, 'dev').ids == ['0']
+
+
 def test_parquet_with_lists(tmp_path):
     passage = {
         'article': 'x',

@@ -18,6 +18,7 @@ from gpt1_jax.files import import_package, local_copy
 _CONVERTED = 'refs/convert/parquet'
 _PART = re.compile(r'(.*)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?')  # of a split in several files
 _DEV = re.compile('^(validation|dev|valid|val)(?![a-z])')
+_SPLIT = re.compile('(train|test|validation|dev|valid|val)(_(mis)?matched)?$')
 _DEV_NAMES = ('validation', 'dev', 'valid', 'val')
 
 
@@ -71,17 +72,18 @@ def local_folder(rest: str) -> tuple[epath.Path, str] | None:
     return None
 
 
-def has_parquet(folder: epath.Path) -> bool:
-    """Whether a local folder holds parquet files, at any depth."""
-    return any(name.endswith('.parquet') for name in hub.open_folder('', folder).sizes)
+def has_parquet(folder: epath.Path, near: bool = False) -> bool:
+    """Whether a local folder holds parquet files: at any depth, or only those that are `near`, see `open_layout`."""
+    return bool(_parquet(hub.open_folder('', folder).sizes, near))
 
 
-def open_layout(rest: str, download: bool = True, preferred: Sequence[str] = ()) -> Layout:
+def open_layout(rest: str, download: bool = True, preferred: Sequence[str] = (), near: bool = False) -> Layout:
     """The data set of a URI hf:REST: a local folder is taken first, then the hub.
 
     Args:
       download: whether the hub may be asked.
       preferred: configs to choose where the URI names none, and there are several.
+      near: whether only the files in the folder itself and in its folder `data` are read.
 
     Raises:
       UserError: no such set or config, no parquet files, or it cannot be fetched.
@@ -95,11 +97,11 @@ def open_layout(rest: str, download: bool = True, preferred: Sequence[str] = ())
     else:
         raise UserError(f'{where}: This is no folder, and no name on the hub. Write hf:DIR or hf:OWNER/NAME:CONFIG.')
     card = _card(repository)
-    configs = _configs(card, repository.sizes)
+    configs = _configs(card, _parquet(repository.sizes, near))
     if not configs and not local and not name.revision:
         logging.info("%s: it has no parquet files, so the hub's conversion is read", where)
         repository = hub.open_repository(where, name._replace(revision=_CONVERTED), 'dataset', download)
-        configs = _configs({}, repository.sizes)
+        configs = _configs({}, _parquet(repository.sizes))
     if not configs:
         raise UserError(f'{where}: It has no parquet files. Fetch its files, and give files:DIR or text:DIR.')
     config = _choose(where, configs, asked, [*preferred, *_defaults(card)])
@@ -117,7 +119,8 @@ def _choose(where, configs, asked, preferred):
         if config in configs:
             logging.info('%s: of its configs %s, %s is read', where, _some(configs), config)
             return config
-    raise UserError(f'{where}: It has several configs. Add one to the name: {where}:CONFIG, of {_some(configs)}.')
+    name = f'hf:{where.removeprefix("hf:")}'  # files: takes no config
+    raise UserError(f'{where}: It has several configs. Add one to the name: {name}:CONFIG, of {_some(configs)}.')
 
 
 def _some(names):
@@ -168,9 +171,14 @@ def _class_names(card, config):
     return found
 
 
-def _configs(card, names: Collection[str]) -> dict[str, dict[str, list[str]]]:
+def _parquet(names: Collection[str], near: bool = False) -> list[str]:
+    """Those of parquet files, sorted, without hidden ones. near: see `open_layout`."""
+    found = [name for name in names if name.endswith('.parquet') and not f'/{name}'.count('/.')]
+    return sorted(name for name in found if not near or '/' not in name.removeprefix('data/'))
+
+
+def _configs(card, parquet: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     """config -> split -> parquet files, as README.md says, or else as the names of the files do."""
-    parquet = sorted(name for name in names if name.endswith('.parquet'))
     configs = {}
     for one in _entries(card, 'configs'):
         splits = {}
@@ -183,7 +191,16 @@ def _configs(card, names: Collection[str]) -> dict[str, dict[str, list[str]]]:
         for name in parquet:
             config, split = _config_and_split(name)
             configs.setdefault(config, {}).setdefault(split, []).append(name)
+        splits = {folder.removeprefix('data/'): sum(parts.values(), []) for folder, parts in configs.items()}
+        if configs and all(map(_is_split, configs, configs.values())) and len(splits) == len(configs):
+            configs = {'default': splits}  # train/part-0.parquet, dev/part-0.parquet
     return configs
+
+
+def _is_split(folder, parts):
+    """Whether a folder is a split, by its name, and not a config: none of its files has the name of another split."""
+    word = lambda name: (found := _SPLIT.match(name.removeprefix('data/'))) and _DEV.sub('dev', found[0])
+    return bool(word(folder)) and {*map(word, parts)} <= {None, word(folder)}
 
 
 def _patterns(config):

@@ -5,22 +5,27 @@ An id of a label becomes its name, as the set itself says it: sets have the same
 
 from collections.abc import Iterator, Mapping
 
+from absl import logging
+
 from gpt1_jax.data import hub_layout, parquet
 from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.errors import UserError
 
 
-def entries(dataset: Dataset, rest: str, split: str, download: bool = True) -> Iterator[tuple[str, dict]]:
+def entries(
+    dataset: Dataset, rest: str, split: str, download: bool = True, near: bool = False
+) -> Iterator[tuple[str, dict]]:
     """The entries of a split of hf:REST, each with where it stands.
 
     Args:
       split: as the source calls it; other words for validation are found too.
       download: whether the hub may be asked.
+      near: see `hub_layout.open_layout`.
 
     Raises:
       UserError: the split is not there, cannot be fetched or is damaged, or has other labels than `dataset`.
     """
-    layout = _open(dataset, rest, download)
+    layout = _open(dataset, rest, download, near)
     name = layout.find(split)
     where = layout.repository.where
     if name is None:
@@ -28,7 +33,12 @@ def entries(dataset: Dataset, rest: str, split: str, download: bool = True) -> I
             f'{where}: There is no {split} split in config {layout.config!r}, only {", ".join(layout.splits)}. '
             'Name another config or set.'
         )
-    for path in layout.paths(name):
+    paths = layout.paths(name)
+    first, *others = layout.splits[name]
+    if '/' in first.removeprefix('data/'):  # of a config, or what only looks like one
+        more = f' and {len(others)} more' if others else ''
+        logging.info('%s: its %s split is %s%s', where, name, first, more)
+    for path in paths:
         of_file = parquet.class_names(parquet.open_file(path).schema_arrow)
         names = label_names(dataset, where, {**layout.class_names, **of_file})
         for number, entry in enumerate(parquet.rows(path)):
@@ -36,14 +46,14 @@ def entries(dataset: Dataset, rest: str, split: str, download: bool = True) -> I
             yield row, named(entry, names, row)
 
 
-def has_split(dataset: Dataset, rest: str, split: str, download: bool = True) -> bool:
+def has_split(dataset: Dataset, rest: str, split: str, download: bool = True, near: bool = False) -> bool:
     """Whether hf:REST has this split, as the source calls it. Raises UserError where it cannot be read."""
-    return _open(dataset, rest, download).find(split) is not None
+    return _open(dataset, rest, download, near).find(split) is not None
 
 
-def _open(dataset, rest, download):
+def _open(dataset, rest, download, near):
     preferred = [dataset.hub.partition(':')[2], dataset.name] if dataset.hub else [dataset.name]
-    return hub_layout.open_layout(rest, download, preferred)
+    return hub_layout.open_layout(rest, download, preferred, near)
 
 
 def label_names(dataset: Dataset, where: str, class_names: Mapping) -> Mapping[str, tuple[str, ...]]:

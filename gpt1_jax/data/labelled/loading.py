@@ -25,7 +25,8 @@ def load_examples(dataset: Dataset, uri: str, split: str, limit: int | None = No
 
     URIs: `files:/dir`: SPLIT.jsonl, .json, .tsv or .csv, each also .gz, or .parquet, with the source's name of the
     split, for validation also dev, val or valid, in any case; or files as the set's authors, `datasets` or the Hugging
-    Face hub leave them (see `split_files.find`; for tables, `table_files.table_entries`). Choices are a list, in tables
+    Face hub leave them (see `split_files.find`; for tables, `table_files.table_entries`). Where a split is of another
+    form than parquet, parquet is read from the folder and its folder `data` only. Choices are a list, in tables
     a JSON list. `tfds:name/config`; several with commas between are read one after the other. `hf:OWNER/NAME:CONFIG`,
     of the Hugging Face hub, or `hf:DIR`, a copy of its repository. `docs:` or `docs:package,package`.
 

@@ -20,9 +20,11 @@ def file_entries(directory: str, split: str, dataset: Dataset) -> Iterator[tuple
     """
     files, dev_list = split_files.find(directory, split, dataset)
     if not files:
+        folder = _expanded(directory)
+        near = hub_layout.has_parquet(folder) and _near(directory, dataset)
         if not _is_parquet(directory, split, dataset):
-            raise split_files.missing(directory, split)
-        return hub_sets.entries(dataset, _expanded(directory), split, download=False)
+            raise split_files.missing(directory, split, below=near and not hub_layout.has_parquet(folder, near))
+        return hub_sets.entries(dataset, str(folder), split, download=False, near=near)
     if files[0].suffix == '.arrow':
         return saved_sets.entries(dataset, files)
     entries = itertools.chain.from_iterable(_entries(path, dataset) for path in files)
@@ -34,13 +36,30 @@ def has_file(directory: str, split: str, dataset: Dataset) -> bool:
     return bool(split_files.find(directory, split, dataset).files) or _is_parquet(directory, split, dataset)
 
 
-def _expanded(directory: str) -> str:
-    return str(epath.Path(directory).expanduser())
+def _expanded(directory: str) -> epath.Path:
+    return epath.Path(directory).expanduser()
+
+
+def _near(directory: str, dataset: Dataset) -> bool:
+    """Whether parquet files in folders below are none of this set: it has a split in a file of another form here, so
+    that they are a backup or another set. Otherwise the folder may be a copy of a repository of the hub."""
+    for split in dict.fromkeys(dataset.splits.values()):
+        try:
+            if split_files.find(directory, split, dataset).files:
+                return True
+        except UserError:  # it will be raised again when that split is read
+            return True
+    return False
 
 
 def _is_parquet(directory: str, split: str, dataset: Dataset) -> bool:
     folder = _expanded(directory)
-    return hub_layout.has_parquet(epath.Path(folder)) and hub_sets.has_split(dataset, folder, split, download=False)
+    if not hub_layout.has_parquet(folder):
+        return False
+    near = _near(directory, dataset)
+    if near and not hub_layout.has_parquet(folder, near):
+        return False
+    return hub_sets.has_split(dataset, str(folder), split, download=False, near=near)
 
 
 def _entries(path: epath.Path, dataset: Dataset) -> Iterator[tuple[str, dict]]:

@@ -13,6 +13,7 @@ from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.errors import UserError
 
 _TABLE = re.compile(r'(?P<stem>.+)(?P<suffix>\.(jsonl|json|tsv|csv)(\.gz)?|\.parquet)')
+_ADD = 'Add the file.'
 _LISTED = 10  # names in an error message
 _WINOGRAD = (
     'Write each schema as {"sentence": ..., "pronoun": ..., "candidates": [..., ...], "label": 0} in a line of '
@@ -70,14 +71,19 @@ def find(directory: str, split: str, dataset: Dataset) -> Found:
     return Found(_plain(data, _listing(data), split) if data.is_dir() else [])
 
 
-def missing(directory: str, split: str) -> UserError:
-    """The error where there is no file of the split: what is there, and what to do with it."""
+def missing(directory: str, split: str, below: bool = False) -> UserError:
+    """The error where there is no file of the split: what is there, and what to do with it.
+
+    below: whether there are parquet files in folders below, which are not read.
+    """
     names = [path.name for path in _listing(epath.Path(directory).expanduser())]
     stem = _usual_stem(split)
     there = ', '.join(names[:_LISTED]) + (f' and {len(names) - _LISTED} more' if len(names) > _LISTED else '')
     what = f'{directory}: There is no {stem}.jsonl (or .json, .tsv, .csv, one of these .gz, or .parquet), only'
     hints = [_HINTS[name.lower()] for name in names if name.lower() in _HINTS]
     fix = hints[0] if hints else _fix(names, split, stem)
+    if below and fix == _ADD:
+        fix = f'{_ADD[:-1]}; if a parquet file of a folder below is it, move it here as {stem}.parquet.'
     return UserError(f'{what} {there or "nothing"}. {fix}')
 
 
@@ -101,7 +107,7 @@ def _fix(names: Sequence[str], split: str, stem: str) -> str:
     for name in of_none:
         if (table := _TABLE.fullmatch(name.lower())) and name != 'dataset_dict.json':
             return f'If {name} is the file of this split, rename it {stem}{table["suffix"]}.'
-    return 'Add the file.'
+    return _ADD
 
 
 def _usual_stem(split: str) -> str:
