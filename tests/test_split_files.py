@@ -167,6 +167,20 @@ def test_what_to_do_with_other_files(tmp_path, names, words):
     assert message.startswith(f'{tmp_path}: There is no dev.jsonl (or ') and words in message
 
 
+@pytest.mark.parametrize(
+    'names, words',
+    [
+        (['train.jsonl', 'dev.jsonl'], 'If dev.jsonl is it, rename it dev_matched.jsonl.'),
+        (['Validation.csv.gz', 'notes.csv'], 'If Validation.csv.gz is it, rename it dev_matched.csv.gz.'),
+        (['dev_mismatched.jsonl', 'train.jsonl'], 'Add the file.'),
+        (['dev.jsonl', 'glue-dev_matched.jsonl'], 'Rename glue-dev_matched.jsonl dev_matched.jsonl.'),
+    ],
+)
+def test_what_to_do_where_a_set_has_two_dev_splits(tmp_path, names, words):
+    make(tmp_path, *names)
+    assert str(split_files.missing(str(tmp_path), 'validation_matched')).endswith(f'. {words}')
+
+
 def test_no_folder(tmp_path):
     make(tmp_path, 'train.csv')
     for name in ('nowhere', 'train.csv'):

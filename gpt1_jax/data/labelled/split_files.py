@@ -95,6 +95,9 @@ def _fix(names: Sequence[str], split: str, stem: str) -> str:
     for name in of_split:
         if table := _TABLE.fullmatch(name.lower()):
             return f'Rename {name} {stem}{table["suffix"]}.'
+    for name in names:
+        if (table := _TABLE.fullmatch(name.lower())) and table['stem'] in stems(split.partition('_')[0]):
+            return f'If {name} is it, rename it {stem}{table["suffix"]}.'  # MNLI has two of dev and test
     suffixes = {epath.Path(name).suffix.lower(): name for name in (*of_none, *of_split)}
     if suffixes.keys() & {'.xlsx', '.xls', '.ods'}:
         return f'Save the table as {stem}.csv (CSV UTF-8): workbooks are not read.'
