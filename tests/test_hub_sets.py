@@ -7,7 +7,7 @@ import pytest
 from gpt1_jax import hub, network
 from gpt1_jax.data.labelled import hub_sets
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
-from gpt1_jax.data.labelled.registry import REGISTRY, SUITES
+from gpt1_jax.data.labelled.registry import REGISTRY, SUITES, custom_dataset
 from gpt1_jax.errors import UserError
 from helpers import write_parquet
 
@@ -155,6 +155,25 @@ def test_more_names_than_ours_and_synonyms(tmp_path):
     rest = local(tmp_path, SST2 | {'label': [1, 0, 7]}, ('negative', 'positive'))
     with pytest.raises(UserError, match=r"row 2, column 'label': There is no label 7, only 0 to 1"):
         labels_of(rest)
+
+
+def custom(**labels):
+    return custom_dataset(kind='classification', fields=['sentence'], **labels)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'ours', 'fix'),
+    [
+        ({'labels': ['0', '1']}, '0, 1', 'Set data.labels=neg,pos.'),
+        ({'max_score': 1}, 'numbers', 'Set data.labels=neg,pos and data.max_score=0.'),
+    ],
+)
+def test_other_names_than_a_users_own(tmp_path, labels, ours, fix):
+    rest = local(tmp_path, SST2 | {'label': [1, 0, 1]}, ('neg', 'pos'))
+    with pytest.raises(UserError) as caught:
+        load_examples(custom(**labels), f'hf:{rest}', 'train')
+    assert str(caught.value).endswith(f"Its labels are neg, pos, those of custom {ours}: 'neg' is none of them. {fix}")
+    assert load_examples(custom(labels=['neg', 'pos']), f'hf:{rest}', 'train').labels.tolist() == [1, 0, 1]
 
 
 def test_a_split_that_is_not_there(tmp_path):

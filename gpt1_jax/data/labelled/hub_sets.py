@@ -67,10 +67,12 @@ def label_names(dataset: Dataset, where: str, class_names: Mapping) -> Mapping[s
             continue
         ours = dataset.labels or ()
         if other := [name for name in of_ids if dataset.label_aliases.get(name, name) not in ours]:
+            fix = 'Name another set, or read it as your own, with configs/finetune.py:custom.'
+            if dataset.name == 'custom':
+                fix = f'Set data.labels={",".join(of_ids)}{"" if ours else " and data.max_score=0"}.'
             raise UserError(
                 f'{where}: Its labels are {", ".join(of_ids)}, those of {dataset.name} '
-                f'{", ".join(ours) or "numbers"}: {other[0]!r} is none of them. Name another set, or read it as your '
-                'own, with configs/finetune.py:custom.'
+                f'{", ".join(ours) or "numbers"}: {other[0]!r} is none of them. {fix}'
             )
     return names
 
