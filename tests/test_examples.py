@@ -179,9 +179,67 @@ def test_a_train_or_dev_split_without_any_label_is_refused(tmp_path):
     """Also of a set that leaves out examples without one: nothing would remain."""
     for name in ('snli', 'mnli'):
         write_lines(tmp_path / 'train.jsonl', 2 * [{'premise': 'a', 'hypothesis': 'b', 'label': '-'}])
-        assert "train.jsonl, line 1, column 'label': There is no label, as in 2 of 2 examples." in refusal(
-            name, tmp_path
-        )
+        words = "train.jsonl, line 1, column 'label': The value '-' stands for no label, as in 2 of 2 examples. Label"
+        assert words in refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize('value', ['', None, ' ', float('nan')])
+def test_a_label_that_is_not_there(tmp_path, value):
+    (tmp_path / 'train.jsonl').write_text(json.dumps({'sentence': 'x', 'label': value}))
+    message = refusal('sst2', tmp_path)
+    assert "column 'label': There is no label, as in 1 of 1 examples." in message and message.endswith('none at all).')
+
+
+@pytest.mark.parametrize(
+    ('labels', 'values', 'fix'),
+    [
+        (('negative', 'neutral', 'positive'), (-1, 0, 1), '-1,0,1'),
+        (('negative', 'neutral', 'positive'), ('1', '0', '-1', '', '1'), '-1,0,1'),
+        (('negative', 'neutral', 'positive'), (-1.0, 1.0, 0.0, None), '-1,0,1'),
+        (('negative', 'positive'), ('-1', '1'), '-1,1'),
+        (('negative', 'positive'), ('positive', 'hidden'), 'negative,positive,hidden'),
+    ],
+)
+def test_a_label_that_looks_like_none(tmp_path, labels, values, fix):
+    write_lines(tmp_path / 'train.jsonl', [{'text': 'x', 'label': value} for value in values])
+    message = refusal(custom_dataset(kind='classification', fields=['text'], labels=labels), tmp_path)
+    mark = next(value for value in values if value in (-1, '-1', 'hidden'))
+    assert f'The value {mark!r} stands for no label, as in ' in message
+    assert message.endswith(f'none at all); if it is a label, set data.labels={fix}.')
+    values = [value for value in values if value not in ('', None)]
+    write_lines(tmp_path / 'train.jsonl', [{'text': 'x', 'label': value} for value in values])
+    dataset = custom_dataset(kind='classification', fields=['text'], labels=fix.split(','))
+    ids = [fix.split(',').index(str(value).removesuffix('.0')) for value in values]
+    assert load_files(dataset, tmp_path).labels.tolist() == ids
+
+
+def test_a_score_that_stands_for_none_is_quoted(tmp_path):
+    write_lines(tmp_path / 'train.tsv', [{'sentence1': 'x', 'sentence2': 'y', 'label': score} for score in (2, -1)])
+    message = refusal('stsb', tmp_path)
+    assert "line 3, column 'label': The value '-1' stands for no label, as in 1 of 2 examples. Label every" in message
+    assert 'data.labels' not in message
+
+
+def test_choices_have_as_many_labels_as_before(tmp_path):
+    columns = ['a', 'b']
+    entries = [{'story': 's', 'a': 'x', 'b': 'y', 'label': label} for label in ('a', '-1', 'b')]
+    write_lines(tmp_path / 'train.csv', entries)
+    dataset = custom_dataset(kind='multiple_choice', fields=['story'], choices=columns)
+    assert "The value '-1' stands for no label" in (message := refusal(dataset, tmp_path))
+    assert 'data.labels' not in message
+
+
+@pytest.mark.parametrize(
+    ('ids', 'expected'),
+    [
+        ((10.0, 9.0, 2.0), ['10', '9', '2']),  # of a parquet file whose column had nulls once
+        ((1.5, 1.0, 2), ['1.5', '1', '2']),
+        ((' 1', '1.0', 1), [' 1', '1.0', '1']),  # text is as it is
+    ],
+)
+def test_ids_that_are_whole_floats(tmp_path, ids, expected):
+    write_lines(tmp_path / 'train.jsonl', [{'a': 'x', 'b': 'y', 'label': 1, 'idx': id_} for id_ in ids])
+    assert load_files(PAIRS, tmp_path).ids == expected
 
 
 def test_multinli_leaves_out_examples_without_a_label(tmp_path, caplog):

@@ -58,7 +58,7 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
     test = split.startswith('test')
     needed = dataset.fields if test else (*dataset.fields, dataset.label_field)
     examples = Examples({name: [] for name in dataset.fields}, None, [], [] if dataset.subset_field else None)
-    labels, without_label, kept_texts, odd, label_ids = [], [], {}, collections.Counter(), set()
+    labels, without_label, kept_texts, odd, label_ids, names = [], [], {}, collections.Counter(), set(), set()
     for where, entry in adapted(dataset, entries):
         require(where, entry, needed)
         texts = []
@@ -73,11 +73,14 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
                 examples.fields[name].append(kept_texts.setdefault(text, text))  # RACE's articles repeat
                 texts.append(text)
         odd['examples without any text'] += all(not text or text.isspace() for text in texts)
-        label = _label(dataset, entry.get(dataset.label_field), f'{where}, column {dataset.label_field!r}', label_ids)
+        value = entry.get(dataset.label_field)
+        label = _label(dataset, value, f'{where}, column {dataset.label_field!r}', label_ids)
         if label is None:
-            without_label.append((len(labels), where))
+            without_label.append((len(labels), where, value))
         labels.append(label)
-        ids = [str(entry[column]) for column in _ID_COLUMNS if entry.get(column) is not None]
+        if dataset.labels is not None:
+            names.add(_plain(value).strip())
+        ids = [_plain(entry[column]) for column in _ID_COLUMNS if entry.get(column) is not None]
         examples.ids.append(next(filter(None, ids), '') if ids else None)
         if dataset.subset_field:
             examples.subsets.append(str(entry.get(dataset.subset_field, '')))
@@ -92,9 +95,11 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
     if test and len(without_label) == len(labels):
         return examples
     if without_label and (not dataset.drop_unlabelled or len(without_label) == len(labels)):
+        _, where, value = without_label[0]
+        none, fix = _of_no_label(dataset, value, names)
         raise UserError(
-            f'{without_label[0][1]}, column {dataset.label_field!r}: There is no label, as in {len(without_label)} of '
-            f'{len(labels)} examples. Label every example (only a test split may have no labels, and then none at all).'
+            f'{where}, column {dataset.label_field!r}: {none}, as in {len(without_label)} of {len(labels)} examples. '
+            f'Label every example (only a test split may have no labels, and then none at all){fix}.'
         )
     examples.labels = np.array(
         [0 if label is None else label for label in labels], np.float32 if dataset.labels is None else np.int32
@@ -108,7 +113,7 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
             split,
             uri,
         )
-        dropped = {number for number, _ in without_label}
+        dropped = {number for number, *_ in without_label}
         examples = examples.take([i for i in range(len(labels)) if i not in dropped])
     return examples
 
@@ -151,6 +156,11 @@ def _choices(dataset: Dataset, value, where: str) -> list:
             f'Give {len(dataset.labels)}.'
         )
     return value
+
+
+def _plain(value) -> str:
+    """Of an id or a label. A column of integers with nulls in it was often saved as one of floats."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _numbered(ids: list[str | None]) -> tuple[list[str], int]:
@@ -220,6 +230,21 @@ def _unknown(dataset: Dataset, value, where: str, ids_allowed: bool) -> UserErro
     if not math.isnan(_number(name)) and (ids_allowed or dataset.name == 'custom'):
         use += f'; {_from_1(dataset)}'
     return UserError(f'{where}: {what}. Use {use}.')
+
+
+def _of_no_label(dataset: Dataset, value, names: set[str]) -> tuple[str, str]:
+    """What is wrong with a label that is none, and what else may put it right. names: of all labels there are."""
+    if value is None or value != value or not _plain(value).strip():
+        return 'There is no label', ''
+    what = f'The value {value!r} stands for no label'
+    if dataset.name != 'custom' or dataset.labels is None:
+        return what, ''
+    numbers = {_number(name) for name in names - {'', 'None', 'nan'}}
+    by_name = any(map(math.isnan, numbers))
+    labels = [*dataset.labels, _plain(value).strip()] if by_name else [_plain(number) for number in sorted(numbers)]
+    if dataset.kind == 'multiple_choice' and len(labels) != len(dataset.labels):
+        return what, ''
+    return what, f'; if it is a label, set data.labels={",".join(labels)}'
 
 
 def _from_1(dataset: Dataset) -> str:
