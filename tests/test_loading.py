@@ -6,7 +6,7 @@ import re
 import pytest
 from sklearn.model_selection import train_test_split
 
-from gpt1_jax.data.labelled.loading import available_splits, folder_of, load_examples, unknown_folders
+from gpt1_jax.data.labelled.loading import available_splits, folder_of, load_examples, none_usable, unknown_folders
 from gpt1_jax.data.labelled.registry import REGISTRY, custom_dataset
 from gpt1_jax.errors import UserError
 from helpers import load_files, refusal, write_lines
@@ -186,6 +186,14 @@ def test_the_folder_of_a_sets_own_name_is_read(tmp_path, caplog):
     (tmp_path / 'QQP').rmdir()
     with pytest.raises(UserError, match="There are both quora and quora_question_pairs for the data set 'qqp'"):
         folder_of(REGISTRY['qqp'], tmp_path)
+
+
+def test_no_set_is_usable():
+    message = str(none_usable({'cola': 'cola: It is empty.', 'rte': 'It is gone.'}))
+    assert message.startswith(
+        'datasets: None of them can be used (cola: It is empty; rte: It is gone). Set --config.data.'
+    )
+    assert str(none_usable({})) == 'datasets: The list is empty. Name at least one data set.'
 
 
 def test_folder_of_mistakes(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from sklearn.metrics import matthews_corrcoef
 
 import zero_shot_sets
+from gpt1_jax.data.labelled import origins
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
@@ -23,7 +24,7 @@ from gpt1_jax.evaluation.perplexity import make_scorer
 from gpt1_jax.evaluation.zero_shot import Variant, best_threshold
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.transformer import Output
-from helpers import write_lines
+from helpers import assert_well_put, write_lines
 from zero_shot_sets import N_POSITIONS, load, one_device
 
 log = math.log
@@ -358,6 +359,36 @@ def test_what_cannot_be_used_is_named(tmp_path, sentencepiece):
         zero_shot.load(('cola', 'copa'), f'files:{tmp_path}', None, sentencepiece, 32, Variant())
     with pytest.raises(UserError, match="^datasets: 'mnli' is unknown. Choose one of cola"):
         zero_shot.load(('cola', 'mnli'), f'files:{tmp_path}', None, sentencepiece, 32, Variant())
+
+
+@pytest.mark.parametrize('key, source', [('', 'data.source'), ('log.zero_shot.', 'log.zero_shot.source')])
+def test_the_keys_of_the_config_are_named(tmp_path, sentencepiece, monkeypatch, caplog, key, source):
+    """Those of the task, and of pre-training, where data.source is the corpus."""
+
+    def unreachable(*_):
+        raise UserError('here: It cannot be fetched (no route). Wait.')
+
+    monkeypatch.setattr(origins.tfds, 'open_builder', unreachable)
+    monkeypatch.setattr(origins.hub_layout, 'open_layout', unreachable)
+
+    def refusal(names, uri=''):
+        with pytest.raises(UserError) as caught:
+            zero_shot.load(names, uri, None, sentencepiece, 32, Variant(), key=key)
+        assert_well_put(str(caught.value))
+        return str(caught.value)
+
+    message = refusal(('cola', 'story_cloze'))
+    assert message.startswith(
+        f'{key}datasets: None of them can be used (cola: {source} is empty, and the set cannot be'
+    )
+    assert f'; story_cloze: {source} is empty' in message and message.count('cola: ') == 1
+    assert message.endswith(f'. Set --config.{source} to the folder that holds them.')
+    assert f'cola is left out: {source} is empty' in caplog.text
+    assert f'(cola: {source}: The source ' in refusal(('cola',), 'file:/x')
+    assert f'Add one, or leave it out of {key}datasets' in refusal(('cola',), f'files:{tmp_path}')
+    assert refusal(()) == f'{key}datasets: The list is empty. Name at least one data set.'
+    with pytest.raises(UserError, match=f"^{key}datasets: 'mnli' is unknown."):
+        zero_shot.load(('mnli',), '', None, sentencepiece, 32, Variant(), key=key)
 
 
 def test_not_a_number_is_an_error(tmp_path, sentencepiece):

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -301,6 +302,14 @@ def test_another_program_s_model_that_changed_is_scored_again(folder, tmp_path):
 def test_the_workdir_of_a_training_run_is_not_taken(folder):
     with pytest.raises(UserError, match='lm: It holds checkpoints but no config.json'):
         zero_shot.run(config(folder, datasets=('dpr',)), folder / 'lm')
+
+
+def test_pretraining_names_its_own_keys(folder, monkeypatch):
+    monkeypatch.setattr(pretrain, 'load_tokenizer', lambda _: None)
+    values = runs.pretraining(folder)
+    values.log.zero_shot.update(every=1, datasets=())
+    with pytest.raises(UserError, match='^log.zero_shot.datasets: The list is empty. Name at least one'):
+        pretrain._zero_shot(values, None, types.SimpleNamespace(directory=folder))
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ import numpy as np
 from absl import logging
 
 from gpt1_jax.config import check_choice
+from gpt1_jax.data.labelled import origins
 from gpt1_jax.data.labelled.encoding import encode_texts
 from gpt1_jax.data.labelled.examples import Examples
 from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, splits_of, uri_of
@@ -117,6 +118,7 @@ def load(
     n_positions: int,
     variant: Variant,
     download: bool = True,
+    key: str = '',
 ) -> tuple[list[Questions], dict[str, str]]:
     """(the data sets that can be used, name -> why another cannot, which is also logged).
 
@@ -126,27 +128,29 @@ def load(
       limit: how many examples of each split are used, evenly spread (RACE has two levels, one after the other); None:
         all.
       download: see loading.load_examples.
+      key: in messages, what is in front of the config's `datasets` and `source`; '': of these, and of `data.source`.
 
     Raises:
       UserError: none of the sets can be used, or a name is unknown.
     """
-    found, left_out = [], {}
+    found, left_out, datasets, source_key = [], {}, f'{key}datasets', f'{key or "data."}source'
     for name in names:
-        check_choice('datasets', name, ZERO_SHOT)
+        check_choice(datasets, name, ZERO_SHOT)
         try:
-            found.append(_load(name, source, limit, tokenizer, n_positions, variant, download))
+            uri = uri_of(REGISTRY[name], source)
+            if uri is None:
+                raise UserError(f'{source}: There is no folder for it. Add one, or leave it out of {datasets}.')
+            uri, *_ = origins.parts(REGISTRY[name], uri, download, source_key)
+            found.append(_load(name, uri, limit, tokenizer, n_positions, variant, download))
         except UserError as error:
-            left_out[name] = str(error)
-            logging.warning('%s is left out: %s', name, error)
+            left_out[name] = str(error).removeprefix(f'{name}: ')
+            logging.warning('%s is left out: %s', name, left_out[name])
     if not found:
-        raise none_usable(left_out)
+        raise none_usable(left_out, datasets, source_key)
     return found, left_out
 
 
-def _load(name, source, limit, tokenizer, n_positions, variant, download) -> Questions:
-    uri = uri_of(REGISTRY[name], source)
-    if uri is None:
-        raise UserError(f'{source}: There is no folder for it. Add one, or leave it out of datasets.')
+def _load(name, uri, limit, tokenizer, n_positions, variant, download) -> Questions:
     if name == 'sst2':
         for word, ids in zip(words := (_SST2_WORD, *_SST2_ANSWERS), tokenizer.encode_batch(words)):
             if UNKNOWN_ID in ids:

@@ -212,6 +212,7 @@ def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
         config.model.n_positions,
         zero_shot.Variant(),
         config.data.download,
+        key='log.zero_shot.',
     )
     score = make_scorer(program.classifier, program.abstract.params, program.partitioner, config.data.batch_size)
 

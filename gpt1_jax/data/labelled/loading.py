@@ -158,11 +158,18 @@ def uri_of(dataset: Dataset, source: str) -> str | None:
     return None if folder is None else f'{scheme}:{folder}'
 
 
-def none_usable(left_out: Mapping[str, str]) -> UserError:
-    """The error where a task is left with no data set. left_out: data set -> why it cannot be used."""
-    reasons = '; '.join(f'{name}: {reason.rstrip(".")}' for name, reason in left_out.items())
+def none_usable(left_out: Mapping[str, str], datasets: str = 'datasets', source: str = 'data.source') -> UserError:
+    """The error where a task is left with no data set.
+
+    Args:
+      left_out: data set -> why it cannot be used.
+      datasets, source: the keys of the config that name the sets and where they are.
+    """
+    if not left_out:
+        return UserError(f'{datasets}: The list is empty. Name at least one data set.')
+    reasons = '; '.join(f'{name}: {reason.removeprefix(f"{name}: ").rstrip(".")}' for name, reason in left_out.items())
     return UserError(
-        f'datasets: None of them can be used ({reasons}). Set --config.data.source to the folder that holds them.'
+        f'{datasets}: None of them can be used ({reasons}). Set --config.{source} to the folder that holds them.'
     )
 
 

@@ -13,43 +13,45 @@ from gpt1_jax.errors import UserError
 _SCHEMES = ('files', 'tfds', 'tokens', 'hf')
 
 
-def parts(dataset: Dataset, uri: str, download: bool = True) -> tuple[str, str, str]:
+def parts(dataset: Dataset, uri: str, download: bool = True, key: str = 'data.source') -> tuple[str, str, str]:
     """(URI, its scheme, the rest of it). An empty URI is the set's own; a local folder of hf: is one of files:.
 
-    download: whether it may be fetched where it is empty.
+    Args:
+      download: whether it may be fetched where it is empty.
+      key: of the config, for messages.
 
     Raises:
       UserError: an unknown kind, or the set is nowhere.
     """
-    uri = uri or _own(dataset.name, dataset.uri, download, os.environ.get('TFDS_DATA_DIR'))
+    uri = uri or _own(dataset.name, dataset.uri, download, os.environ.get('TFDS_DATA_DIR'), key)
     scheme, _, rest = uri.partition(':')
     if scheme == 'hf' and (local := hub_layout.local_folder(rest)) and not local[1]:
         scheme, rest = 'files', str(local[0])
     if scheme != 'docs' and (scheme not in _SCHEMES or not rest):
         raise UserError(
-            f'data.source: The source {uri!r} of the data set {dataset.name!r} is unknown. '
+            f'{key}: The source {uri!r} of the data set {dataset.name!r} is unknown. '
             'Use files:/dir, tfds:name, tokens:/dir, hf:OWNER/NAME:CONFIG or docs:.'
         )
     return uri, scheme, rest
 
 
 @functools.cache  # one line of the log, and one look at the disk, for all splits
-def _own(name: str, uri: str, download: bool, folder: str | None) -> str:
-    """The URI where `data.source` is empty: of TensorFlow Datasets if the set is there or can be, else of the hub."""
-    del folder  # where TensorFlow Datasets looks: part of the key
+def _own(name: str, uri: str, download: bool, folder: str | None, key: str) -> str:
+    """The URI where the config's `key` is empty: of TensorFlow Datasets if the set is there or can be, else the hub."""
+    del folder  # where TensorFlow Datasets looks: part of the cache's key
     if not uri.startswith('tfds:'):
         return uri
     try:
         for one in uri.removeprefix('tfds:').split(','):
             tfds.open_builder(one, download)
-        logging.info('%s: data.source is empty, so %s is read', name, uri)
+        logging.info('%s: %s is empty, so %s is read', name, key, uri)
         return uri
     except UserError as error:
         fault = f'TensorFlow Datasets: {_first_sentence(error)}'
     on_hub = REGISTRY[name].hub
     if not on_hub:
         raise UserError(
-            f'{name}: data.source is empty, and the set cannot be fetched ({fault}; the hub has no open copy). Get its '
+            f'{name}: {key} is empty, and the set cannot be fetched ({fault}; the hub has no open copy). Get its '
             'files, and give files:DIR.'
         )
     try:
@@ -57,11 +59,11 @@ def _own(name: str, uri: str, download: bool, folder: str | None) -> str:
     except UserError as error:
         repository = hub.parse(on_hub).repository
         raise UserError(
-            f'{name}: data.source is empty, and the set cannot be fetched ({fault}; hub: {_first_sentence(error)}). '
+            f'{name}: {key} is empty, and the set cannot be fetched ({fault}; hub: {_first_sentence(error)}). '
             f'Give files:DIR with its files, or fetch them where there is a network:  hf download {repository} '
             f'--repo-type dataset --local-dir DIR , and then give hf:DIR:{hub.parse(on_hub).config}.'
         ) from error
-    logging.info('%s: data.source is empty, so hf:%s is read (%s)', name, on_hub, fault)
+    logging.info('%s: %s is empty, so hf:%s is read (%s)', name, key, on_hub, fault)
     return f'hf:{on_hub}'
 
 
