@@ -125,6 +125,7 @@ def test_another_size_or_tokenizer_is_refused_before_anything_is_written(prepare
         ({'optimizer.warmup_steps': 5, 'optimizer.warmup_fraction': 0.1}, 'optimizer.warmup_steps'),
         ({'log.wandb': True}, 'log.wandb'),
         ({'log.zero_shot.every': 5, 'log.zero_shot.datasets': ('rase',)}, 'log.zero_shot.datasets'),
+        ({'log.zero_shot.every': 5, 'log.zero_shot.datasets': ()}, 'log.zero_shot.datasets'),
         ({'data.held_out': 0.0}, 'data.held_out'),
     ],
 )

@@ -13,6 +13,7 @@ from gpt1_jax.config import check_choice, open_workdir, whole_steps
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
+from gpt1_jax.data.labelled.loading import none_usable
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
@@ -153,8 +154,11 @@ def _check(config, platform):
     make_optimizer(config.optimizer, 2**31)  # how many steps there will be is not known yet
     if config.log.wandb:
         import_wandb()
-    for name in config.log.zero_shot.datasets if config.log.zero_shot.every else ():
-        check_choice('log.zero_shot.datasets', name, ZERO_SHOT)
+    if config.log.zero_shot.every:
+        if not config.log.zero_shot.datasets:
+            raise none_usable({}, 'log.zero_shot.datasets')
+        for name in config.log.zero_shot.datasets:
+            check_choice('log.zero_shot.datasets', name, ZERO_SHOT)
 
 
 def _open_shards(data, workdir):
