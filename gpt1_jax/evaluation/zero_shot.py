@@ -110,6 +110,14 @@ class Finding(NamedTuple):
 # ----------------------------------------------------------------- examples -> sequences
 
 
+def check_names(names: Sequence[str], key: str) -> None:
+    """Raises UserError unless they are keys of paper.ZERO_SHOT, at least one. key: of the config, for messages."""
+    if not names:
+        raise none_usable({}, key)
+    for name in names:
+        check_choice(key, name, ZERO_SHOT)
+
+
 def load(
     names: Sequence[str],
     source: str,
@@ -134,8 +142,8 @@ def load(
       UserError: none of the sets can be used, or a name is unknown.
     """
     found, left_out, datasets, source_key = [], {}, f'{key}datasets', f'{key or "data."}source'
+    check_names(names, datasets)
     for name in names:
-        check_choice(datasets, name, ZERO_SHOT)
         try:
             uri = uri_of(REGISTRY[name], source)
             if uri is None:

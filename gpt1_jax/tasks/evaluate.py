@@ -81,10 +81,10 @@ def _outputs(init_from, trained, dataset):
     if trained is None or wanted is None or trained == wanted:
         return None
     if sorted(trained) != sorted(wanted):
-        fix = f' or set --config.data.labels={",".join(trained)}' if dataset.name == 'custom' else ''
+        fix = f', or set --config.data.labels={",".join(trained)}' if dataset.name == 'custom' else ''
         raise UserError(
             f'{init_from}: Its head was trained on the labels {", ".join(trained)}, but those of {dataset.name} are '
-            f'{", ".join(wanted)}. Name a run on {dataset.name}{fix and "," + fix}.'
+            f'{", ".join(wanted)}. Name a run on {dataset.name}{fix}.'
         )
     logging.info('%s has the labels of %s in another order: %s', init_from, dataset.name, ', '.join(trained))
     return [trained.index(label) for label in wanted]

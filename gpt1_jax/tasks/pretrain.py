@@ -9,17 +9,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import check_choice, open_workdir, whole_steps
+from gpt1_jax.config import open_workdir, whole_steps
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
-from gpt1_jax.data.labelled.loading import none_usable
 from gpt1_jax.data.prefetch import prefetch
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import zero_shot
 from gpt1_jax.evaluation.journal import Watch
-from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.evaluation.perplexity import make_scorer, perplexity
 from gpt1_jax.model import architecture
 from gpt1_jax.report.results import Result, Score, record
@@ -155,10 +153,7 @@ def _check(config, platform):
     if config.log.wandb:
         import_wandb()
     if config.log.zero_shot.every:
-        if not config.log.zero_shot.datasets:
-            raise none_usable({}, 'log.zero_shot.datasets')
-        for name in config.log.zero_shot.datasets:
-            check_choice('log.zero_shot.datasets', name, ZERO_SHOT)
+        zero_shot.check_names(config.log.zero_shot.datasets, 'log.zero_shot.datasets')
 
 
 def _open_shards(data, workdir):

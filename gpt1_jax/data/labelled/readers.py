@@ -20,9 +20,8 @@ def file_entries(directory: str, split: str, dataset: Dataset) -> Iterator[tuple
     """
     files, dev_list = split_files.find(directory, split, dataset)
     if not files:
-        folder = _expanded(directory)
-        near = hub_layout.has_parquet(folder) and _near(directory, dataset)
-        if not _is_parquet(directory, split, dataset):
+        folder, near = _expanded(directory), _near(directory, dataset)
+        if not _is_parquet(folder, split, dataset, near):
             raise split_files.missing(directory, split, below=near and not hub_layout.has_parquet(folder, near))
         return hub_sets.entries(dataset, str(folder), split, download=False, near=near)
     if files[0].suffix == '.arrow':
@@ -33,7 +32,9 @@ def file_entries(directory: str, split: str, dataset: Dataset) -> Iterator[tuple
 
 def has_file(directory: str, split: str, dataset: Dataset) -> bool:
     """Whether file_entries finds a file for this split. Raises UserError if there are two, or no directory."""
-    return bool(split_files.find(directory, split, dataset).files) or _is_parquet(directory, split, dataset)
+    return bool(split_files.find(directory, split, dataset).files) or _is_parquet(
+        _expanded(directory), split, dataset, _near(directory, dataset)
+    )
 
 
 def _expanded(directory: str) -> epath.Path:
@@ -43,6 +44,8 @@ def _expanded(directory: str) -> epath.Path:
 def _near(directory: str, dataset: Dataset) -> bool:
     """Whether parquet files in folders below are none of this set: it has a split in a file of another form here, so
     that they are a backup or another set. Otherwise the folder may be a copy of a repository of the hub."""
+    if not hub_layout.has_parquet(_expanded(directory)):
+        return False
     for split in dict.fromkeys(dataset.splits.values()):
         try:
             if split_files.find(directory, split, dataset).files:
@@ -52,14 +55,8 @@ def _near(directory: str, dataset: Dataset) -> bool:
     return False
 
 
-def _is_parquet(directory: str, split: str, dataset: Dataset) -> bool:
-    folder = _expanded(directory)
-    if not hub_layout.has_parquet(folder):
-        return False
-    near = _near(directory, dataset)
-    if near and not hub_layout.has_parquet(folder, near):
-        return False
-    return hub_sets.has_split(dataset, str(folder), split, download=False, near=near)
+def _is_parquet(folder: epath.Path, split: str, dataset: Dataset, near: bool) -> bool:
+    return hub_layout.has_parquet(folder, near) and hub_sets.has_split(dataset, str(folder), split, False, near)
 
 
 def _entries(path: epath.Path, dataset: Dataset) -> Iterator[tuple[str, dict]]:
