@@ -69,7 +69,7 @@ def detected(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     if {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'} <= environment.keys():
         processes = int(environment['SLURM_NTASKS'])
         first = re.match(r'([^,\[]*)(?:\[(\d+))?', environment['SLURM_STEP_NODELIST'])
-        port = int(environment['SLURM_JOB_ID']) % 2**12 + 2**16 - 2**12 - 1  # others may run on the node
+        port = 2**16 - 2**12 + int(environment['SLURM_JOB_ID']) % 2**11 * 2 - 2  # two of its own: others may run here
         one = Cluster(f'{first[1]}{first[2] or ""}:{port}', processes, int(environment['SLURM_PROCID']))
         return one if processes > 1 else None
     hosts = [name for name in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if name]
@@ -206,7 +206,8 @@ def _gather(cluster, address, end):
         server = socket.create_server(('', address[1]))
     except OSError as error:
         raise UserError(
-            f'--coordinator: Port {address[1]} of this host cannot be used ({error.strerror}). Choose another one.'
+            f'--coordinator: Port {address[1]} of this host cannot be used ({error.strerror}). Choose another with '
+            '--coordinator, --processes and --process_id.'
         ) from error
     with server:
         while len(came) < cluster.processes - 1 and (left := end - time.monotonic()) > 0:

@@ -80,6 +80,8 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     compute_in_this_thread()
     folder = epath.Path(workdir).expanduser()
     with lock.hold(folder, write=not (peers.current and peers.current.process)), logs.each_warning_once():
+        if config.task not in _ALONE:
+            lock.check_shared(folder)
         return task.run(config, folder)
 
 

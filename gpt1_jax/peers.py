@@ -38,11 +38,11 @@ def agree(value: object) -> list:
 
 
 def check_same(content: str, where: str) -> None:
-    """Raises UserError if this process reads other data than process 0. content: tells data from any other."""
+    """Raises UserError if this process reads something else than process 0. content: tells it from anything else."""
     if agree(content)[0] != content:
         raise UserError(
-            f'{where}: The data here are not those that process 0 reads there. Copy the same to every host, or name a '
-            'place that all see.'
+            f'{where}: What is here is not what process 0 reads there. Copy the same to every host, or name a place '
+            'that all see.'
         )
 
 

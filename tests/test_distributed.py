@@ -63,6 +63,13 @@ def test_what_the_environment_says(environment, expected):
     assert (found and (found.coordinator.partition(':')[0], found.processes, found.process_id)) == expected
 
 
+def test_jobs_that_share_a_node_have_two_ports_each():
+    steps = [SRUN | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_JOB_ID': str(job)} for job in range(9_000, 9_000 + 2**11)]
+    ports = [int(detected(step).coordinator.rpartition(':')[2]) for step in steps]
+    assert len({port + i for port in ports for i in (0, 1)}) == 2 * len(ports)
+    assert 49_152 <= min(ports) and max(ports) + 1 < 2**16  # those that no service has
+
+
 OPEN_MPI = {
     'OMPI_MCA_orte_hnp_uri': f'{7 * 4096}.0;tcp://10.0.0.7,10.1.0.7:34911',
     'OMPI_COMM_WORLD_SIZE': '4',
@@ -183,5 +190,8 @@ def test_strangers_do_not_count():
 
 def test_a_port_in_use():
     port = free_port()
-    with socket.create_server(('', port + 1)), pytest.raises(UserError, match=f'Port {port + 1} .* Choose another'):
+    with (
+        socket.create_server(('', port + 1)),
+        pytest.raises(UserError, match=f'Port {port + 1} .* Choose another with'),
+    ):
         distributed.call_roll(Cluster(f'127.0.0.1:{port}', 2, 0), 1)

@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from etils import epath
 
-from gpt1_jax import lock
+from gpt1_jax import lock, peers
 from gpt1_jax.errors import UserError
 
 HOLDER = """
@@ -100,6 +101,22 @@ def test_a_folder_that_is_removed_or_taken_over_is_noticed(tmp_path, where):
         assert not (folder / lock.NAME).exists()
         shutil.rmtree(folder, ignore_errors=True)
     lock.check(tmp_path)  # nobody holds it
+
+
+def test_processes_that_do_not_see_the_folder_of_the_first_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, '_SEEN_SECONDS', 0.05)
+    lock.check_shared(tmp_path / 'nowhere')  # alone
+    said = []
+    with lock.hold(tmp_path / 'a'), lock.hold(tmp_path / 'b'):
+        monkeypatch.setattr(peers, 'current', types.SimpleNamespace(agree=lambda value: said.append(value) or said))
+        for folder in ('a', 'a/../a'):
+            lock.check_shared(tmp_path / folder)
+        for folder in ('b', 'c'):
+            with pytest.raises(UserError, match=f'/{folder}: What process 0 writes there is not seen here'):
+                lock.check_shared(tmp_path / folder)
+        monkeypatch.setattr(lock, '_SEEN_SECONDS', 60)
+        monkeypatch.setattr(lock.time, 'sleep', lambda seconds: shutil.copytree(tmp_path / 'a', tmp_path / 'd'))
+        lock.check_shared(tmp_path / 'd')  # soon, as on a network file system
 
 
 def other(**changes):

@@ -76,7 +76,7 @@ def test_who_reads_other_data_than_process_0_says_so(monkeypatch):
     peers.check_same('one', '/data')  # alone
     for contents, expected in (
         (['one', 'two'], contextlib.nullcontext()),
-        (['two', 'one'], pytest.raises(UserError, match='^/data: The data here are not those that process 0 reads')),
+        (['two', 'one'], pytest.raises(UserError, match='^/data: What is here is not what process 0 reads')),
     ):
         monkeypatch.setattr(peers, 'current', types.SimpleNamespace(agree=lambda value: [*contents, value]))
         with expected:

@@ -1,15 +1,18 @@
 """What a workdir says of its model, in the form of today and of before; what is no saved model."""
 
+import contextlib
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
+from gpt1_jax import peers
 from gpt1_jax.errors import DamagedError, UserError
-from gpt1_jax.saved_models import store
+from gpt1_jax.saved_models import huggingface, openai, store
 from gpt1_jax.training import room
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner
@@ -266,3 +269,23 @@ def test_what_only_the_checksum_of_a_description_tells(tmp_path, sentencepiece):
     path = tmp_path / 'run' / 'model.json'
     path.write_text(path.read_text().replace('"min"', '"max"'))
     refuses(str(tmp_path / 'run'), 'another checksum')
+
+
+@pytest.mark.parametrize('form', ['', 'openai:', 'hf:'])
+def test_a_process_that_reads_another_model_than_process_0_says_so(tmp_path, sentencepiece, monkeypatch, form):
+    """Each would give its own shards of the arrays, and the run would train a mix."""
+    write = {'': write_workdir, 'openai:': openai.write_folder, 'hf:': huggingface.write_folder}[form]
+    for name, seed in (('a', 0), ('copy', 0), ('b', 1)):
+        saved, params = make_model(np.random.default_rng(seed), sentencepiece, layers=1, width=4, heads=1, mlp_width=16)
+        write(make(tmp_path / name), saved, params)
+    said = []
+    monkeypatch.setattr(peers, 'current', types.SimpleNamespace(agree=lambda value: said.append(value) or [value]))
+    read(f'{form}{tmp_path}/a')
+    for name, expected in (
+        ('copy', contextlib.nullcontext()),
+        ('b', pytest.raises(UserError, match='/b: What is here is not what process 0 reads there')),
+    ):
+        of_first = iter(list(said))
+        monkeypatch.setattr(peers, 'current', types.SimpleNamespace(agree=lambda value, first=of_first: [next(first)]))
+        with expected:
+            read(f'{form}{tmp_path}/{name}')

@@ -151,8 +151,9 @@ def test_processes_with_other_configs_or_data_end_with_a_sentence(folder, tmp_pa
         prepare.run(config, epath.Path(tmp_path / name))
 
     def say(*flags):
-        port, flags = free_port(), [['--config.optimizer.warmup_steps=2', *of_process] for of_process in flags]
-        common = f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{port}', '--processes=2'
+        common = ['--config.optimizer.warmup_steps=2', f'--workdir={tmp_path}/run']
+        port, flags = free_port(), [[*common, *of_process] for of_process in flags]
+        common = f'--coordinator=127.0.0.1:{port}', '--processes=2'
         programs = [command('pretrain.py:tiny', *one, *common, f'--process_id={i}') for i, one in enumerate(flags)]
         ended = end(start(programs, 1))
         assert [status for status, *_ in ended] == [2, 2]
@@ -161,7 +162,8 @@ def test_processes_with_other_configs_or_data_end_with_a_sentence(folder, tmp_pa
     shards = [f'--config.data.source=shards:{tmp_path}/{name}/shards' for name in '01']
     for flags, words in (
         ([shards[0], '--config.seed=3'], 'processes: Process 0 was given another config (seed: 0 there, 3 here). '),
-        ([shards[1]], f'{tmp_path}/1/shards: The data here are not those that process 0 reads there. '),
+        ([shards[0], f'--workdir={tmp_path}/other'], f'{tmp_path}/other: What process 0 writes there is not seen here'),
+        ([shards[1]], f'{tmp_path}/1/shards: What is here is not what process 0 reads there. '),
     ):
         by_first, by_second = say([shards[0]], flags)
         assert by_second.startswith(f'error: {words}') and by_first.endswith(f'): {by_second}')

@@ -121,7 +121,7 @@ def golden(context: Context) -> None:
         partitioner = Partitioner('dp', devices=jax.devices()[:1])
         classifier = Classifier(model)
         params = parameters.read_parameters(
-            lambda name: arrays[f'weights/{name}'], abstract_params(classifier, partitioner)
+            GOLDEN, lambda name: arrays[f'weights/{name}'], abstract_params(classifier, partitioner)
         )
         tokens = arrays['tokens'].reshape(-1, 12)
         output = jax.jit(lambda p, t: model.apply({'params': p['decoder']}, t))(params, tokens)

@@ -113,7 +113,7 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
         n_special,
         head,
         tokenizer,
-        read=functools.partial(parameters.read_parameters, get),
+        read=functools.partial(parameters.read_parameters, directory, get),
         labels=head and _labels(config, head.classes),
     )
 

@@ -66,7 +66,7 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
         n_special=0,
         head=None,
         tokenizer=tokenizer,
-        read=functools.partial(parameters.read_parameters, get),
+        read=functools.partial(parameters.read_parameters, directory, get),
     )
 
 

@@ -6,6 +6,7 @@ special rows), 'positions_embed.weight', 'h.{layer}.attn.c_attn.weight', ...; th
 `parameter_shapes`. Weights are [in, out] everywhere, so our kernels are reshaped views of them, stacked over layers.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+from gpt1_jax import peers
 from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
 from gpt1_jax.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from gpt1_jax.errors import UserError
@@ -86,8 +88,11 @@ def parameter_shapes(sizes: Mapping[str, int], rows: int) -> dict[str, tuple[int
     return shapes
 
 
-def read_parameters(get: Callable[[str], np.ndarray], abstract: dict) -> dict:
-    """Float32 parameters with the shapes and shardings of `abstract`; get: name -> array of any float type."""
+def read_parameters(directory: epath.Path, get: Callable[[str], np.ndarray], abstract: dict) -> dict:
+    """Float32 parameters with the shapes and shardings of `abstract`; get: name -> array of any float type.
+
+    Raises UserError if this process reads others than process 0: each would give its own shards of an array.
+    """
 
     def read(path, wanted):
         array = np.empty(wanted.shape, np.float32)
@@ -102,6 +107,8 @@ def read_parameters(get: Callable[[str], np.ndarray], abstract: dict) -> dict:
                 array[...] = get('head.weight').T
             case 'head', 'bias':
                 array[...] = get('head.bias')
+        if peers.current:
+            peers.check_same(str(zlib.crc32(array)), str(directory))
         return jax.make_array_from_callback(wanted.shape, wanted.sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(read, abstract)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from gpt1_jax import hub
+from gpt1_jax import hub, peers
 from gpt1_jax.config import MOST_LAYERS, MOST_SIZE
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.loading import Tokenizer, load_tokenizer
@@ -251,6 +251,8 @@ class _Checkpoint:
     def read(self, abstract):
         """The parameters."""
         checkpointer, items = _checkpointer(self._directory, self._stored), {'params': abstract}
+        if peers.current:  # to find the checkpoint reads it whole
+            peers.check_same(self.fingerprint(), str(self._directory))
         if self._given:
             return checkpointer.restore(self._step, items)[1]['params']
         restored = checkpointer.restore_best(items, first=() if self._step is None else (self._step,))
