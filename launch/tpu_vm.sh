@@ -274,7 +274,10 @@ bring_up() {
   say "$NAME: $now"
   case "$now" in
     ACTIVE)
-      if look 2>/dev/null && has running; then return 0; fi # started earlier: only watch
+      if look 2>/dev/null && has running; then # started earlier: only watch
+        ask_workers "bash gpt1_jax/launch/worker.sh same $program"
+        return
+      fi
       ;;
     SUSPENDING | SUSPENDED | FAILED)
       [ "$now" != SUSPENDING ] || wait_for SUSPENDED ABSENT || true # while it is, it cannot be deleted

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The part of tpu_vm.sh that runs on a worker: worker.sh install | idle | start FLAGS | status | stop [SECONDS] | logs
+# The part of tpu_vm.sh that runs on a worker: worker.sh install | idle | start FLAGS | same FLAGS | status | stop [SECONDS] | logs
 #
 # `start` leaves the run behind in the background, so that it outlives the SSH session. What it leaves is in
-# ~/gpt1_jax_run: log, pid (of the program), status (with which it ended), stopped (empty: by `stop`).
+# ~/gpt1_jax_run: log, flags, pid (of the program), status (with which it ended), stopped (empty: by `stop`).
 
 set -euo pipefail
 CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,11 +53,18 @@ case "${1:-}" in
     mkdir -p "$left"
     rm -f "$left"/{pid,status,stopped}
     printf '\n%s: %s\n' "$(date -u +%FT%TZ)" "$*" >>"$left/log"
+    printf '%q ' "$@" >"$left/flags"
     # shellcheck disable=SC2016 # its variables are for the inner shell
     nohup setsid bash -c '"$@" & echo $! >"$0/pid"; wait $!; echo $? >"$0/status"' \
       "$left" .venv/bin/python -m gpt1_jax.main "$@" >>"$left/log" 2>&1 </dev/null &
     until [ -s "$left/pid" ]; do sleep 0.1; done
     echo "$(hostname): started, process $(<"$left/pid")"
+    ;;
+  same) # whether what runs, if anything does, was started with these flags
+    shift
+    if running && [ -e "$left/flags" ] && [ "$(<"$left/flags")" != "$(printf '%q ' "$@")" ]; then
+      fail "run: Another one is running ($(<"$left/flags")). Stop it first (launch/tpu_vm.sh stop), or give its flags."
+    fi
     ;;
   status)
     echo "$(hostname): run: $(status)"

@@ -333,6 +333,16 @@ fi""",
     assert len(starts()) == 1
 
 
+def test_another_run_that_is_running_is_not_taken_for_this_one(ready):
+    """Before, it was watched to its end, and this one was said to be complete."""
+    ready.write('preflight', 0)
+    ready.script('run', 'configs/benchmark.py:pretrain', '--config.minutes=2 ')
+    said = ready.script('run', '--restart', *RUN[1:], status=1)
+    assert 'vm-0-w-0: run: Another one is running (--distributed --config=configs/benchmark.py:pretrain ' in said
+    assert 'The run cannot go on' in said and 'complete' not in said
+    assert not [call for call in ready.tpus('ssh') if 'worker.sh start' in call[-1]][1:]
+
+
 def test_a_missing_host_is_a_failure_and_no_stop(ready):
     ready.write('preflight', 75)
     said = ready.script('run', '--restart', '--failures=2', *RUN[1:], status=1)
