@@ -102,7 +102,7 @@ _RANGES = (
     ('top_p', lambda x: 1e-30 <= x <= 1, 'from 1e-30 to 1'),
     ('data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
     ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
-    ('mesh.shape', lambda x: x == int(x), 'a whole number'),
+    ('mesh.shape batches layers', lambda x: x == int(x), 'a whole number'),
 )
 # Of every fraction, also those that the step never sees: in float32 another would be 0, or not finite.
 _FLOAT32 = lambda x: not isinstance(x, float) or x == 0 or 1e-37 <= abs(x) <= 1e38, '0, or from 1e-37 to 1e38'

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts here: changes to the repository root and makes a .venv there with the packages of
-# requirements.txt or, with EXTRA=NAME, with this package and that extra of pyproject.toml. Installs nothing if both are
-# unchanged. Needs Python 3.11 to 3.13, and a network to install. Sets PYTHON to the interpreter of the environment.
+# requirements.txt or, with EXTRA=NAME, with this package and that extra of pyproject.toml. Installs nothing if these
+# are unchanged. Needs Python 3.11 to 3.13, and a network to install. Sets PYTHON to the interpreter of the environment.
 
 set -euo pipefail
 CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +13,7 @@ wanted=(-r requirements.txt)
 
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
-contents() { cat requirements.txt && echo "${EXTRA:+# EXTRA=$EXTRA}"; }
+contents() { cat requirements.txt ${EXTRA:+pyproject.toml} && echo "${EXTRA:+# EXTRA=$EXTRA}"; }
 
 fail() {
   echo "$0: $1" >&2

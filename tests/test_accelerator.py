@@ -93,6 +93,18 @@ def test_what_is_unpacked_is_what_was_packed(packed, data):
     assert {name: tokens_splits(data / 'tokens' / name) for name in FIELDS} == dict.fromkeys(FIELDS, ['train', 'dev'])
 
 
+def test_what_fits_in_one_folder_leaves_no_second_of_before(packed, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, '_WHEELS', {})
+    shards = packed / 'pack' / 'prepared' / 'shards'
+    options = argparse.Namespace(pack=tmp_path, source=f'shards:{shards}', data=None, sets='', mib=0.4, max_length=128)
+    for mib in (0.4, 60):
+        options.mib = mib
+        pack.pack(options)
+    pack.unpack(tmp_path, tmp_path / 'out')
+    train, whole = (load_shards(place).splits['train'].tokens for place in (tmp_path / 'out' / 'shards', shards))
+    assert train == whole
+
+
 def test_the_first_folder_can_be_used_alone_and_the_second_not(packed, data, tmp_path):
     pack.unpack(packed / 'pack' / 'pack-1', tmp_path / 'one')
     one = load_shards(tmp_path / 'one' / 'shards')
@@ -237,6 +249,23 @@ def test_what_is_missing_is_named_before_the_first_part(tmp_path, monkeypatch, c
     assert accelerator.environment('step', ran[0])['PYTHONPATH'].startswith(carried)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: find('json'))
     assert carried not in accelerator.environment('step', ran[0]).get('PYTHONPATH', '')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['--out=x', '--parts='], "There is no part ''. Choose from"),
+        (['--out={file}/x'], 'x: The folder cannot be made (Not a directory). Name another.'),
+        (['--pack={file}', '--sets=colaa'], "--sets: 'colaa' is unknown. Choose one of cola,"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, flags, words):
+    (tmp_path / 'file').touch()
+    flags = [flag.format(file=tmp_path / 'file') for flag in flags]
+    monkeypatch.setattr(sys, 'argv', ['accelerator', *flags])
+    with pytest.raises(SystemExit) as ended:
+        accelerator.main()
+    assert words in f'{ended.value}{capsys.readouterr().err}'
 
 
 def test_the_fastest_form_is_known_before_the_last_is_measured(tmp_path, monkeypatch):

@@ -142,6 +142,8 @@ IMPOSSIBLE = 'is not possible. It must be'
         ('layer_transfer.py --config.layers=first', "layers: ('first',) is not possible. Each must be 0 or more."),
         ('layer_transfer.py --config.layers=None', 'This is no list of words or numbers.'),
         ('ablation.py:share --config.shares=0.5,2', 'shares: (0.5, 2) is not possible. Each must be more than 0'),
+        ('benchmark.py:generate --config.batches=1,1.5', 'batches: (1, 1.5) is not possible. Each must be a whole num'),
+        ('layer_transfer.py --config.layers=0,1.5', 'layers: (0, 1.5) is not possible. Each must be a whole number.'),
         ('benchmark.py:generate --config.batches=x', "batches: ('x',) is not possible. Each must be at least 1."),
         ('pretrain.py --config.data=4', '--config.data=4: This is a part of the config. Set its keys, such as'),
         ("pretrain.py --config.data={'tokens':4}", 'This is a part of the config. Set its keys, such as'),

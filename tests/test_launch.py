@@ -168,6 +168,18 @@ def test_uv_installs_unless_pip_knows_another_index_and_pip_where_uv_cannot(tool
     assert [call[1] for call in tools.calls('python') if call[-2:] == ['-r', 'requirements.txt']] == installers
 
 
+def test_an_extra_is_installed_again_where_its_packages_change(tools):
+    """Those that only pyproject.toml pins."""
+    tools.put('python3.12', PYTHON_WITH_PIP)
+    installed = lambda: sum('.[triton]' in call for call in tools.calls('python'))
+    for changed in (1, 1, 2):
+        if changed == 2:
+            path = tools.tree / 'pyproject.toml'
+            path.write_text(path.read_text().replace('jax-triton==', 'jax-triton==9.'))
+        tools.run('bash', '-c', 'source launch/venv.sh', EXTRA='triton', SETTING='', STATUS='0')
+        assert installed() == changed
+
+
 # Its version is $VERSION.
 VERSIONED_PYTHON = r"""
 case "$1" in

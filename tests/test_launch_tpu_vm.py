@@ -337,7 +337,7 @@ def test_another_run_that_is_running_is_not_taken_for_this_one(ready):
     """Before, it was watched to its end, and this one was said to be complete."""
     ready.write('preflight', 0)
     ready.script('run', 'configs/benchmark.py:pretrain', '--config.minutes=2 ')
-    said = ready.script('run', '--restart', *RUN[1:], status=1)
+    said = ready.script('run', '--restart', *RUN[1:], status=2)
     assert 'vm-0-w-0: run: Another one is running (--distributed --config=configs/benchmark.py:pretrain ' in said
     assert 'The run cannot go on' in said and 'complete' not in said
     assert not [call for call in ready.tpus('ssh') if 'worker.sh start' in call[-1]][1:]

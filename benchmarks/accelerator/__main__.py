@@ -50,9 +50,13 @@ def main():
     parser.add_argument('--deadline', type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.pack:
+        from gpt1_jax.config import check_choice
+        from gpt1_jax.data.labelled.registry import REGISTRY
         from gpt1_jax.errors import UserError
 
         try:
+            for name in options.sets.split(','):
+                check_choice('--sets', name, REGISTRY)
             pack.pack(options)
         except UserError as error:
             raise SystemExit(f'error: {error}') from None
@@ -65,7 +69,7 @@ def main():
     else:
         unknown = sorted(set(options.parts.split(',')) - PARTS.keys())
         if unknown:
-            parser.error(f'--parts: There is no part {", ".join(unknown)}. Choose from {", ".join(PARTS)}.')
+            parser.error(f'--parts: There is no part {", ".join(map(repr, unknown))}. Choose from {", ".join(PARTS)}.')
         if options.parts != 'ceilings' and (missing := [name for name in _NEEDED if not _is_there(name, options)]):
             names = ' '.join(missing).replace('_', '-')
             parser.error(f'{names}: Not installed. Install it with pip install {names}, or carry it with --pack.')
@@ -89,7 +93,10 @@ def _end_with(parent):
 
 
 def run_parts(options):
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f'error: {options.out}: The folder cannot be made ({error.strerror}). Name another.') from None
     former = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         _run_parts(options)

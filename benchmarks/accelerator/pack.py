@@ -49,6 +49,8 @@ def pack(options) -> None:
         else path.relative_to(made)
     ).as_posix()
 
+    for old in options.pack.glob('pack-*/*'):  # one that is not filled again would be unpacked over the others
+        old.unlink()
     folder, held = _Folder(options, 1), []
     with concurrent.futures.ProcessPoolExecutor() as pool:
         for path, data in zip(needed + books, pool.map(_compress, needed + books)):
@@ -77,8 +79,6 @@ class _Folder:
         self.number, self._path, self._size, self._entries = number, options.pack / f'pack-{number}', 0, []
         self._budget = int(options.mib * 2**20) - _SPARE
         self._path.mkdir(parents=True, exist_ok=True)
-        for old in self._path.iterdir():
-            old.unlink()
 
     def takes(self, data):
         return self._size + len(data) <= self._budget

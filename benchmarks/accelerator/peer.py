@@ -1,5 +1,6 @@
 """Part 4: the same step in PyTorch on the same card, in turns: same shapes, batch, dropout, clipping and AdamW."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -70,8 +71,9 @@ class Worker:
         self.facts = json.loads(self._answer(patience))
 
     def round(self, patience: float) -> float:
-        self._process.stdin.write('\n')
-        self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # of one that has ended, of which the answer tells
+            self._process.stdin.write('\n')
+            self._process.stdin.flush()
         return float(self._answer(patience))
 
     def close(self) -> None:
@@ -86,7 +88,7 @@ class Worker:
         finally:
             timer.cancel()
         if not line:
-            raise ValueError('the process ended or was too slow, see log.txt')
+            raise ValueError('the process ended or was too slow: see what it said above, or in log.txt')
         return line
 
 
