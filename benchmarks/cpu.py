@@ -37,6 +37,8 @@ def main():
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--serve', default='', help=argparse.SUPPRESS)  # a side, in a process of its own
     args = parser.parse_args()
+    if unknown := set(args.sizes.split(',')) - SHAPES.keys():
+        parser.error(f'--sizes: There is no size {", ".join(map(repr, unknown))}. Choose from {", ".join(SHAPES)}.')
     register()
     if args.serve:
         serve(args.serve, args.sizes, args.dtypes)

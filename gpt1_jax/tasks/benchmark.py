@@ -95,6 +95,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     started = time.monotonic()
     if jax.process_count() > 1:
         raise UserError('benchmark: Several processes cannot be measured together. Start one, on one host.')
+    for name in config.get('sets', ()):
+        check_choice('sets', name, work.SETS)
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     settled = _settle(config, partitioner.platform)
     open_workdir(config, workdir, write=True)
@@ -186,8 +188,6 @@ def _pretrain(bench, model):
 
 
 def _finetune(bench, model):
-    for name in bench.config.sets:
-        check_choice('sets', name, work.SETS)
     make = lambda name: functools.partial(_finetuning, bench, model, work.SETS[name])
     measure = lambda name, parts: _evaluated(
         bench, make(name), work.SETS[name], _measure(bench, make(name), _CYCLE, parts)
