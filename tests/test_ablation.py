@@ -99,7 +99,8 @@ def test_table_5(source, tmp_path, trained, capsys):
         'lstm                   64.3    61.0    61.0    71.0',
         '  best - worst                  2.0     2.0     2.0',
         '  paper, test          52.9    30.3    54.6    73.7',
-        'On dev, medians of 3 run(s) at their best epoch; the first metric of each set.',
+        'On dev, medians of 3 run(s) at their best epoch; the first metric of each set; of MNLI the mean of matched '
+        'and mismatched.',
         'The average is over the sets that every row has: cola, rte, mnli.',
     ]
     assert (tmp_path / 'table.txt').read_text().splitlines() == printed
@@ -204,3 +205,16 @@ def test_what_cannot_be_is_refused_before_training(source, tmp_path, trained, st
     with pytest.raises(UserError, match=message):
         ablation.run(values, epath.Path(tmp_path))
     assert not trained
+
+
+def test_of_mnli_each_run_is_the_mean_of_its_two_dev_sets():
+    """Means 75, 85 and 70; the medians of the two sets are 80 and 90."""
+    given = {'dev': (0.6, 0.8, 0.9), 'dev_mismatched': (0.9, 0.9, 0.5)}
+    scores = [
+        Score('mnli', split, 'accuracy', value, 9, checkpoint=checkpoint, variant='full', seed=seed)
+        for split, values in given.items()
+        for seed, best in enumerate(values)
+        for checkpoint, value in (('last', 0.1), ('best', best))
+    ]
+    found = ablation.of_sets(Result('ablation', scores, {}, None, {}, 1.0))
+    assert found == {'full': {'mnli': pytest.approx((0.75, 0.15))}}

@@ -184,3 +184,15 @@ def test_the_share_of_examples_has_a_curve_with_and_one_without_pre_training(dra
     lines = [dataclasses.replace(line, runs=()) for line in runs_and_lines()[1] if 'share' in line.variant]
     assert recorded.texts(analyses.studies(lines), Gap) == ['No run of it is finished.']
     assert analyses.studies([]) == []
+
+
+def test_of_mnli_every_number_says_which_dev_sets_it_is_of(drawn):
+    lines = [line for line in runs_and_lines()[1] if line.owner.name == 'ablation_table5' and line.dataset == 'mnli']
+    owner = dataclasses.replace(lines[0].owner, config={'task': 'layer_transfer', 'init_from': 'x'})
+    lines = [dataclasses.replace(line, owner=owner, variant=f'layers{4 - i}') for i, line in enumerate(lines[:2])]
+    blocks = analyses.layer_transfer(lines)
+    (figure,) = [block for block in blocks if isinstance(block, Figure)]
+    assert 'of MNLI the mean of matched and mismatched' in figure.numbers.notes[0]
+    (row,) = recorded.tables(blocks)['All layers that were tried, less fewer']
+    of = [medians(f'ablation_table5/mnli/{name}', 3)[0] for name in ('full', 'no_pretraining')]
+    assert row['set'] == 'mnli, matched' and row['medians'] == f'{100 * of[0]:.1f} less {100 * of[1]:.1f}'

@@ -156,3 +156,22 @@ def test_it_goes_on_between_two_points(source, tmp_path):
     for n, point in enumerate(points):
         sizes = store.open_model(str(point)).architecture.sizes
         assert sizes == store.open_model(f'{source}/lm').architecture.sizes | {'layers': n}
+
+
+def test_of_mnli_both_dev_sets_count(capsys):
+    """As in the report's figure: with all layers matched is 80 and mismatched 60, with none both are 50."""
+    values = {'layers0': {'dev': 0.5, 'dev_mismatched': 0.5}, 'layers2': {'dev': 0.8, 'dev_mismatched': 0.6}}
+    scores = [
+        Score('mnli', split, 'accuracy', value, 9, checkpoint='best', variant=variant)
+        for variant, of in values.items()
+        for split, value in of.items()
+    ]
+    facts = {'train_examples': {'mnli': dict.fromkeys(values, 9)}, 'left_out': {}}
+    *_, first, last, change, _ = layer_transfer.format_scores(
+        Result('layer_transfer', scores, facts, None, {}, 1.0)
+    ).splitlines()
+    assert first.split() == ['0', '1', *['50.0'] * 3] and last.split() == ['2', '1', *['70.0'] * 3]
+    assert change.endswith('changes by +20.0 points; of MNLI the mean of matched and mismatched.')
+    scores = [score for score in scores if score.split == 'dev']
+    alone = layer_transfer.format_scores(Result('layer_transfer', scores, facts, None, {}, 1.0))
+    assert 'changes by +30.0 points; of MNLI matched.' in alone

@@ -90,3 +90,20 @@ def test_the_fingerprint_is_of_the_values_alone():
 )
 def test_the_papers_key_of_a_score(split, metric, subset, key):
     assert results.paper_key(split, metric, subset) == key
+
+
+def test_the_first_metric_is_of_the_best_checkpoint_and_of_mnli_the_mean():
+    score = lambda value, split='dev', metric='accuracy', checkpoint='best', dataset='mnli', **more: Score(
+        dataset, split, metric, value, 9, checkpoint=checkpoint, **more
+    )
+    matched, mismatched = score(0.8), score(0.6, 'dev_mismatched')
+    others = [score(0.1, checkpoint='last'), score(0.2, metric='f1'), score(0.3, 'test'), score(0.4, subset='high')]
+    assert results.first_metric([*others, matched, mismatched], 'accuracy') == pytest.approx(0.7)
+    assert results.first_metric([*others, matched], 'accuracy') == 0.8
+    assert results.first_metric(others, 'accuracy') is None
+    assert results.first_metric([score(0.9, 'train'), matched], 'accuracy', 'train') == 0.9
+    assert results.of_mnli([[score(0.5, dataset='sst2')]]) == results.of_mnli([]) == ''
+    mean = '; of MNLI the mean of matched and mismatched'
+    assert results.of_mnli([[matched, mismatched], [score(0.5, dataset='sst2')]]) == mean
+    assert results.of_mnli([[matched]]) == '; of MNLI matched'
+    assert results.of_mnli([[matched], [matched, mismatched]]) == f'{mean} where a run has both, else matched'

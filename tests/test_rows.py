@@ -105,13 +105,14 @@ def test_why_rows_cannot_be_compared(by_name):
 
 def test_cells_say_difference_intervals_and_significance():
     values = np.linspace(-0.005, 0.025, 1001)
-    found = statistics.Difference(0.0101, values, values + 0.02, 3)
+    found = statistics.Difference((0.5101, 0.5), values, values + 0.02, 3)
     minus = '\N{MINUS SIGN}'
-    assert rows.cells(found) == ('+1.0*', f'{minus}0.4 to 2.4', '1.6 to 4.4')
-    assert rows.cells(dataclasses.replace(found, seeds=2)) == ('+1.0', f'{minus}0.4 to 2.4', '1.6 to 4.4')
-    assert rows.cells(dataclasses.replace(found, seeds=1)) == ('+1.0', f'{minus}0.4 to 2.4', '')
-    found = statistics.Difference(0.0101, values + 0.02, values, 3)
-    assert rows.cells(found)[0] == '+1.0'
+    medians, interval = '51.0 less 50.0', f'{minus}0.4 to 2.4'
+    assert rows.cells(found) == (medians, '+1.0*', interval, '1.6 to 4.4', '3')
+    assert rows.cells(dataclasses.replace(found, seeds=2)) == (medians, '+1.0', interval, '1.6 to 4.4', '2')
+    assert rows.cells(dataclasses.replace(found, seeds=1)) == (medians, '+1.0', interval, '', '1')
+    found = statistics.Difference((0.5101, 0.5), values + 0.02, values, 3)
+    assert rows.cells(found)[1] == '+1.0'
 
 
 def test_of_mnli_the_splits_of_one_run_are_averaged_before_runs_are_compared(by_name):

@@ -172,14 +172,17 @@ def test_the_papers_average_stands_beside_ours():
 
 def test_differences_from_the_full_method(table_5):
     entries = table_5['Differences from the full method']
-    assert [row['set'] for row in entries] == ['cola', 'stsb', 'mnli', 'average'] * 3
+    assert [row['set'] for row in entries] == ['cola', 'stsb', 'mnli, matched', 'average, of mnli matched'] * 3
     row = entry(entries, rows='no pre-training less full', set='cola')
     cola = [np.median(of_seeds(f'ablation_table5/cola/{name}', 3, metric='matthews')) for name in TABLE_5]
     assert row['difference'] == per_cent(cola[1] - cola[0]) + '*' and row['seeds'] == '3'
     assert row['paper'] == per_cent((18.9 - 45.4) / 100)
-    row = entry(entries, rows='no pre-training less full', set='average')
+    row = entry(entries, rows='no pre-training less full', set='average, of mnli matched')
     assert row['paper'] == per_cent((18.9 + 30.9 + 75.7 - 45.4 - 82.0 - 81.8) / 300)
     number = lambda cell: float(cell.strip('*+').replace('\N{MINUS SIGN}', '-'))
+    for one in entries:  # every difference is that of the numbers beside it
+        ours, full = map(number, one['medians'].split(' less '))
+        assert number(one['difference']) == pytest.approx(ours - full, abs=0.11)
     single = [number(one['difference']) for one in entries[:3]]
     assert number(row['difference']) == pytest.approx(np.mean(single), abs=0.07)
     low, high = map(number, row['95 %, examples'].split(' to '))
@@ -201,3 +204,17 @@ def test_sections_without_runs_are_left_out_and_unfinished_ones_are_gaps():
     assert scores.table_5([]) == [] and scores.fine_tuning([], []) == []
     unfinished = [dataclasses.replace(line, runs=()) for line in lines if line.owner.name == 'ablation_table5']
     assert recorded.texts(scores.table_5(unfinished), Gap) == ['ablation_table5: no run of it is finished.']
+
+
+def test_table_5_says_which_dev_sets_of_mnli_it_has():
+    lines = [line for line in recorded.collected()[1] if line.owner.name == 'ablation_table5']
+    note = lambda lines: scores.table_5(lines)[1].notes[0]
+    assert 'the first metric of each set; of MNLI the mean of matched and mismatched. The paper' in note(lines)
+
+    def matched(run):
+        kept = [score for score in run.result.scores if score.split != 'dev_mismatched']
+        return dataclasses.replace(run, result=dataclasses.replace(run.result, scores=kept))
+
+    alone = [dataclasses.replace(line, runs=tuple(map(matched, line.runs))) for line in lines]
+    assert 'the first metric of each set; of MNLI matched. The paper' in note(alone)
+    assert 'of each set. The paper' in note([line for line in lines if line.dataset != 'mnli'])

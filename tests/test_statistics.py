@@ -89,7 +89,7 @@ def test_the_seeds_are_resampled_too():
     labels = np.ones(100, int)
     right = lambda counts: np.stack([np.arange(100) < count for count in counts]).astype(int)
     found = statistics.difference(['accuracy'], labels, right([50, 60, 70]), right([10, 50, 90]))
-    assert found.value == pytest.approx(0.1) and found.seeds == 3  # 60 - 50
+    assert found.value == pytest.approx(0.1) and found.seeds == 3 and found.medians == pytest.approx((0.6, 0.5))
     assert found.examples.min() > 0  # no resample of the examples turns the medians round
     # Of the 27 draws of three seeds, 7 have the median at the first, 13 at the second, 7 at the third: 40, 10 and -20.
     for value, share in ((0.4, 7 / 27), (0.1, 13 / 27), (-0.2, 7 / 27)):
@@ -103,7 +103,7 @@ def test_the_seeds_are_resampled_too():
 
 def test_an_interval_has_95_per_cent():
     values = np.linspace(0, 1, 1001)
-    found = Difference(0.5, values, 2 * values, 3)
+    found = Difference((0.7, 0.2), values, 2 * values, 3)
     assert found.interval(seeds=False) == pytest.approx((0.025, 0.975))
     assert found.interval(seeds=True) == pytest.approx((0.05, 1.95))
 
@@ -120,6 +120,6 @@ def test_the_mean_of_differences_is_of_independent_sets():
     labels, predicted = labels_and_predictions('accuracy', 400, 2)
     one = statistics.difference(['accuracy'], labels, predicted[:1], predicted[1:])
     mean = statistics.mean_difference([one, one, one, one])
-    assert mean.value == pytest.approx(one.value) and mean.seeds == 1
+    assert mean.value == pytest.approx(one.value) and mean.seeds == 1 and mean.medians == pytest.approx(one.medians)
     assert np.std(mean.examples) == pytest.approx(np.std(one.examples) / 2, rel=0.15)  # of four sets
     assert isinstance(mean, Difference)

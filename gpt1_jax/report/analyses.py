@@ -55,7 +55,10 @@ def _layers_figure(name, words, lines) -> Iterable[Block]:
         '',
         ('set', 'layers', 'dev', 'dev, spread', 'train', 'train, spread', 'seeds'),
         entries,
-        ('Medians over seeds, the lowest to the highest; in per cent. Train: on a part of the training examples.',),
+        (
+            f'Medians over seeds, the lowest to the highest; in per cent{rows.of_mnli(lines)}. Train: on a part of the '
+            'training examples.',
+        ),
     )
     axes = Axes(words, 'layers transferred', 'score, per cent')
     yield Figure(
@@ -240,7 +243,8 @@ def _study(lines, study) -> list[Block]:
         pairs += pairs_of(of)
     which = ('start',) if len(patterns) > 1 else ()
     columns = ('run', 'set', *which, unit, 'dev', 'spread', 'seeds')
-    numbers = Table('', columns, entries, ('The first metric of each set, median over seeds, in per cent.',))
+    notes = (f'The first metric of each set, median over seeds, in per cent{rows.of_mnli(lines)}.',)
+    numbers = Table('', columns, entries, notes)
     caption = f'Dev score over the {unit}: the median over seeds, and as a band the lowest to the highest.'
     return [Figure(caption, panels, numbers), *rows.comparisons('Differences', pairs)]
 

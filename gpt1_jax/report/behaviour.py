@@ -36,15 +36,7 @@ def _first_rows(lines) -> Iterable[Line]:
 
 def _middle(line) -> Run:
     """The run whose score is the median over seeds; of two such, the lower."""
-
-    def score(run):
-        dataset = rows.dataset_of_run(run)
-        found = (
-            run.result.select(split='dev', checkpoint='best', subset='', metric=dataset.metrics[0]) if dataset else ()
-        )
-        return next((one.value for one in found), 0.0)
-
-    return sorted(line.finished, key=score)[(len(line.finished) - 1) // 2]
+    return sorted(line.finished, key=lambda run: rows.first_metric_of(run) or 0.0)[(len(line.finished) - 1) // 2]
 
 
 def _matrix(line, run) -> Iterable[Block]:

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, fixed, percent, whole
 from gpt1_jax.report.collect import Line, Run, origin
 from gpt1_jax.report.figures import Axes, Curve, panel, thin
@@ -172,7 +171,10 @@ def fine_tuning(lines: Sequence[Line]) -> list[Block]:
         loss, dev = ('task loss, first', 'task loss, last'), ('dev, first', 'dev, best', 'dev, last')
         columns = ('set', 'row', 'runs', 'updates', *loss, *dev)
         caption = f'{label}: task loss and dev score over updates, the median over seeds, and as a band all seeds.'
-        notes = ('Medians over seeds; the score is the first metric of the set, in per cent. First, last: logged.',)
+        mnli = '; of MNLI on matched' * ('mnli' in of)
+        notes = (
+            f'Medians over seeds, of what is logged; the score is the first metric of the set, in per cent{mnli}.',
+        )
         blocks.append(Figure(caption, panels, Table('', columns, entries, notes)))
     blocks += _setbacks(run for line in lines for run in line.runs)
     if lines and not blocks:
@@ -207,11 +209,11 @@ def _over_seeds(line, key) -> list[tuple[float, float, float, float]]:
 def _ends(line):
     """The numbers of a row: where its curves begin and end."""
     loss, dev = ([middle for _, _, middle, _ in _over_seeds(line, key)] for key in ('task_loss', 'dev_score'))
-    best = rows.first_metric(line)
+    best = [max(of) for run in line.runs if (of := [one['dev_score'] for one in run.metrics if 'dev_score' in one])]
     last = max((entry['step'] for run in line.runs for entry in run.metrics), default=None)
     ends = lambda values, show: (show(values[0]), show(values[-1])) if values else (None, None)
     (first_loss, last_loss), (first_dev, last_dev) = ends(loss, lambda v: fixed(v, 3)), ends(dev, percent)
     return (
         *(line.dataset, line.variant or line.label, f'{len(line.finished)} of {line.planned}', whole(last)),
-        *(first_loss, last_loss, first_dev, best and percent(best.median), last_dev),
+        *(first_loss, last_loss, first_dev, percent(statistics.median(best)) if best else None, last_dev),
     )

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 from etils import epath
@@ -151,6 +152,47 @@ def from_json(path: epath.Path, stored: dict) -> Result | None:
     check_seal(path, stored, _FIX)
     scores = [Score(**{name: score[name] for name in _SCORE}) for score in stored['scores']]
     return Result(**{name: stored[name] for name in _FORM} | {'scores': scores})
+
+
+def of_runs(scores: Iterable[Score]) -> dict[tuple[str, str, int], list[Score]]:
+    """The scores of a sweep by its runs: (data set, variant, seed) -> those of one."""
+    found = {}
+    for score in scores:
+        found.setdefault((score.dataset, score.variant, score.seed), []).append(score)
+    return found
+
+
+def first_metric(scores: Iterable[Score], metric: str, split: str = 'dev') -> float | None:
+    """The number by which a run is compared with others, at its best checkpoint; None where it has none. Of MNLI it is
+    the mean of the two dev sets, matched and mismatched, as in table 5 of the paper.
+
+    Args:
+      scores: of one run.
+      metric: the first one of its data set.
+      split: with what the names of the splits begin.
+    """
+    wanted = dict(metric=metric, subset='', checkpoint='best')
+    of_splits = [
+        score.value
+        for score in scores
+        if score.split.startswith(split) and all(getattr(score, name) == value for name, value in wanted.items())
+    ]
+    return statistics.mean(of_splits) if of_splits else None
+
+
+def of_mnli(runs: Iterable[Sequence[Score]]) -> str:
+    """The end of a sentence on `first_metric`: what it is in those of these runs that are of MNLI; '' if none is.
+
+    runs: the scores of each.
+    """
+    both = {
+        any(score.split == 'dev_mismatched' for score in scores)
+        for scores in runs
+        if any(score.dataset == 'mnli' for score in scores)
+    }
+    mean = 'the mean of matched and mismatched'
+    words = {(True,): mean, (False,): 'matched', (False, True): f'{mean} where a run has both, else matched'}
+    return f'; of MNLI {words[tuple(sorted(both))]}' if both else ''
 
 
 def paper_key(split: str, metric: str, subset: str) -> str:

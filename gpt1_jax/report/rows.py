@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from gpt1_jax.data.labelled.registry import Dataset, dataset_of
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import metrics
-from gpt1_jax.report import statistics
+from gpt1_jax.report import results, statistics
 from gpt1_jax.report.blocks import Gap, Table, percent, signed, span, whole
 from gpt1_jax.report.collect import Line, Run
 from gpt1_jax.report.results import Score
@@ -17,8 +17,11 @@ HOW = (
     'Differences are of the medians over seeds, in points, with intervals of 95 % from a paired bootstrap: '
     f'{statistics.RESAMPLES:,} resamples of the dev examples, the same for both rows; and the same with the seeds '
     f'resampled too. * marks a difference over at least {statistics.FEWEST_SEEDS} seeds whose second interval leaves '
-    'out 0.'
+    'out 0. Medians: those that are subtracted, over the seeds that both rows have; of MNLI they are of matched alone, '
+    'because only for it single predictions are kept.'
 )
+
+COLUMNS = ('medians', 'difference', '95 %, examples', '95 %, examples and seeds', 'seeds')
 
 
 def dataset_of_run(run: Run) -> Dataset | None:
@@ -41,14 +44,20 @@ def best_scores(line: Line, split: str = 'dev') -> dict[tuple[str, str, str], li
 
 
 def first_metric(line: Line, split: str = 'dev') -> statistics.Spread | None:
-    """Over seeds, of the metric that picks the best epoch; of MNLI each run's mean of its two dev splits. None where
-    there is none."""
-    dataset, values = dataset_of_run(line.finished[0]) if line.finished else None, []
-    for run in line.finished if dataset else ():
-        scores = run.result.select(checkpoint='best', metric=dataset.metrics[0], subset='')
-        if of_splits := [score.value for score in scores if score.split.startswith(split)]:
-            values.append(float(np.mean(of_splits)))
+    """Over seeds, of what `first_metric_of` says of each run; None where none has it."""
+    values = [value for run in line.finished if (value := first_metric_of(run, split)) is not None]
     return statistics.spread(values) if values else None
+
+
+def first_metric_of(run: Run, split: str = 'dev') -> float | None:
+    """`results.first_metric` of a finished run."""
+    dataset = dataset_of_run(run)
+    return results.first_metric(run.result.scores, dataset.metrics[0], split) if dataset else None
+
+
+def of_mnli(lines: Iterable[Line]) -> str:
+    """`results.of_mnli` of the finished runs."""
+    return results.of_mnli(run.result.scores for line in lines for run in line.finished)
 
 
 def predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
@@ -97,17 +106,23 @@ def comparisons(caption: str, pairs: Iterable[tuple[Line, Line]]) -> list[Table 
         if isinstance(found, str):
             gaps.append(Gap(f'{first.owner.label}, {first.dataset}: no difference of {names}: {found}.'))
             continue
-        entries.append((first.dataset, names, *cells(found), whole(found.seeds)))
-    columns = ('set', 'rows', 'difference', '95 %, examples', '95 %, examples and seeds', 'seeds')
-    return [Table(caption, columns, entries, (HOW,))] * bool(entries) + gaps
+        entries.append((compared_set(first.dataset), names, *cells(found)))
+    return [Table(caption, ('set', 'rows', *COLUMNS), entries, (HOW,))] * bool(entries) + gaps
 
 
-def cells(difference: statistics.Difference) -> tuple[str, str, str]:
-    """The difference, its interval over examples, and that over examples and seeds, empty for one seed."""
+def compared_set(dataset: str) -> str:
+    """On what `compare` compares."""
+    return dataset + ', matched' * (dataset == 'mnli')
+
+
+def cells(difference: statistics.Difference) -> tuple[str, ...]:
+    """Of COLUMNS; the interval over examples and seeds is empty for one seed."""
     return (
+        ' less '.join(map(percent, difference.medians)),
         signed(difference.value) + '*' * difference.significant,
         span(*difference.interval(seeds=False)),
         span(*difference.interval(seeds=True)) if difference.seeds > 1 else '',
+        whole(difference.seeds),
     )
 
 

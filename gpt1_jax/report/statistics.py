@@ -34,16 +34,21 @@ class Difference:
     """Of two rows' medians over seeds: the first less the second.
 
     Attributes:
-      value: on the examples as they are.
+      medians: of the two rows, on the examples as they are.
       examples: its values on the resamples, [RESAMPLES].
       both: the same, with the seeds resampled too.
       seeds: how many.
     """
 
-    value: float
+    medians: tuple[float, float]
     examples: np.ndarray
     both: np.ndarray
     seeds: int
+
+    @property
+    def value(self) -> float:
+        """On the examples as they are."""
+        return self.medians[0] - self.medians[1]
 
     def interval(self, seeds: bool) -> tuple[float, float]:
         """95 % of the values on the resamples: of the examples, and of the `seeds` too if that is asked."""
@@ -99,9 +104,9 @@ def difference(metrics: Sequence[str], labels: np.ndarray, first: np.ndarray, se
     seeds = len(first)
     chosen = np.random.default_rng(_SEED + 1).integers(seeds, size=(seeds, drawn.shape[1]))
     median = lambda values, rows: np.median(np.take_along_axis(values, rows, axis=0), axis=0)
-    medians = lambda values: np.median(values[:seeds], axis=0) - np.median(values[seeds:], axis=0)
+    medians = lambda values: (np.median(values[:seeds], axis=0), np.median(values[seeds:], axis=0))
     both = median(drawn[:seeds], chosen) - median(drawn[seeds:], chosen)
-    return Difference(float(medians(whole)), medians(drawn), both, seeds)
+    return Difference(tuple(map(float, medians(whole))), np.subtract(*medians(drawn)), both, seeds)
 
 
 def mean_difference(differences: Sequence[Difference]) -> Difference:
@@ -109,7 +114,7 @@ def mean_difference(differences: Sequence[Difference]) -> Difference:
     # Sets of one size have the same resamples: shifted against each other, they are independent.
     mean = lambda of: np.mean([np.roll(values, shift) for shift, values in enumerate(of)], axis=0)
     return Difference(
-        float(np.mean([one.value for one in differences])),
+        tuple(statistics.mean(row) for row in zip(*(one.medians for one in differences))),
         mean([one.examples for one in differences]),
         mean([one.both for one in differences]),
         min(one.seeds for one in differences),

@@ -11,7 +11,7 @@ from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation.paper import TABLE_5, in_every_row, table_5_average
-from gpt1_jax.report.results import Result
+from gpt1_jax.report.results import Result, first_metric, of_mnli, of_runs
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import sweep
@@ -85,15 +85,13 @@ def _open(key, config, kind):
 
 def of_sets(result: Result) -> dict[str, dict[str, tuple[float, float]]]:
     """Variant -> data set -> the median over the seeds, and the difference of the best and the worst, of the first
-    metric on dev; of MNLI the means of these of matched and mismatched."""
-    found = {}
-    for (name, variant, _, subset, metric), of in sweep.summary(result.scores).items():
-        if not subset and metric == REGISTRY[name].metrics[0]:
-            found.setdefault(variant, {}).setdefault(name, []).append((of['median'], of['best'] - of['worst']))
-    return {
-        variant: {name: tuple(map(statistics.mean, zip(*parts))) for name, parts in of.items()}
-        for variant, of in found.items()
-    }
+    metric on dev, see `first_metric`."""
+    values, found = {}, {}
+    for (name, variant, _), scores in of_runs(result.scores).items():
+        values.setdefault((name, variant), []).append(first_metric(scores, REGISTRY[name].metrics[0]))
+    for (name, variant), of in values.items():
+        found.setdefault(variant, {})[name] = statistics.median(of), max(of) - min(of)
+    return found
 
 
 def format_scores(result: Result, variants: Sequence[str]) -> str:
@@ -102,7 +100,7 @@ def format_scores(result: Result, variants: Sequence[str]) -> str:
     variants: all of them, in their order.
     """
     found, averaged = of_sets(result), result.facts['averaged']
-    names = list(result.facts['train_examples'])
+    names, mnli = list(result.facts['train_examples']), of_mnli(of_runs(result.scores).values())
     percent = lambda value: None if value is None else 100 * value
     entries = []
     for variant in variants:
@@ -117,7 +115,8 @@ def format_scores(result: Result, variants: Sequence[str]) -> str:
     return '\n'.join(
         [
             format_table(columns, entries),
-            f'On dev, medians of {result.config["seeds"]} run(s) at their best epoch; the first metric of each set.',
+            f'On dev, medians of {result.config["seeds"]} run(s) at their best epoch; the first metric of each set'
+            f'{mnli}.',
             f'The average is over the sets that every row has: {", ".join(averaged) or "none"}.',
             *result.facts['notes'],
             *(f'{path}: left out: {reason}' for path, reason in result.facts['left_out'].items()),

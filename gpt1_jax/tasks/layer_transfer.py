@@ -1,11 +1,13 @@
 """Fine-tuning with 0, 1, ... layers transferred (Radford et al. 2018, section 5 and figure 2, left)."""
 
+import statistics
+
 from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
-from gpt1_jax.report.results import Result
+from gpt1_jax.report.results import Result, first_metric, of_mnli, of_runs
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.tasks import sweep
@@ -44,33 +46,28 @@ def _numbers(config):
 def format_scores(result: Result) -> str:
     """The table over the number of layers, scores in per cent, and what they change, beside the paper's words."""
     ((name, by_variant),) = result.facts['train_examples'].items()
-    metric = REGISTRY[name].metrics[0]
-    of = {split: sweep.summary(result.scores, split) for split in ('train', 'dev')}
-    medians, entries = [], []
+    metric, runs, entries = REGISTRY[name].metrics[0], of_runs(result.scores), []
     for variant in sorted(by_variant, key=_number):
-        key = name, variant
-        train, dev = (of[split].get((*key, split, '', metric)) for split in ('train', 'dev'))
-        medians.append(dev['median'])
-        entries.append(
-            (
-                _number(variant),
-                dev['runs'],
-                *(train and 100 * train[which] for which in ('median', 'best', 'worst')),
-                *(100 * dev[which] for which in ('median', 'best', 'worst')),
-            )
-        )
-    dev_title = 'dev' + ', matched' * ('dev_mismatched' in REGISTRY[name].splits)
+        of = [scores for (_, one, _), scores in runs.items() if one == variant]
+        train, dev = ([first_metric(scores, metric, split) for scores in of] for split in ('train', 'dev'))
+        entries.append((_number(variant), len(of), *_cells(train), *_cells(dev)))
     columns = [('layers', 8, 'd'), ('runs', 6, 'd'), *((which, 8, '.1f') for which in 2 * ('median', 'best', 'worst'))]
-    change = 100 * (medians[-1] - medians[0])
+    change = entries[-1][5] - entries[0][5]
     return '\n'.join(
         [
-            f'{f"{name}, {metric}":<14}{"train":^24}{dev_title:^24}',
+            f'{f"{name}, {metric}":<14}{"train":^24}{"dev":^24}',
             format_table(columns, entries),
-            f'From {entries[0][0]} to {entries[-1][0]} layers the median on dev changes by {change:+.1f} points.',
+            f'From {entries[0][0]} to {entries[-1][0]} layers the median on dev changes by {change:+.1f} points'
+            f'{of_mnli(runs.values())}.',
             _PAPER,
             *(f'{path}: left out: {reason}' for path, reason in result.facts['left_out'].items()),
         ]
     )
+
+
+def _cells(values):
+    """Median, best and worst, in per cent; empty where the runs have none."""
+    return (None,) * 3 if None in values else [100 * of(values) for of in (statistics.median, max, min)]
 
 
 def _number(variant):
