@@ -171,3 +171,21 @@ def test_no_finished_pre_training_is_a_gap():
     runs, lines = recorded.collected()
     blocks = overview.cost([run for run in runs if run.name == 'pretrain_half'], [])
     assert recorded.texts(blocks, Gap) == ['No run of pre-training is finished.']
+
+
+@pytest.mark.parametrize(
+    ('n_transfer', 'words'),
+    [
+        (None, 'pretrain@10, files:/data'),
+        (-1, 'from scratch (tokenizer of pretrain@10), files:/data'),
+        (1, '1 layer of pretrain@10, files:/data'),
+        (0, '0 layers of pretrain@10, files:/data'),
+    ],
+)
+def test_what_of_a_model_a_run_starts_from(n_transfer, words):
+    runs, _ = recorded.collected()
+    start = str(recorded.everything() / 'pretrain@10')
+    config = {'task': 'finetune', 'init_from': start, 'n_transfer': n_transfer, 'data': {'source': 'files:/data'}}
+    run = dataclasses.replace(runs[0], name='mine', config=config, plan=())
+    rows = recorded.tables(overview.summary([*runs, run], []))['Runs, by folder']
+    assert entry(rows, run='mine')['from'] == words

@@ -46,7 +46,7 @@ _FACTS = {
 }
 # Of a config, where it has them.
 _SETTINGS = {
-    **dict.fromkeys(('seed', 'data.batch_size', 'data.limit', 'model.n_positions'), _NUMBER),
+    **dict.fromkeys(('seed', 'n_transfer', 'data.batch_size', 'data.limit', 'model.n_positions'), _NUMBER),
     **dict.fromkeys(('model.layers', 'model.width', 'model.units'), _NUMBER),
     **dict.fromkeys(('init_from', 'data.source', 'data.dataset', 'model.kind', 'study', 'rest'), (str, type(None))),
     'data.share': (float, type(None)),

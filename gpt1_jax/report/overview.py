@@ -72,9 +72,13 @@ def _of_sweeps(lines) -> dict[str, Run]:
 
 
 def _data(run, runs):
-    """The run that its model is from, with the checkpoint, and its data."""
-    path, step = split_step(run.setting('init_from', ''))
-    name = model_name(run, runs) + f'@{step}' * bool(step)
+    """The run that its model is from, with the checkpoint, or what of it; and its data."""
+    _, step = split_step(run.setting('init_from', ''))
+    name, layers = model_name(run, runs) + f'@{step}' * bool(step), run.setting('n_transfer')
+    if name and layers is not None:
+        name = (
+            f'{layers} layer{"s" * (layers != 1)} of {name}' if layers >= 0 else f'from scratch (tokenizer of {name})'
+        )
     return ', '.join(filter(None, (name, run.setting('data.source'))))
 
 
