@@ -122,9 +122,9 @@ def test_other_heuristics_and_a_second_model_have_panels_of_their_own(drawn):
     other = dataclasses.replace(run, config=run.config | {'condition': 'alone'})
     blocks = analyses.zero_shot([*runs, other, run])
     assert [(axes.title, len(curves)) for axes, curves in drawn.values()] == [
-        ("the paper's heuristics", 10),
+        ("the paper's heuristics: zero_shot, zero_shot_lstm", 10),
         ('start token: False, length normalised: True, condition: alone', 5),
-        ("the paper's heuristics", 5),
+        ("the paper's heuristics: zero_shot", 5),
     ]
     alone = [one for one in runs if one.task == 'zero_shot']  # without the runs of pre-training
     (figure,) = [block for block in analyses.zero_shot(alone) if isinstance(block, Figure)]
@@ -196,3 +196,30 @@ def test_of_mnli_every_number_says_which_dev_sets_it_is_of(drawn):
     (row,) = recorded.tables(blocks)['All layers that were tried, less fewer']
     of = [medians(f'ablation_table5/mnli/{name}', 3)[0] for name in ('full', 'no_pretraining')]
     assert row['set'] == 'mnli, matched' and row['medians'] == f'{100 * of[0]:.1f} less {100 * of[1]:.1f}'
+
+
+def test_figures_from_two_models_of_one_name_are_two(drawn):
+    lines = [line for line in runs_and_lines()[1] if line.owner.task == 'layer_transfer']
+    config = lines[0].owner.config
+    made = lambda name, init_from: [
+        dataclasses.replace(line, owner=dataclasses.replace(line.owner, name=name, config=config | init_from))
+        for line in lines
+    ]
+    of = {'a/moved': '/a/pretrain', 'b/moved': '/b/pretrain', 'early': '/a/pretrain@10'}
+    blocks = analyses.layer_transfer([line for name, path in of.items() for line in made(name, {'init_from': path})])
+    assert [axes.title for axes, _ in drawn.values()] == [
+        'from pretrain, other layers absent: a/moved',
+        'from pretrain, other layers absent: b/moved',
+        'from pretrain@10, other layers absent',
+    ]
+    rows = recorded.tables(blocks)['All layers that were tried, less fewer']
+    assert [row['run'] for row in rows] == [name for name in of for _ in range(4)]
+
+
+def test_panels_of_one_set_are_told_apart(drawn):
+    lines = [line for line in runs_and_lines()[1] if line.owner.name == 'ablation_lambda' and line.dataset == 'sst2']
+    owner = dataclasses.replace(lines[0].owner, name='again')
+    blocks = analyses.studies([*lines, *(dataclasses.replace(line, owner=owner) for line in lines)])
+    assert [axes.title for axes, _ in drawn.values()] == ['sst2: ablation_lambda', 'sst2: again']
+    rows = recorded.tables(blocks)['Differences']
+    assert [row['run'] for row in rows] == ['ablation_lambda'] * 4 + ['again'] * 4

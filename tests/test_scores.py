@@ -171,7 +171,7 @@ def test_the_papers_average_stands_beside_ours():
 
 
 def test_differences_from_the_full_method(table_5):
-    entries = table_5['Differences from the full method']
+    entries = table_5['ablation_table5: differences from the full method']
     assert [row['set'] for row in entries] == ['cola', 'stsb', 'mnli, matched', 'average, of mnli matched'] * 3
     row = entry(entries, rows='no pre-training less full', set='cola')
     cola = [np.median(of_seeds(f'ablation_table5/cola/{name}', 3, metric='matthews')) for name in TABLE_5]

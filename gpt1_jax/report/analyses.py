@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, Text, fixed, percent, whole
-from gpt1_jax.report.collect import Line, Run, origin, split_step
+from gpt1_jax.report.collect import Line, Run, origin
 from gpt1_jax.report.figures import Axes, Curve, panel
 from gpt1_jax.report.statistics import Spread
 
@@ -22,14 +22,20 @@ def layer_transfer(lines: Sequence[Line]) -> list[Block]:
     groups = {}
     for line in lines:
         if line.owner.task == 'layer_transfer' and _LAYERS.fullmatch(line.variant):
-            source = split_step(line.owner.setting('init_from', ''))[0].rpartition('/')[2]
-            groups.setdefault((line.owner.setting('rest', ''), source), []).append(line)
+            groups.setdefault((line.owner.setting('init_from', ''), line.owner.setting('rest', '')), []).append(line)
     blocks = []
-    for number, ((rest, source), of) in enumerate(groups.items()):
-        blocks += _layers_figure(f'layers{number}', f'from {source}, other layers {rest}', of)
+    words = [f'from {source.rstrip("/").rpartition("/")[2]}, other layers {rest}' for source, rest in groups]
+    owners = [dict.fromkeys(line.owner.label for line in of) for of in groups.values()]
+    for number, (title, of) in enumerate(zip(_titles(words, owners), groups.values())):
+        blocks += _layers_figure(f'layers{number}', title, of)
     if groups and not blocks:
         blocks = [Gap('No run of it is finished.')]
     return [Heading('Layer transfer (figure 2, left)'), *blocks] if blocks else []
+
+
+def _titles(words, labels) -> list[str]:
+    """Titles of figures or panels: the words, and with them the labels of the runs where others have the same."""
+    return [f'{one}: {", ".join(of)}' if words.count(one) > 1 else one for one, of in zip(words, labels)]
 
 
 def _layers_figure(name, words, lines) -> Iterable[Block]:
@@ -107,10 +113,12 @@ def zero_shot(runs: Sequence[Run]) -> list[Block]:
     )
     names = list(dict.fromkeys(score.dataset for run in found for score in run.result.select(metric='scaled')))
     panels = []
-    for number, ((words, _), of) in enumerate(_panels(found).items()):
+    groups = _panels(found)
+    titles = _titles([words for words, _ in groups], [[run.label for run in of] for of in groups.values()])
+    for number, (title, of) in enumerate(zip(titles, groups.values())):
         curves = [curve for run in of for curve in _zero_shot_curves(run, names)]
         if any(len(curve.x) > 1 for curve in curves):
-            axes = Axes(words, 'updates', 'scaled score', log=True, levels=((0, 'chance'), (1, 'best supervised')))
+            axes = Axes(title, 'updates', 'scaled score', log=True, levels=((0, 'chance'), (1, 'best supervised')))
             panels.append(panel(f'zero{number}', axes, curves))
     numbers = _scaled_table(found, names)
     caption = (
@@ -226,6 +234,7 @@ def _study(lines, study) -> list[Block]:
     groups, panels, entries, pairs = {}, [], [], []
     for line in lines:
         groups.setdefault((line.owner.label, line.dataset), []).append(line)
+    titles = _titles([dataset for _, dataset in groups], [[label] for label, _ in groups])
     for number, ((label, dataset), of) in enumerate(groups.items()):
         curves = []
         for look, (words, pattern) in enumerate(patterns.items()):
@@ -238,7 +247,7 @@ def _study(lines, study) -> list[Block]:
                     (label, dataset, *which, f'{factor * x:g}', *rows.spread_cells(points.get(x)), *_seeds(line))
                 )
         if curves:
-            axes = Axes(dataset, unit, 'dev score, per cent', log=study == 'share')
+            axes = Axes(titles[number], unit, 'dev score, per cent', log=study == 'share')
             panels.append(panel(f'{study}{number}', axes, curves))
         pairs += pairs_of(of)
     which = ('start',) if len(patterns) > 1 else ()

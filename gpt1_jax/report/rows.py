@@ -106,8 +106,8 @@ def comparisons(caption: str, pairs: Iterable[tuple[Line, Line]]) -> list[Table 
         if isinstance(found, str):
             gaps.append(Gap(f'{first.owner.label}, {first.dataset}: no difference of {names}: {found}.'))
             continue
-        entries.append((compared_set(first.dataset), names, *cells(found)))
-    return [Table(caption, ('set', 'rows', *COLUMNS), entries, (HOW,))] * bool(entries) + gaps
+        entries.append((first.owner.label, compared_set(first.dataset), names, *cells(found)))
+    return [Table(caption, ('run', 'set', 'rows', *COLUMNS), entries, (HOW,))] * bool(entries) + gaps
 
 
 def compared_set(dataset: str) -> str:

@@ -210,7 +210,7 @@ def _ablation(lines) -> Iterable[Block]:
             _models(lines),
         ),
     )
-    yield from _against_full(table, columns)
+    yield from _against_full(f'{lines[0].owner.label}: differences from the full method', table, columns)
 
 
 def _models(lines):
@@ -222,7 +222,7 @@ def _models(lines):
     return f'Models. {"; ".join(words)}.{warning}'
 
 
-def _against_full(table, columns) -> Iterable[Block]:
+def _against_full(caption, table, columns) -> Iterable[Block]:
     """Each row less the full one, with the paper's difference."""
     full, entries, gaps = table.get('full', {}), [], []
     for row in [name for name in table if name != 'full']:
@@ -243,7 +243,7 @@ def _against_full(table, columns) -> Iterable[Block]:
             entries.append((words, on, *rows.cells(one), _papers_difference(row, name, found)))
     if entries:
         yield Table(
-            'Differences from the full method',
+            caption,
             ('rows', 'set', *rows.COLUMNS, 'paper'),
             entries,
             (rows.HOW, "The average is over the sets above it. The paper's is of both test sets of MNLI."),
