@@ -156,3 +156,10 @@ def test_colours_can_be_told_apart_on_both_pages():
         assert contrast(luminance(colour), luminance('#0d1117')) > 3
         assert contrast(luminance(colour), 1) > 2
     assert len(set(figures._MARKERS)) > len(figures._COLOURS)
+
+
+def test_a_backslash_in_a_name_is_a_backslash():
+    svg = drawn(Axes(r'a\d \1 \g<0>', 'x', 'y'), [Curve(r'b\d', [1], [1], 0), Curve(r'c\q', [1], [2], 1)])
+    root = ElementTree.fromstring(svg)
+    assert root.attrib['aria-label'] == r'a\d \1 \g<0>: y over x'
+    assert {r'b\d', r'c\q'} <= set(root.itertext())

@@ -146,7 +146,8 @@ def _for_page(svg, name, words):
     svg = re.sub(r'<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<style.*?</style>\s*', '', svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', svg)
     words = words.replace('&', '&amp;').replace('<', '&lt;').replace('"', '&quot;')
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{words}">', svg, count=1)
+    head = lambda match: f'<svg {match[1]} role="img" aria-label="{words}">'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, svg, count=1)
     return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor')
 
 
