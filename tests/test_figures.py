@@ -163,3 +163,8 @@ def test_a_backslash_in_a_name_is_a_backslash():
     root = ElementTree.fromstring(svg)
     assert root.attrib['aria-label'] == r'a\d \1 \g<0>: y over x'
     assert {r'b\d', r'c\q'} <= set(root.itertext())
+
+
+def test_a_name_with_an_underscore_in_front_is_in_the_legend():
+    svg = drawn(Axes('t', 'x', 'y'), [Curve('_one', [1], [1], 0), Curve('two', [1], [2], 1)])
+    assert {'_one', 'two'} <= {text.strip() for text in ElementTree.fromstring(svg).itertext()}

@@ -104,6 +104,7 @@ def _draw(plot, axes, curves, labelled):
         each = 1 if curve.points else max(1, len(curve.x) // 8)
         line = '--' if curve.dashed else '-'
         label = _plain(curve.label) if labelled > 1 else ''
+        label = ' ' * label.startswith('_') + label  # else matplotlib leaves it out
         plot.plot(curve.x, curve.y, color=colour, marker=marker, markevery=each, linestyle=line, label=label or '_')
         if len(curve.low):
             plot.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
