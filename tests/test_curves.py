@@ -169,3 +169,19 @@ def test_the_best_score_of_a_row_is_never_below_its_last(drawn):
     ]
     (row,) = recorded.tables([figure])['']
     assert row['dev, best'] == row['dev, last'] == '80.0' and 'of MNLI on matched' in figure.numbers.notes[0]
+
+
+def test_seeds_that_end_at_other_updates_each_have_their_own_last(drawn):
+    """Two seeds stop at 40 with 90 %, one goes on to 60 and falls to 50 %."""
+    line = next(line for line in recorded.collected()[1] if line.owner.name == 'finetune' and line.dataset == 'sst2')
+    of_seeds = [{20: 0.7, 40: 0.7, 60: 0.5}, {20: 0.7, 40: 0.9}, {20: 0.7, 40: 0.9}]
+    logged = [tuple({'step': step, 'dev_score': value} for step, value in of.items()) for of in of_seeds]
+    runs = tuple(dataclasses.replace(run, metrics=metrics) for run, metrics in zip(line.runs, logged))
+    (row,) = recorded.tables(curves.fine_tuning([dataclasses.replace(line, runs=runs)]))['']
+    assert [row[f'dev, {which}'] for which in ('first', 'best', 'last')] == ['70.0', '90.0', '90.0']
+    (curve,) = drawn['tune0sst2dev_score'][1]
+    assert (list(curve.x), list(curve.y)) == ([20, 40], [70, 90])
+    drawn.clear()
+    begun = dataclasses.replace(runs[0], result=None, metrics=logged[0][:1])
+    curves.fine_tuning([dataclasses.replace(line, runs=(begun, *runs[1:]))])  # which hides no finished run
+    assert list(drawn['tune0sst2dev_score'][1][0].x) == [20, 40]

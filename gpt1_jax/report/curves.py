@@ -170,10 +170,14 @@ def fine_tuning(lines: Sequence[Line]) -> list[Block]:
         label = next(iter(of.values()))[0].owner.label
         loss, dev = ('task loss, first', 'task loss, last'), ('dev, first', 'dev, best', 'dev, last')
         columns = ('set', 'row', 'runs', 'updates', *loss, *dev)
-        caption = f'{label}: task loss and dev score over updates, the median over seeds, and as a band all seeds.'
+        caption = (
+            f'{label}: task loss and dev score over updates, the median over seeds, and as a band all seeds, up to '
+            'where the first of them ends.'
+        )
         mnli = '; of MNLI on matched' * ('mnli' in of)
         notes = (
-            f'Medians over seeds, of what is logged; the score is the first metric of the set, in per cent{mnli}.',
+            'Medians over seeds, each with its own first, best and last; the score is the first metric of the set, in '
+            f'per cent{mnli}.',
         )
         blocks.append(Figure(caption, panels, Table('', columns, entries, notes)))
     blocks += _setbacks(run for line in lines for run in line.runs)
@@ -196,24 +200,30 @@ def _two_panels(name, dataset, lines) -> Iterable[str]:
             yield panel(f'{name}{key}', Axes(dataset, 'updates', words), curves)
 
 
+def _logged(line, key) -> list[dict[float, float]]:
+    """Update -> value, of each run that has logged it: of the finished runs, or where there is none of the others."""
+    found = [{one['step']: one[key] for one in run.metrics if key in one} for run in line.finished or line.runs]
+    return [of for of in found if of]
+
+
 def _over_seeds(line, key) -> list[tuple[float, float, float, float]]:
-    """(update, lowest, median, highest) of the runs that have logged it there."""
-    values = {}
-    for run in line.runs:
-        for entry in run.metrics:
-            if key in entry:
-                values.setdefault(entry['step'], []).append(entry[key])
-    return [(step, min(of), statistics.median(of), max(of)) for step, of in sorted(values.items())]
+    """(update, lowest, median, highest), up to where the first of the runs ends: a median of the others would jump."""
+    logged = _logged(line, key)
+    end, over = min((max(of) for of in logged), default=0), []
+    for step in sorted({step for of in logged for step in of if step <= end}):
+        values = [of[step] for of in logged if step in of]
+        over.append((step, min(values), statistics.median(values), max(values)))
+    return over
 
 
 def _ends(line):
-    """The numbers of a row: where its curves begin and end."""
-    loss, dev = ([middle for _, _, middle, _ in _over_seeds(line, key)] for key in ('task_loss', 'dev_score'))
-    best = [max(of) for run in line.runs if (of := [one['dev_score'] for one in run.metrics if 'dev_score' in one])]
+    """The numbers of a row: medians of where each run begins and ends, and of its best."""
+    loss, dev = ([list(of.values()) for of in _logged(line, key)] for key in ('task_loss', 'dev_score'))
     last = max((entry['step'] for run in line.runs for entry in run.metrics), default=None)
-    ends = lambda values, show: (show(values[0]), show(values[-1])) if values else (None, None)
-    (first_loss, last_loss), (first_dev, last_dev) = ends(loss, lambda v: fixed(v, 3)), ends(dev, percent)
+    median = lambda runs, of: statistics.median(map(of, runs)) if runs else None
+    first, end = (lambda values: values[0]), (lambda values: values[-1])
     return (
         *(line.dataset, line.variant or line.label, f'{len(line.finished)} of {line.planned}', whole(last)),
-        *(first_loss, last_loss, first_dev, percent(statistics.median(best)) if best else None, last_dev),
+        *(fixed(median(loss, of), 3) for of in (first, end)),
+        *(percent(median(dev, of)) for of in (first, max, end)),
     )
