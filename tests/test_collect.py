@@ -139,3 +139,20 @@ def test_the_origin_of_a_model_is_found_also_when_all_was_moved(folder, tmp_path
     assert collect.origin(collect.Run('a', folder, {'init_from': 'a\0b'}), runs) is None  # no path
     elsewhere = [collect.Run('hf', epath.Path('gs://bucket/hf'), {})]
     assert collect.origin(collect.Run('a', folder, {'init_from': 'hf:gs://bucket/hf'}), elsewhere) == elsewhere[0]
+
+
+@pytest.mark.parametrize(
+    ('vocabularies', 'words'),
+    [
+        ([], ''),
+        ([''], ''),
+        (['a', 'a'], ''),
+        (['a', 'b'], 'The vocabularies differ: '),
+        (['a', 'b', ''], 'The vocabularies differ: '),
+        (['a', ''], 'Not all vocabularies are known to be the same: '),
+        (['', ''], 'Not all vocabularies are known to be the same: '),
+    ],
+)
+def test_vocabularies_differ_only_where_that_is_known(vocabularies, words):
+    found = collect.other_vocabularies(vocabularies)
+    assert found.startswith(f' {words}') if words else found == ''

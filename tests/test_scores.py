@@ -196,7 +196,11 @@ def test_rows_of_another_vocabulary_are_named():
     other = [dataclasses.replace(run, vocabulary='b' * 16) for run in lines[-1].runs]
     changed = [dataclasses.replace(line, runs=tuple(other)) if line.variant == 'lstm' else line for line in lines]
     (note,) = [note for note in scores.table_5(changed)[1].notes if note.startswith('Models.')]
-    assert note.endswith('The vocabularies differ, so the rows differ in more than their names say.')
+    assert note.endswith('. The vocabularies differ: these models differ by that too.')
+    other = [dataclasses.replace(run, vocabulary='') for run in lines[-1].runs]
+    changed = [dataclasses.replace(line, runs=tuple(other)) if line.variant == 'lstm' else line for line in lines]
+    (note,) = [note for note in scores.table_5(changed)[1].notes if note.startswith('Models.')]
+    assert 'differ:' not in note and 'Not all vocabularies are known to be the same: these models may differ' in note
 
 
 def test_sections_without_runs_are_left_out_and_unfinished_ones_are_gaps():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from gpt1_jax.evaluation.paper import ZERO_SHOT
 from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, Text, fixed, percent, whole
-from gpt1_jax.report.collect import Line, Run, origin
+from gpt1_jax.report.collect import Line, Run, origin, other_vocabularies
 from gpt1_jax.report.figures import Axes, Curve, panel
 from gpt1_jax.report.statistics import Spread
 
@@ -130,15 +130,10 @@ def zero_shot(runs: Sequence[Run]) -> list[Block]:
 
 
 def _models(found, runs):
-    """Which models they are, and whether the vocabularies are known to be one."""
-    origins = [origin(run, runs) for run in found]
-    words = [
-        f'{run.label}: {run.model_words}, vocabulary {first.vocabulary if first else "unknown"}'
-        for run, first in zip(found, origins)
-    ]
-    several = len({first and first.vocabulary for first in origins}) > 1
-    warning = ' Not all are known to have the same vocabulary: they may differ by that too.' if several else ''
-    return f'{"; ".join(words)}.{warning}'
+    """Which models they are, and whether they have one vocabulary."""
+    vocabularies = [first.vocabulary if (first := origin(run, runs)) else '' for run in found]
+    words = [f'{run.label}: {run.model_words}, vocabulary {of or "unknown"}' for run, of in zip(found, vocabularies)]
+    return f'{"; ".join(words)}.{other_vocabularies(vocabularies)}'
 
 
 def _panels(runs) -> dict[tuple, list[Run]]:

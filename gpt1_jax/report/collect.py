@@ -5,7 +5,7 @@ import functools
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,3 +215,15 @@ def _workdirs(folder: epath.Path, above: set) -> Iterator[epath.Path]:
     for child in children:
         if child.name not in _NO_RUNS and child.is_dir():
             yield from _workdirs(child, above | {real})
+
+
+def other_vocabularies(vocabularies: Sequence[str]) -> str:
+    """A sentence where models have not one vocabulary, or are not known to have; '' where they have.
+
+    vocabularies: of each model; '' where unknown.
+    """
+    if len(vocabularies) < 2 or (len(set(vocabularies)) == 1 and vocabularies[0]):
+        return ''
+    if len(set(vocabularies) - {''}) > 1:
+        return ' The vocabularies differ: these models differ by that too.'
+    return ' Not all vocabularies are known to be the same: these models may differ by that too.'

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, fixed, percent, whole
-from gpt1_jax.report.collect import Line, Run, origin
+from gpt1_jax.report.collect import Line, Run, origin, other_vocabularies
 from gpt1_jax.report.figures import Axes, Curve, panel, thin
 
 _POINTS = 60  # of a curve
@@ -95,16 +95,15 @@ def _some(items):
 
 def _perplexities(runs) -> Iterable[Block]:
     """Of the held-out part and of other texts."""
-    entries, vocabularies = [], set()
+    entries, vocabularies = [], {}
     for run in runs:
         if run.task not in ('pretrain', 'evaluate_text') or not run.result:
             continue
         first = origin(run, runs) if run.task == 'evaluate_text' else run
-        vocabulary = first.vocabulary if first else ''
+        vocabulary = vocabularies[(first or run).name] = first.vocabulary if first else ''
         for score in run.result.select(metric='perplexity'):
             same = dict(split=score.split, checkpoint=score.checkpoint)
             loss, words = (next(run.result.select(metric=name, **same), None) for name in ('loss', 'word_perplexity'))
-            vocabularies.add(vocabulary)
             entries.append(
                 (
                     *(
@@ -120,14 +119,13 @@ def _perplexities(runs) -> Iterable[Block]:
     if not entries:
         return
     entries.append(('paper', Paper('BooksCorpus'), *[''] * 4, Paper(_PAPERS_PERPLEXITY), '', Paper('40,000 merges')))
-    differ = 'The vocabularies here differ: do not compare these lines. ' if len(vocabularies) > 1 else ''
     yield Table(
         'How well the models predict text',
         ('run', 'text', 'checkpoint', 'updates', 'tokens', 'loss', 'perplexity', 'of a word', 'vocabulary'),
         entries,
         (
-            f'{differ}A perplexity is of the tokens of its vocabulary: those of two vocabularies or two texts are not '
-            "comparable, and none is with the paper's.",
+            'A perplexity is of the tokens of its vocabulary: those of two vocabularies or two texts are not '
+            f"comparable, and none is with the paper's.{other_vocabularies(list(vocabularies.values()))}",
         ),
     )
 

@@ -7,7 +7,7 @@ from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.evaluation.paper import GLUE_AVERAGE, TABLE_5, glue_average, in_every_row, table_5_average
 from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, fixed, percent, signed, span, whole
-from gpt1_jax.report.collect import Line, Run
+from gpt1_jax.report.collect import Line, Run, other_vocabularies
 from gpt1_jax.report.overview import STUDIES, part_of
 from gpt1_jax.report.results import paper_key
 from gpt1_jax.report.statistics import Difference, mean_difference, spread
@@ -214,12 +214,10 @@ def _ablation(lines) -> Iterable[Block]:
 
 
 def _models(lines):
-    """What the rows' models are, and whether their vocabularies differ."""
+    """What the rows' models are, and whether they have one vocabulary."""
     runs = {_ROWS_OF_TABLE_5.get(line.variant, line.variant): line.finished[0] for line in lines if line.finished}
     words = [f'{row}: {run.model_words}, vocabulary {run.vocabulary or "unknown"}' for row, run in runs.items()]
-    known = {run.vocabulary for run in runs.values()}
-    warning = ' The vocabularies differ, so the rows differ in more than their names say.' if len(known) > 1 else ''
-    return f'Models. {"; ".join(words)}.{warning}'
+    return f'Models. {"; ".join(words)}.{other_vocabularies([run.vocabulary for run in runs.values()])}'
 
 
 def _against_full(caption, table, columns) -> Iterable[Block]:
