@@ -85,8 +85,23 @@ def test_checkpoints_are_not_searched_and_links_that_run_round_end(folder):
     shutil.copytree(folder / 'samples', folder / 'pretrain/checkpoints/10')
     os.symlink(folder, folder / 'samples/again')
     assert len(named(folder)) == 5
-    os.symlink(folder / 'pretrain', folder / 'linked')
+    shutil.copytree(folder / 'pretrain', folder.parent / 'elsewhere')
+    os.symlink(folder.parent / 'elsewhere', folder / 'linked')
     assert len(named(folder)) == 6  # runs may be linked into one folder
+
+
+def test_a_run_with_a_link_to_it_counts_once(folder):
+    before = list(named(folder))
+    os.symlink('tuned', folder / 'latest')
+    os.symlink('../pretrain', folder / 'samples/of')
+    assert list(named(folder)) == before
+    shutil.move(folder / 'tuned/sst2/seed1', folder / 'moved')
+    os.symlink(folder / 'moved', folder / 'tuned/sst2/seed1')
+    (line,) = collect.lines(collect.collect(folder))
+    assert [run.name for run in line.runs] == ['tuned/sst2/seed0', 'moved']
+    plan = [{'dataset': 'sst2', 'variant': '', 'seed': 0, 'path': 'a\0b'}]
+    (folder / 'tuned/runs.json').write_text(json.dumps(plan))
+    assert collect.lines(collect.collect(folder))[0].runs == ()
 
 
 def test_reports_and_the_paper_task_are_no_runs(folder):

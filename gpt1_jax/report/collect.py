@@ -1,5 +1,6 @@
 """The runs below a folder, with all that the report reads of them; what is damaged is named and left out."""
 
+import collections
 import dataclasses
 import functools
 import os
@@ -141,7 +142,7 @@ def collect(folder: epath.Path) -> list[Run]:
     """All runs in a folder and below, by name. Raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f'runs: {folder} is no folder. Name the one that holds the workdirs, --config.runs=DIR.')
-    runs = [Run(str(path.relative_to(folder)), path, **reading.read(path)) for path in _workdirs(folder, set())]
+    runs = [Run(str(path.relative_to(folder)), path, **reading.read(path)) for path in _workdirs(folder)]
     runs = [run for run in runs if run.task not in _NOT_SHOWN]
     if not runs:
         raise UserError(
@@ -159,24 +160,22 @@ def natural(text: str) -> list:
 
 def lines(runs: list[Run]) -> list[Line]:
     """The fine-tuning runs, joined over seeds: those of each sweep in the order of its plan, then the others."""
-    by_name, found, owned = {run.name: run for run in runs}, [], set()
+    by_place, found = {run.real: run for run in runs}, []
     for sweep in runs:
-        paths = {}
+        places = {}
         for entry in sweep.plan:
-            paths.setdefault((entry['dataset'], entry['variant']), []).append(
-                posixpath.normpath(f'{sweep.name}/{entry["path"]}')
-            )
-        for (dataset, variant), names in paths.items():
-            owned.update(names)
-            there = tuple(by_name[name] for name in names if name in by_name)
-            found.append(Line(sweep, dataset, variant, there, len(names)))
+            places.setdefault((entry['dataset'], entry['variant']), []).append(real_path(sweep.folder / entry['path']))
+        for (dataset, variant), of in places.items():
+            there = tuple(by_place[place] for place in of if place in by_place)
+            found.append(Line(sweep, dataset, variant, there, len(of)))
+    owned = {run.name for line in found for run in line.runs}
     alone = [run for run in runs if run.task == 'finetune' and run.name not in owned]
     return found + [Line(run, run.setting('data.dataset', ''), '', (run,), 1) for run in alone]
 
 
 def real_path(path: epath.Path) -> str:
     """The whole path without links, where it is on this machine; epath's `resolve` keeps them."""
-    return os.path.realpath(path) if is_local(path) else str(path)
+    return os.path.realpath(path) if is_local(path) and '\0' not in str(path) else str(path)
 
 
 def split_step(init_from: str) -> tuple[str, str]:
@@ -204,17 +203,21 @@ def model_name(run: Run, runs: list[Run]) -> str:
     return found.label if found else split_step(run.setting('init_from', ''))[0].rpartition('/')[2]
 
 
-def _workdirs(folder: epath.Path, above: set) -> Iterator[epath.Path]:
-    """Folders with a config.json or results.json. above: the real paths of those above, so that no link runs round."""
-    real = real_path(folder)
-    if real in above:
-        return
-    children = sorted(folder.iterdir())
-    if {'config.json', 'results.json'} & {child.name for child in children}:
-        yield folder
-    for child in children:
-        if child.name not in _NO_RUNS and child.is_dir():
-            yield from _workdirs(child, above | {real})
+def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
+    """Folders with a config.json or results.json, each once: links are followed last, and not to what is known."""
+    waiting, seen = collections.deque([folder]), set()
+    while waiting:
+        path = waiting.popleft()
+        if (real := real_path(path)) in seen:
+            continue
+        seen.add(real)
+        children = sorted(path.iterdir())
+        if {'config.json', 'results.json'} & {child.name for child in children}:
+            yield path
+        for child in children:
+            if child.name not in _NO_RUNS and child.is_dir():
+                linked = is_local(child) and os.path.islink(child)
+                waiting.append(child) if linked else waiting.appendleft(child)
 
 
 def other_vocabularies(vocabularies: Sequence[str]) -> str:
