@@ -171,3 +171,19 @@ def test_the_origin_of_a_model_is_found_also_when_all_was_moved(folder, tmp_path
 def test_vocabularies_differ_only_where_that_is_known(vocabularies, words):
     found = collect.other_vocabularies(vocabularies)
     assert found.startswith(f' {words}') if words else found == ''
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_is_read(folder, monkeypatch):
+    before, kind = list(named(folder)), type(folder)
+    (folder / 'lost+found').mkdir()
+    read = kind.iterdir
+
+    def refuse(path):
+        if path.name == 'lost+found':  # as for a user who is not root
+            raise PermissionError(13, 'Permission denied', str(path))
+        return read(path)
+
+    monkeypatch.setattr(kind, 'iterdir', refuse)
+    runs = named(folder)
+    assert runs.pop('lost+found').damage == ('The folder cannot be read (Permission denied).',)
+    assert list(runs) == before

@@ -142,7 +142,10 @@ def collect(folder: epath.Path) -> list[Run]:
     """All runs in a folder and below, by name. Raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f'runs: {folder} is no folder. Name the one that holds the workdirs, --config.runs=DIR.')
-    runs = [Run(str(path.relative_to(folder)), path, **reading.read(path)) for path in _workdirs(folder)]
+    runs = [
+        Run(str(path.relative_to(folder)), path, **({'config': {}, 'damage': (why,)} if why else reading.read(path)))
+        for path, why in _workdirs(folder)
+    ]
     runs = [run for run in runs if run.task not in _NOT_SHOWN]
     if not runs:
         raise UserError(
@@ -203,21 +206,26 @@ def model_name(run: Run, runs: list[Run]) -> str:
     return found.label if found else split_step(run.setting('init_from', ''))[0].rpartition('/')[2]
 
 
-def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
-    """Folders with a config.json or results.json, each once: links are followed last, and not to what is known."""
+def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
+    """Folders with a config.json or results.json, and those that cannot be read, with why; each once: links are
+    followed last, and not to what is known."""
     waiting, seen = collections.deque([folder]), set()
     while waiting:
         path = waiting.popleft()
         if (real := real_path(path)) in seen:
             continue
         seen.add(real)
-        children = sorted(path.iterdir())
+        try:
+            children = sorted(path.iterdir())
+            folders = [child for child in children if child.name not in _NO_RUNS and child.is_dir()]
+        except OSError as error:
+            yield path, f'The folder cannot be read ({error.strerror}).'
+            continue
         if {'config.json', 'results.json'} & {child.name for child in children}:
-            yield path
-        for child in children:
-            if child.name not in _NO_RUNS and child.is_dir():
-                linked = is_local(child) and os.path.islink(child)
-                waiting.append(child) if linked else waiting.appendleft(child)
+            yield path, ''
+        for child in folders:
+            linked = is_local(child) and os.path.islink(child)
+            waiting.append(child) if linked else waiting.appendleft(child)
 
 
 def other_vocabularies(vocabularies: Sequence[str]) -> str:
