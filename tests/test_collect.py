@@ -187,3 +187,12 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_rest_is_read(folder, monk
     runs = named(folder)
     assert runs.pop('lost+found').damage == ('The folder cannot be read (Permission denied).',)
     assert list(runs) == before
+
+
+def test_a_folder_of_runs_may_be_called_checkpoints(folder):
+    for name in ('checkpoints', 'compiled', 'tensorboard'):
+        shutil.copytree(folder / 'samples', folder / name / 'mine')
+        shutil.copytree(folder / 'samples', folder / 'pretrain' / name / 'mine')
+    assert {name for name in named(folder) if 'mine' in name} == {
+        *('checkpoints/mine', 'compiled/mine', 'tensorboard/mine')
+    }

@@ -217,11 +217,12 @@ def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
         seen.add(real)
         try:
             children = sorted(path.iterdir())
-            folders = [child for child in children if child.name not in _NO_RUNS and child.is_dir()]
+            is_run = bool({'config.json', 'results.json'} & {child.name for child in children})
+            folders = [child for child in children if not (is_run and child.name in _NO_RUNS) and child.is_dir()]
         except OSError as error:
             yield path, f'The folder cannot be read ({error.strerror}).'
             continue
-        if {'config.json', 'results.json'} & {child.name for child in children}:
+        if is_run:
             yield path, ''
         for child in folders:
             linked = is_local(child) and os.path.islink(child)
