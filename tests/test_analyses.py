@@ -223,3 +223,10 @@ def test_panels_of_one_set_are_told_apart(drawn):
     assert [axes.title for axes, _ in drawn.values()] == ['sst2: ablation_lambda', 'sst2: again']
     rows = recorded.tables(blocks)['Differences']
     assert [row['run'] for row in rows] == ['ablation_lambda'] * 4 + ['again'] * 4
+
+
+def test_other_variants_in_the_folder_of_a_study_are_left_out_of_it(drawn):
+    lines = [line for line in runs_and_lines()[1] if line.owner.name == 'ablation_lambda' and line.dataset == 'cola']
+    lines[0] = dataclasses.replace(lines[0], variant='')
+    rows = recorded.tables(analyses.studies(lines))['Differences']
+    assert [row['rows'] for row in rows] == [f'lambda{x} less lambda0.1' for x in ('0.5', '1', '2')]

@@ -74,11 +74,30 @@ def test_unfinished_runs_are_told_from_finished_ones(folder):
     assert runs['half'].model_words == 'transformer, 4 layers, 128 wide'  # of its config
 
 
-def test_a_damaged_plan_leaves_its_runs_to_themselves(folder):
+def test_without_its_plan_a_sweep_has_its_runs_by_their_paths(folder):
     (folder / 'tuned/runs.json').write_text('[{"dataset": "sst2"}]')
     runs = collect.collect(folder)
     assert "[0] lacks 'variant'" in named(folder)['tuned'].damage[0]
-    assert [line.label for line in collect.lines(runs)] == ['tuned/sst2/seed0', 'tuned/sst2/seed1']
+    (line,) = collect.lines(runs)
+    assert (line.label, line.dataset, line.variant, len(line.finished)) == ('tuned', 'sst2', '', 2)
+
+
+def test_runs_in_the_folder_of_a_sweep_are_never_runs_of_their_own(folder):
+    """It was run with two seeds, and with a variant, then with one seed; and something was copied into it."""
+    for place in ('sst2/odd/seed0', 'mine', 'cola/seed0'):
+        shutil.copytree(folder / 'tuned/sst2/seed0', folder / 'tuned' / place)
+    plan = json.loads((folder / 'tuned/runs.json').read_text())
+    (folder / 'tuned/runs.json').write_text(json.dumps(plan[:1]))
+    found = collect.lines(collect.collect(folder))
+    assert [(line.owner.name, line.dataset, line.variant, line.planned) for line in found] == [
+        ('tuned', 'sst2', '', 2),
+        ('tuned', 'sst2', 'odd', 1),
+    ]
+    assert [run.name for line in found for run in line.runs] == [
+        *('tuned/sst2/seed0', 'tuned/sst2/seed1', 'tuned/sst2/odd/seed0')
+    ]
+    inside = collect.lines(collect.collect(folder / 'tuned'))
+    assert [(line.owner.name, len(line.runs)) for line in inside] == [('.', 2), ('.', 1)]
 
 
 def test_checkpoints_are_not_searched_and_links_that_run_round_end(folder):
@@ -101,7 +120,8 @@ def test_a_run_with_a_link_to_it_counts_once(folder):
     assert [run.name for run in line.runs] == ['tuned/sst2/seed0', 'moved']
     plan = [{'dataset': 'sst2', 'variant': '', 'seed': 0, 'path': 'a\0b'}]
     (folder / 'tuned/runs.json').write_text(json.dumps(plan))
-    assert collect.lines(collect.collect(folder))[0].runs == ()
+    (line, moved) = collect.lines(collect.collect(folder))
+    assert [run.name for run in line.runs] == ['tuned/sst2/seed0'] and moved.label == 'moved'
 
 
 def test_reports_and_the_paper_task_are_no_runs(folder):

@@ -189,3 +189,13 @@ def test_what_of_a_model_a_run_starts_from(n_transfer, words):
     run = dataclasses.replace(runs[0], name='mine', config=config, plan=())
     rows = recorded.tables(overview.summary([*runs, run], []))['Runs, by folder']
     assert entry(rows, run='mine')['from'] == words
+
+
+def test_a_run_that_is_in_the_folder_of_a_sweep_by_chance_is_named():
+    runs, lines = recorded.collected()
+    run = next(run for run in runs if run.name == 'finetune/sst2/seed0')
+    stray = dataclasses.replace(run, name='finetune/mine')
+    gaps = recorded.texts(overview.summary([*runs, stray], lines), Gap)
+    assert [gap for gap in gaps if 'is no run of' in gap] == [
+        'finetune/mine is in the folder of a sweep that it is no run of, so its scores are not shown.'
+    ]

@@ -254,8 +254,9 @@ def _study(lines, study) -> list[Block]:
 
 
 def _lambda_pairs(lines):
-    """Each weight against none."""
-    done = sorted((line for line in lines if line.finished), key=lambda line: _number(_LAMBDA, line))
+    """Each weight against the smallest that is finished."""
+    fitting = [line for line in lines if line.finished and _LAMBDA.fullmatch(line.variant)]
+    done = sorted(fitting, key=lambda line: _number(_LAMBDA, line))
     return [(line, done[0]) for line in done[1:]]
 
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import os
+import pathlib
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from gpt1_jax.report.results import Result
 # Folders of a workdir that hold no runs and may hold very many files; and tasks that only start or show other runs.
 _NO_RUNS = ('checkpoints', 'compiled', 'tensorboard')
 _NOT_SHOWN = ('paper', 'report')
+_SWEEPS = ('sweep', 'ablation', 'layer_transfer', 'quickstart')  # tasks whose folders hold the runs that they are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,18 +164,33 @@ def natural(text: str) -> list:
 
 
 def lines(runs: list[Run]) -> list[Line]:
-    """The fine-tuning runs, joined over seeds: those of each sweep in the order of its plan, then the others."""
-    by_place, found = {run.real: run for run in runs}, []
-    for sweep in runs:
-        places = {}
+    """The fine-tuning runs, joined over seeds: those of each sweep in the order of its plan, then the others.
+
+    A run in the folder of a sweep that does not list it, as after a command with fewer of them, belongs to it by its
+    path, NAME[/VARIANT]/seedN; with another path it is in no line.
+    """
+    sweeps = {run.name: run for run in runs if run.plan or run.task in _SWEEPS}
+    places, alone = {}, []  # (name of the sweep, data set, variant) -> places, as keys
+    for sweep in sweeps.values():
         for entry in sweep.plan:
-            places.setdefault((entry['dataset'], entry['variant']), []).append(real_path(sweep.folder / entry['path']))
-        for (dataset, variant), of in places.items():
-            there = tuple(by_place[place] for place in of if place in by_place)
-            found.append(Line(sweep, dataset, variant, there, len(of)))
-    owned = {run.name for line in found for run in line.runs}
-    alone = [run for run in runs if run.task == 'finetune' and run.name not in owned]
-    return found + [Line(run, run.setting('data.dataset', ''), '', (run,), 1) for run in alone]
+            of = places.setdefault((sweep.name, entry['dataset'], entry['variant']), {})
+            of[real_path(sweep.folder / entry['path'])] = None
+    listed = {place for of in places.values() for place in of}
+    for run in runs:
+        if run.task != 'finetune' or run.real in listed:
+            continue
+        dataset = run.setting('data.dataset', '')
+        path = pathlib.PurePosixPath(run.name)
+        above = next((above for above in path.parents if str(above) in sweeps), None)
+        if above is None:
+            alone.append(Line(run, dataset, '', (run,), 1))
+        elif match := re.fullmatch(rf'{re.escape(dataset)}(?:/([^/]+))?/seed\d+', str(path.relative_to(above))):
+            places.setdefault((str(above), dataset, match[1] or ''), {})[run.real] = None
+    by_place = {run.real: run for run in runs}
+    return [
+        Line(sweeps[name], dataset, variant, tuple(by_place[place] for place in of if place in by_place), len(of))
+        for (name, dataset, variant), of in places.items()
+    ] + alone
 
 
 def real_path(path: epath.Path) -> str:

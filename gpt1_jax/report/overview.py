@@ -83,10 +83,13 @@ def _data(run, runs):
 
 
 def _unfinished(runs, lines) -> Iterable[Block]:
-    of_sweeps = _of_sweeps(lines)
+    of_sweeps, shown = _of_sweeps(lines), {run.name for line in lines for run in line.runs}
     for run in runs:
         if not run.result and not run.damage and not run.plan and run.name not in of_sweeps:
             yield Gap(f'{run.label} is not finished, so it has no scores here.')
+    for run in runs:
+        if run.task == 'finetune' and run.name not in shown:
+            yield Gap(f'{run.label} is in the folder of a sweep that it is no run of, so its scores are not shown.')
     gaps = {}
     for line in lines:
         if line.owner.plan and len(line.finished) < line.planned:
