@@ -227,7 +227,8 @@ def write_sweep(folder, config, sets, variants, *, seeds, unfinished=0):
     (folder / 'config.json').write_text(json.dumps(as_json(config)))
     for i, one in enumerate(plan):
         finished = i < len(plan) - unfinished
-        write_run(folder / one['path'], one, variants[one['variant']], folder.parent / 'pretrain', finished=finished)
+        of_all = dict(finished=finished, rest=config.get('rest', 'fresh'))
+        write_run(folder / one['path'], one, variants[one['variant']], folder.parent / 'pretrain', **of_all)
     if not unfinished:
         _write(folder, Result(config.task, [], {'left_out': {'wnli': 'no folder for it'}}, None, as_json(config), 90.0))
 
@@ -237,11 +238,11 @@ def write_sst2(folder, *, seeds):
     write_sweep(folder, finetune.get_config('all'), ('sst2',), {'': 0.8}, seeds=seeds)
 
 
-def write_run(folder, one, share, model_folder, *, finished=True):
+def write_run(folder, one, share, model_folder, *, finished=True, rest='fresh'):
     """A fine-tuning run of three epochs of 20 updates."""
     dataset = REGISTRY[one['dataset']]
     config = finetune.get_config(dataset.name)
-    config.update(seed=one['seed'], init_from=str(model_folder))
+    config.update(seed=one['seed'], init_from=str(model_folder), rest=rest)
     config.data.update(source=f'files:/data/{dataset.name}', limit=None if dataset.name == 'race' else 640)
     rng = np.random.default_rng([len(one['path']), one['seed']])
     lines = [{'step': step, 'task_loss': 1 / step + share, 'loss': 2.0} for step in range(1, 61 if finished else 31)]

@@ -29,6 +29,12 @@ def medians(path, n, split='dev'):
     return np.median(values), min(values), max(values)
 
 
+def with_settings(line, owner, **settings):
+    """The line with other settings of its runs, and another name of its owner."""
+    runs = tuple(dataclasses.replace(run, config=run.config | settings) for run in line.runs)
+    return dataclasses.replace(line, owner=dataclasses.replace(line.owner, name=owner), runs=runs)
+
+
 def test_layer_transfer_has_a_solid_and_a_dashed_curve(drawn):
     blocks = analyses.layer_transfer(runs_and_lines()[1])
     ((axes, (dev, train)),) = drawn.values()
@@ -72,8 +78,7 @@ def test_two_sweeps_of_one_set_are_two_curves(drawn):
 
 def test_other_layers_absent_and_fresh_are_two_figures(drawn):
     lines = [line for line in runs_and_lines()[1] if line.owner.task == 'layer_transfer']
-    config = lines[0].owner.config | {'rest': 'fresh'}
-    fresh = [dataclasses.replace(line, owner=dataclasses.replace(line.owner, config=config)) for line in lines]
+    fresh = [with_settings(line, line.owner.name, rest='fresh') for line in lines]
     analyses.layer_transfer(lines + fresh)
     titles = [axes.title for axes, _ in drawn.values()]
     assert titles == ['from pretrain, other layers absent', 'from pretrain, other layers fresh']
@@ -200,13 +205,9 @@ def test_of_mnli_every_number_says_which_dev_sets_it_is_of(drawn):
 
 def test_figures_from_two_models_of_one_name_are_two(drawn):
     lines = [line for line in runs_and_lines()[1] if line.owner.task == 'layer_transfer']
-    config = lines[0].owner.config
-    made = lambda name, init_from: [
-        dataclasses.replace(line, owner=dataclasses.replace(line.owner, name=name, config=config | init_from))
-        for line in lines
-    ]
     of = {'a/moved': '/a/pretrain', 'b/moved': '/b/pretrain', 'early': '/a/pretrain@10'}
-    blocks = analyses.layer_transfer([line for name, path in of.items() for line in made(name, {'init_from': path})])
+    changed = [with_settings(line, name, init_from=path) for name, path in of.items() for line in lines]
+    blocks = analyses.layer_transfer(changed)
     assert [axes.title for axes, _ in drawn.values()] == [
         'from pretrain, other layers absent: a/moved',
         'from pretrain, other layers absent: b/moved',
@@ -230,3 +231,11 @@ def test_other_variants_in_the_folder_of_a_study_are_left_out_of_it(drawn):
     lines[0] = dataclasses.replace(lines[0], variant='')
     rows = recorded.tables(analyses.studies(lines))['Differences']
     assert [row['rows'] for row in rows] == [f'lambda{x} less lambda0.1' for x in ('0.5', '1', '2')]
+
+
+def test_what_layers_are_from_is_told_by_their_runs(drawn):
+    """The config of the study may be that of a later command, which was refused."""
+    lines = [line for line in runs_and_lines()[1] if line.owner.task == 'layer_transfer']
+    owner = dataclasses.replace(lines[0].owner, config={'task': 'layer_transfer', 'init_from': 'b', 'rest': 'fresh'})
+    analyses.layer_transfer([dataclasses.replace(line, owner=owner) for line in lines])
+    assert [axes.title for axes, _ in drawn.values()] == ['from pretrain, other layers absent']

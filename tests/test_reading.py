@@ -117,3 +117,12 @@ def test_a_last_line_that_was_cut_short_is_no_damage(folder):
         path.write_text(path.read_text() + '{"step": 61, "lo')
     run = named(folder)['tuned/sst2/seed0']
     assert run.state == 'finished' and len(run.errors) == 15 and run.metrics[-1]['step'] == 60
+
+
+def test_the_config_of_a_result_counts_and_not_that_of_a_later_command(folder):
+    path = folder / 'tuned/config.json'
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {'init_from': 'other', 'seeds': 9}))
+    assert named(folder)['tuned'].config == config
+    (folder / 'tuned/results.json').unlink()
+    assert named(folder)['tuned'].setting('init_from') == 'other'

@@ -22,7 +22,8 @@ def layer_transfer(lines: Sequence[Line]) -> list[Block]:
     groups = {}
     for line in lines:
         if line.owner.task == 'layer_transfer' and _LAYERS.fullmatch(line.variant):
-            groups.setdefault((line.owner.setting('init_from', ''), line.owner.setting('rest', '')), []).append(line)
+            run = next(iter(line.finished or line.runs), line.owner)  # which knows it better than a later command
+            groups.setdefault((run.setting('init_from', ''), run.setting('rest', '')), []).append(line)
     blocks = []
     words = [f'from {source.rstrip("/").rpartition("/")[2]}, other layers {rest}' for source, rest in groups]
     owners = [dict.fromkeys(line.owner.label for line in of) for of in groups.values()]

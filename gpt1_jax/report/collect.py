@@ -31,7 +31,7 @@ class Run:
     Attributes:
       name: its path from the folder of all runs; '.' for that folder.
       folder: its path.
-      config: of the run, as JSON types; {} if it is damaged.
+      config: of the run, as JSON types: that of its result where it has one; {} if it is damaged.
       result: what it found; None before it has ended.
       versions, device: of results.json; {} before.
       plan: of a sweep, runs.json: the runs that it is made of, finished or not, [{'dataset', 'variant', 'seed',

@@ -60,8 +60,9 @@ def read(folder: epath.Path) -> dict[str, Any]:
             return empty
 
     result, versions, device = attempt('results.json', _read_result, (None, {}, {}))
+    config = attempt('config.json', _read_config, {})
     return dict(
-        config=attempt('config.json', _read_config, {}) or (result.config if result else {}),
+        config=result.config if result else config,  # config.json may be of a later command, which was refused
         result=result,
         versions=versions,
         device=device,
@@ -86,8 +87,12 @@ def _read_config(path):
     config = read_json(path, dict, _COPY)
     if not isinstance(config.get('task'), str):
         raise UserError(f'{path}: It names no task.')
-    check_form(path, {key: setting(config, key) for key in _SETTINGS}, _SETTINGS, _COPY)
+    _check_settings(path, config)
     return config
+
+
+def _check_settings(path, config):
+    check_form(path, {key: setting(config, key) for key in _SETTINGS}, _SETTINGS, _COPY)
 
 
 def _read_result(path):
@@ -96,6 +101,7 @@ def _read_result(path):
     if result is None:
         raise UserError(f'{path}: It is of another version of the program.')
     check_form(path, stored, _RESULT, _COPY)
+    _check_settings(path, result.config)
     for score in result.scores:
         if score.examples < 1 or (score.metric == 'accuracy' and not 0 <= score.value <= 1):
             raise UserError(f'{path}: A score of {score.dataset} is not possible.')
