@@ -111,6 +111,23 @@ def test_glues_average_is_of_all_nine_tasks():
     assert found[5] is None
 
 
+def test_glues_average_says_of_which_examples_and_seeds_it_is():
+    one, partial = recorded.collected()[1][0], {'data': {'limit': 640}}
+    facts = {'wnli': {'train_examples': 635}}
+    lines = [_line(name, 0.5, one) for name in SUITES['glue']]
+
+    def changed(run):
+        result = dataclasses.replace(run.result, facts=facts.get(run.name, {'train_examples': 640}))
+        return dataclasses.replace(run, config=partial, result=result)
+
+    lines = [dataclasses.replace(line, runs=tuple(map(changed, line.runs))) for line in lines]
+    (found,) = scores._glue(lines)
+    assert found[3:5] == ('635 to 640 \N{DAGGER}', '1')
+    lines[0] = dataclasses.replace(lines[0], planned=3)
+    (found,) = scores._glue(lines)
+    assert found[4] == '1 of 3, 1'
+
+
 def _line(name, value, like):
     """One finished run with one score."""
     result = Result('finetune', [Score(name, 'dev', 'x', value, 10, checkpoint='best')], {}, {}, {}, 1.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,12 @@ def span(low: float, high: float) -> str:
 def whole(value: int | None) -> str | None:
     """1234567 -> '1,234,567'."""
     return None if value is None else f'{value:,.0f}'
+
+
+def whole_span(values: Iterable[int]) -> str | None:
+    """The smallest to the largest, as '635 to 1,000', or the one that all are; None for none."""
+    values = sorted(set(values))
+    return ' to '.join(map(whole, values[:1] + values[1:][-1:])) or None
 
 
 def significant(value: float | None) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.progress import duration
-from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, significant, whole
+from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, significant, whole, whole_span
 from gpt1_jax.report.collect import Line, Run, model_name, natural, split_step
 from gpt1_jax.training.metric_writer import median_speed
 
@@ -137,7 +137,7 @@ def _labelled(lines) -> Iterable[Block]:
     for (dataset, label), group in sorted(groups.items(), key=lambda item: (natural(item[0][0]), natural(item[0][1]))):
         runs = [run for line in group for run in line.runs]
         finished = [run for run in runs if run.result]
-        numbers = lambda fact: _range(run.facts[fact] for run in finished if fact in run.facts)
+        numbers = lambda fact: whole_span(run.facts[fact] for run in finished if fact in run.facts)
         entries.append(
             (
                 dataset,
@@ -176,11 +176,6 @@ def part_of(run: Run) -> str:
 def _part(runs):
     found = sorted({part_of(run) for run in runs}, key=natural)
     return '; '.join(found) if len(found) < 3 else f'{found[0]}, ..., {found[-1]}' if found else None
-
-
-def _range(numbers):
-    numbers = sorted(set(numbers))
-    return None if not numbers else whole(numbers[0]) + (f' to {whole(numbers[-1])}' if len(numbers) > 1 else '')
 
 
 def _made_with(runs) -> Iterable[Block]:

@@ -3,10 +3,23 @@
 import statistics as plain
 from collections.abc import Iterable, Sequence
 
-from gpt1_jax.data.labelled.registry import REGISTRY
+from gpt1_jax.data.labelled.registry import REGISTRY, SUITES
 from gpt1_jax.evaluation.paper import GLUE_AVERAGE, TABLE_5, glue_average, in_every_row, table_5_average
 from gpt1_jax.report import rows
-from gpt1_jax.report.blocks import Block, Gap, Heading, Paper, Table, Text, fixed, percent, signed, span, whole
+from gpt1_jax.report.blocks import (
+    Block,
+    Gap,
+    Heading,
+    Paper,
+    Table,
+    Text,
+    fixed,
+    percent,
+    signed,
+    span,
+    whole,
+    whole_span,
+)
 from gpt1_jax.report.collect import Line, Run, other_vocabularies
 from gpt1_jax.report.overview import STUDIES, part_of
 from gpt1_jax.report.results import paper_key
@@ -97,10 +110,9 @@ def _entries(name, lines) -> Iterable[tuple]:
             seen.add(metric)
             values = spread([score.value for score in scores])
             error = rows.standard_error(line, scores)
-            runs = f'{values.runs} of {line.planned}' if values.runs < line.planned else whole(values.runs)
             first = name in REGISTRY and key == ('dev', REGISTRY[name].metrics[0], '')
             yield (
-                *(name, metric, line.label, _examples(line), runs),
+                *(name, metric, line.label, _examples([line]), _seeds(values.runs, line)),
                 *(*rows.spread_cells(values), percent(error), percent(rows.constant(line)) if first else ''),
                 *_papers(published.get(metric)),
             )
@@ -109,11 +121,17 @@ def _entries(name, lines) -> Iterable[tuple]:
             yield (name, metric, *[None] * 7, *_papers(published[metric]))
 
 
-def _examples(line):
+def _seeds(runs, line):
+    """How many have a score, and of how many if others are to come."""
+    return f'{runs} of {line.planned}' if runs < line.planned else whole(runs)
+
+
+def _examples(lines):
     """How many training examples, marked where they are not all."""
-    numbers = sorted({run.facts['train_examples'] for run in line.finished if 'train_examples' in run.facts})
-    mark = any(part_of(run).startswith('partial') for run in line.finished)
-    return ' to '.join(map(whole, numbers)) + f' {_PARTIAL}' * mark if numbers else None
+    runs = [run for line in lines for run in line.finished]
+    numbers = whole_span(run.facts['train_examples'] for run in runs if 'train_examples' in run.facts)
+    mark = any(part_of(run).startswith('partial') for run in runs)
+    return numbers and numbers + f' {_PARTIAL}' * mark
 
 
 def _papers(numbers):
@@ -140,7 +158,10 @@ def _glue(lines) -> Iterable[tuple]:
         average = glue_average(medians)
         if average is not None:
             found = True
-            yield 'GLUE', 'average', of[0].label, '', '', percent(average), '', '', '', *_papers(GLUE_AVERAGE)
+            of = [line for line in of if line.dataset in SUITES['glue']]
+            seeds = ', '.join(dict.fromkeys(_seeds(len(line.finished), line) for line in of))
+            row = 'GLUE', 'average', of[0].label, _examples(of), seeds, percent(average), '', '', ''
+            yield *row, *_papers(GLUE_AVERAGE)
     if not found:
         yield 'GLUE', 'average', *[None] * 7, *_papers(GLUE_AVERAGE)
 
