@@ -1,5 +1,7 @@
 """Spreads by hand, resamples against metrics one at a time, intervals against scipy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -123,3 +125,16 @@ def test_the_mean_of_differences_is_of_independent_sets():
     assert mean.value == pytest.approx(one.value) and mean.seeds == 1 and mean.medians == pytest.approx(one.medians)
     assert np.std(mean.examples) == pytest.approx(np.std(one.examples) / 2, rel=0.15)  # of four sets
     assert isinstance(mean, Difference)
+
+
+def test_many_labels_take_little_memory():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(100, size=400)
+    predicted = np.where(rng.random((2, 400)) < 0.5, labels, rng.integers(100, size=400))
+    tracemalloc.start()
+    values = statistics.on_resamples('matthews', labels, predicted)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20e6  # tables of all pairs of labels would take 160 MB
+    rows = np.random.default_rng(0).integers(400, size=400)
+    assert values[1, 0] == pytest.approx(METRICS['matthews'](labels[rows], predicted[1, rows]))

@@ -131,35 +131,38 @@ def _counts(n, resamples) -> np.ndarray:
 
 def _class_metrics(metric, labels, predicted):
     """A function like `_correlations`; what does not depend on the resample is done once."""
-    classes = int(max(labels.max(), predicted.max(), 1)) + 1
-    cells = labels.astype(int) * classes + predicted.astype(int)  # [k, n]
-    one_hot = (cells[..., None] == np.arange(classes**2)).transpose(1, 0, 2).astype(np.float64)  # [n, k, cells]
+    classes = np.arange(int(max(labels.max(), predicted.max(), 1)) + 1)
+    true = labels[:, None] == classes  # [n, c]
+    said = predicted.T[..., None] == classes  # [n, k, c]
+    of_examples = [one.astype(np.float64) for one in (said & true[:, None], true[:, None], said)]
 
     def of(metric, labels, predicted, counts):
-        table = np.tensordot(counts, one_hot, axes=1).reshape(len(counts), len(predicted), classes, classes)
-        return _OF_TABLE[metric](table.transpose(1, 0, 2, 3))
+        return _OF_COUNTS[metric](*(np.tensordot(counts, one, axes=1) for one in of_examples)).T
 
     return of
 
 
-def _accuracy(table):
-    return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
+# Functions of how many examples of each label are right, have it, and are said to: [r, k, c], [r, 1, c], [r, k, c].
 
 
-def _f1(table):
+def _accuracy(right, true, said):
+    return right.sum(-1) / said.sum(-1)
+
+
+def _f1(right, true, said):
     """Of label 1, as metrics.METRICS has it."""
-    return _ratio(2 * table[..., 1, 1], table[..., 1, :].sum(-1) + table[..., :, 1].sum(-1))
+    return _ratio(2 * right[..., 1], true[..., 1] + said[..., 1])
 
 
-def _matthews(table):
+def _matthews(right, true, said):
     """Gorodkin 2004, for any number of classes."""
-    total, true, said = table.sum((-2, -1)), table.sum(-1), table.sum(-2)
-    covariance = np.trace(table, axis1=-2, axis2=-1) * total - (true * said).sum(-1)
+    total = said.sum(-1)
+    covariance = right.sum(-1) * total - (true * said).sum(-1)
     variances = (total**2 - (true**2).sum(-1)) * (total**2 - (said**2).sum(-1))
     return _ratio(covariance, np.sqrt(variances))
 
 
-_OF_TABLE = {'accuracy': _accuracy, 'f1': _f1, 'matthews': _matthews}
+_OF_COUNTS = {'accuracy': _accuracy, 'f1': _f1, 'matthews': _matthews}
 
 
 def _correlations(metric, labels, predicted, counts):
