@@ -62,7 +62,8 @@ def test_the_standard_error_is_that_of_scipy(metric):
     assert statistics.standard_error(metric, labels, predicted) == pytest.approx(scipys.standard_error, rel=0.1)
     if metric == 'accuracy':
         share = np.mean(labels == predicted)
-        formula = np.sqrt(share * (1 - share) / 200)
+        formula = statistics.accuracy_error(share, 200)
+        assert formula == pytest.approx(np.sqrt(share * (1 - share) / 200))
         assert statistics.standard_error(metric, labels, predicted) == pytest.approx(formula, rel=0.1)
 
 

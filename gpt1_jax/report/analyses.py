@@ -8,7 +8,7 @@ from gpt1_jax.report import rows
 from gpt1_jax.report.blocks import Block, Figure, Gap, Heading, Paper, Table, Text, fixed, percent, whole
 from gpt1_jax.report.collect import Line, Run, origin, other_vocabularies
 from gpt1_jax.report.figures import Axes, Curve, panel
-from gpt1_jax.report.statistics import Spread
+from gpt1_jax.report.statistics import Spread, accuracy_error
 
 _LAYERS = re.compile(r'layers(\d+)')
 _HEURISTICS = {'start_token': False, 'length_normalised': True, 'condition': 'given'}  # as the paper has them
@@ -138,7 +138,8 @@ def _models(found, runs):
 
 
 def _panels(runs) -> dict[tuple, list[Run]]:
-    """Runs with the same settings belong into one panel, but no two with the same kind of model."""
+    """Runs with the same heuristics belong into one panel, but no two with the same kind of model; what else of them
+    differs, such as data.limit, the tables say."""
     groups = {}
     for run in runs:
         other = [
@@ -189,8 +190,7 @@ def _raw_table(runs):
             if score.metric == 'scaled' or score.dataset not in ZERO_SHOT:
                 continue
             _, chance, best = ZERO_SHOT[score.dataset]
-            accuracy = score.metric == 'accuracy'
-            error = (score.value * (1 - score.value) / score.examples) ** 0.5 if accuracy else None
+            error = accuracy_error(score.value, score.examples) if score.metric == 'accuracy' else None
             entries.append(
                 (
                     *(run.label, score.dataset, score.split, score.metric, whole(score.examples), percent(score.value)),

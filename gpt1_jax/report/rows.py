@@ -74,7 +74,7 @@ def standard_error(line: Line, scores: Sequence[Score]) -> float | None:
     whose score is the median; None where its predictions were not kept."""
     middle = sorted(scores, key=lambda score: score.value)[(len(scores) - 1) // 2]
     if middle.metric == 'accuracy':
-        return (middle.value * (1 - middle.value) / middle.examples) ** 0.5
+        return statistics.accuracy_error(middle.value, middle.examples)
     run = next(run for run in line.finished if middle in run.result.scores)
     if middle.split != 'dev' or middle.subset or (found := predictions(run)) is None:
         return None

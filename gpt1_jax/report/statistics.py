@@ -85,6 +85,11 @@ def on_resamples(metric: str, labels: np.ndarray, predicted: np.ndarray, resampl
     return np.concatenate([of(metric, labels, predicted, part.astype(np.float64)) for part in parts], axis=1)
 
 
+def accuracy_error(value: float, examples: int) -> float:
+    """The standard error of an accuracy over so many examples, by the formula."""
+    return (value * (1 - value) / examples) ** 0.5
+
+
 def standard_error(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
     """Of a metric on the dev examples: the standard deviation over the resamples. labels, predicted: [n]."""
     return float(np.std(on_resamples(metric, labels, np.asarray(predicted)[None]), ddof=1))

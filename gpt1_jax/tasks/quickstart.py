@@ -1,6 +1,7 @@
 """The whole method at a small scale: pre-train once, fine-tune each input transformation with and without it."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from gpt1_jax.report import behaviour, curves, page
 from gpt1_jax.report.blocks import Heading, Table, Text
 from gpt1_jax.report.collect import collect, lines
 from gpt1_jax.report.results import Result, Score, record
+from gpt1_jax.report.statistics import accuracy_error
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.tasks import finetune, generate, pretrain, sweep
 from gpt1_jax.training.partitioning import is_writer
@@ -147,10 +149,10 @@ def describe(result: Result) -> tuple[str, list[tuple], list[str]]:
             (name, REGISTRY[name].kind, *_cells(result, name, scores), f'{1 / len(REGISTRY[name].labels):.3f}')
         )
         medians = {variant: statistics.median(score.value for score in of) for variant, of in scores.items() if of}
-        variance = {variant: value * (1 - value) / scores[variant][0].examples for variant, value in medians.items()}
-        errors.append(max(variance.values()) ** 0.5)
+        error = {variant: accuracy_error(value, scores[variant][0].examples) for variant, value in medians.items()}
+        errors.append(max(error.values()))
         beaten = all(
-            medians['pretrained'] - medians[other] > 2 * (variance['pretrained'] + variance[other]) ** 0.5
+            medians['pretrained'] - medians[other] > 2 * math.hypot(error['pretrained'], error[other])
             for other in ('scratch', 'bag_of_words')
         )
         (better if beaten else not_better).append(name)
