@@ -239,3 +239,11 @@ def test_what_layers_are_from_is_told_by_their_runs(drawn):
     owner = dataclasses.replace(lines[0].owner, config={'task': 'layer_transfer', 'init_from': 'b', 'rest': 'fresh'})
     analyses.layer_transfer([dataclasses.replace(line, owner=owner) for line in lines])
     assert [axes.title for axes, _ in drawn.values()] == ['from pretrain, other layers absent']
+
+
+def test_the_runs_of_a_study_are_shown_also_when_its_folder_was_used_for_another(drawn):
+    lines = [line for line in runs_and_lines()[1] if line.owner.name == 'ablation_lambda']
+    owner = dataclasses.replace(lines[0].owner, config=lines[0].owner.config | {'study': 'share'})
+    blocks = analyses.studies([dataclasses.replace(line, owner=owner) for line in lines])
+    assert recorded.texts(blocks, Heading) == ['What the paper leaves open', 'Weight of the auxiliary loss']
+    assert len(drawn) == 2 and drawn['lambda1'][1][0].x == [0, 0.1, 0.5, 1, 2]

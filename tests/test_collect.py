@@ -216,3 +216,21 @@ def test_a_folder_of_runs_may_be_called_checkpoints(folder):
     assert {name for name in named(folder) if 'mine' in name} == {
         *('checkpoints/mine', 'compiled/mine', 'tensorboard/mine')
     }
+
+
+@pytest.mark.parametrize(
+    ('task', 'variant', 'study'),
+    [
+        ('ablation', 'lambda0.25', 'lambda'),
+        ('ablation', 'lambda1e-05', 'lambda'),
+        ('ablation', 'share0.1_scratch', 'share'),
+        ('ablation', 'full', 'table5'),
+        ('ablation', 'lambda1_copy', 'table5'),
+        ('ablation', 'lambda1-2', 'table5'),
+        ('sweep', 'lambda0', ''),
+        ('layer_transfer', 'layers2', ''),
+    ],
+)
+def test_the_study_of_a_line(task, variant, study):
+    owner = collect.Run('a', epath.Path('a'), {'task': task, 'study': 'table5'})
+    assert collect.Line(owner, 'sst2', variant, (), 1).study == study

@@ -217,7 +217,7 @@ def studies(lines: Sequence[Line]) -> list[Block]:
     """The weight of the auxiliary loss, and the share of the training examples."""
     blocks = []
     for study, (title, *_) in _STUDIES.items():
-        of = [line for line in lines if line.owner.task == 'ablation' and line.owner.setting('study') == study]
+        of = [line for line in lines if line.study == study]
         blocks += [Heading(title, 3), *_study(of, study)] if of else []
     return [Heading('What the paper leaves open'), *blocks] if blocks else []
 
@@ -256,8 +256,7 @@ def _study(lines, study) -> list[Block]:
 
 def _lambda_pairs(lines):
     """Each weight against the smallest that is finished."""
-    fitting = [line for line in lines if line.finished and _LAMBDA.fullmatch(line.variant)]
-    done = sorted(fitting, key=lambda line: _number(_LAMBDA, line))
+    done = sorted((line for line in lines if line.finished), key=lambda line: _number(_LAMBDA, line))
     return [(line, done[0]) for line in done[1:]]
 
 

@@ -27,7 +27,7 @@ def _first_rows(lines) -> Iterable[Line]:
     """Of each set the first row, of an ablation only where there is no other; every one of a user's own set."""
     seen = set()
     for line in sorted(lines, key=lambda line: line.owner.task == 'ablation'):
-        varied = line.owner.task == 'layer_transfer' or line.owner.setting('study') in _VARIED
+        varied = line.owner.task == 'layer_transfer' or line.study in _VARIED
         key = line.dataset, line.owner.name if line.dataset == 'custom' else ''
         if line.finished and not varied and key not in seen:
             seen.add(key)

@@ -23,6 +23,9 @@ _NO_RUNS = ('checkpoints', 'compiled', 'tensorboard')
 _NOT_SHOWN = ('paper', 'report')
 _SWEEPS = ('sweep', 'ablation', 'layer_transfer', 'quickstart')  # tasks whose folders hold the runs that they are of
 
+_VALUE = r'\d+(\.\d+)?(e[+-]\d+)?'
+_VARIED = {'lambda': f'lambda{_VALUE}', 'share': f'share{_VALUE}(_scratch)?'}  # studies of a value -> their variants
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -138,6 +141,14 @@ class Line:
     def label(self) -> str:
         """Its name for readers, without the data set."""
         return f'{self.owner.label}: {self.variant}' if self.variant else self.owner.label
+
+    @property
+    def study(self) -> str:
+        """Of an ablation 'lambda', 'share' or 'table5', as its variant says: a folder may have runs of several studies,
+        and its config is of the last. '' of other tasks."""
+        if self.owner.task != 'ablation':
+            return ''
+        return next((name for name, form in _VARIED.items() if re.fullmatch(form, self.variant)), 'table5')
 
 
 def collect(folder: epath.Path) -> list[Run]:

@@ -213,7 +213,7 @@ def _not_run(runs, lines) -> Iterable[str]:
     moved = {line.dataset for line in of('layer_transfer')}
     if missing := [name for name in _FIGURE_2_LEFT if name not in moved]:
         yield f'Layer transfer (figure 2, left) on {_listed(missing)}.'
-    ablated = {(line.variant, line.dataset) for line in of('ablation') if line.owner.setting('study') == 'table5'}
+    ablated = {(line.variant, line.dataset) for line in of('ablation') if line.study == 'table5'}
     if not ablated:
         yield 'The ablations of table 5.'
     for row, sets in TABLE_5.items() if ablated else ():

@@ -186,7 +186,7 @@ def table_5(lines: Sequence[Line]) -> list[Block]:
     """Each ablation beside the paper's, and the difference of each row from the full method."""
     studies = {}
     for line in lines:
-        if line.owner.task == 'ablation' and line.owner.setting('study') == 'table5':
+        if line.study == 'table5':
             studies.setdefault(line.owner.name, []).append(line)
     blocks = []
     for of in studies.values():
