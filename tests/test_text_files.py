@@ -1,7 +1,10 @@
 """Which files of a folder are read."""
 
+import gzip
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import zipfile
 
@@ -10,7 +13,9 @@ import pytest
 from corpora import joined, make_folder
 from gpt1_jax.data.corpus import documents
 from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.data.corpus.text_files import reopen_text
 from gpt1_jax.errors import UserError
+from helpers import assert_well_put
 
 
 def names(location):
@@ -111,6 +116,54 @@ def test_the_commands_that_convert_files_work(tmp_path):
         subprocess.run(command, shell=True, check=True)
     texts = joined(open_corpus(f'text:{folder}').blocks())
     assert texts == {'b 8.txt': 'The café of b.\n', 'c-8.txt': 'The café of c.\n', 'ok.txt': 'The text of ok.txt.\n'}
+
+
+JSON = ('a.ndjson', 'c4-train.00000-of-01024.json.gz', 'd.JSON', 'e.ndjson.gz')
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder of JSON lines under other names than .jsonl, and of what only looks like them."""
+    for i, name in enumerate(JSON):
+        data = ''.join(json.dumps({'text': f'Text {i}, {row}.', 'url': 'x'}) + '\n' for row in range(2)).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
+    (tmp_path / 'meta.json').write_text('{\n  "text": "of one book"\n}\n')
+    (tmp_path / 'array.json.gz').write_bytes(gzip.compress(b'[{"text": "Of an array."}, {"text": "More."}]'))
+    (tmp_path / 'b.csv').write_text('id,text\n1,"Of a\ntable, "\n')
+    (tmp_path / 'c.tsv').write_text('id\ttext\n1\tOf tabs.\n')
+    os.mkfifo(tmp_path / 'pipe.json')
+    (tmp_path / 'gone.json').symlink_to('nowhere')
+    return tmp_path
+
+
+def test_json_lines_of_other_names_are_rows(tables):
+    expected = {f'{name}:{row + 1}': f'Text {i}, {row}.' for i, name in enumerate(JSON) for row in range(2)}
+    corpus = open_corpus(f'text:{tables}')
+    assert joined(corpus.blocks()) == expected
+    assert set(corpus.left_out.split(', ')) == {'3 .json', '1 .json.gz', '1 .csv', '1 .tsv'}
+    files = sorted(corpus.parts(), key=lambda part: part['name'])
+    assert joined(reopen_text(str(tables), files).blocks()) == expected
+    assert joined(open_corpus(f'text:{tables}/c4-train.*.json.gz').blocks()) == {
+        name: text for name, text in expected.items() if name.startswith('c4')
+    }
+    (tables / 'e.ndjson.gz').write_bytes((tables / 'e.ndjson.gz').read_bytes()[:20])
+    [problem] = open_corpus(f'text:{tables}').problems
+    assert 'e.ndjson.gz: The compressed file is damaged' in problem
+
+
+TABLES = [('array.json.gz', 'Of an array.'), ('b.csv', 'Of a\ntable, '), ('c.tsv', 'Of tabs.')]
+
+
+@pytest.mark.parametrize('name, text', TABLES)
+def test_other_tables_are_refused_and_the_command_makes_them_rows(tables, name, text):
+    [problem] = open_corpus(f'text:{tables / name}').problems
+    assert_well_put(problem)
+    assert problem.startswith(f'{tables / name}: This is a table, not text. Make it JSON lines or parquet, such as')
+    command = problem.split('`')[1].replace('python', shlex.quote(os.sys.executable))
+    if command.startswith('python') or shutil.which('jq'):
+        subprocess.run(command, shell=True, check=True)
+        [made] = {*tables.glob('*.parquet'), *tables.glob('*.jsonl')}
+        assert next(open_corpus(f'text:{made}').blocks()).text == text
 
 
 def test_nothing_there(tmp_path):

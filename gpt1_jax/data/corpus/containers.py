@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import itertools
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -13,7 +14,7 @@ from etils import epath
 from gpt1_jax.data import parquet
 from gpt1_jax.data.corpus.documents import DAMAGED, DocumentError, Unreadable, named_errors
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import parse_json, size_of
+from gpt1_jax.files import is_local, parse_json, size_of
 
 TEXT_COLUMNS = ('text', 'book_text', 'content')  # that may hold the text of a table
 _PARQUET_ROWS = 16  # at once: a row may be a book
@@ -110,7 +111,7 @@ def _open_members(path, members):
 
 
 def table_part(name: str, path: epath.Path, column: str) -> Part | None:
-    """The rows of a .jsonl or .parquet file; None if it has no column with text. Raises DocumentError as above.
+    """The rows of JSON lines or a .parquet file; None if it has no column with text. Raises DocumentError as above.
 
     column: holds the text; '': the first of TEXT_COLUMNS that is there.
     """
@@ -137,11 +138,29 @@ def _lines(file):
         yield line
 
 
+def has_json_rows(path: epath.Path) -> bool:
+    """Whether the first line of a file is a JSON object; so it is taken to be where a .gz file is damaged."""
+    if is_local(path) and not os.path.isfile(path):
+        return False
+    try:
+        with path.open('rb') as file:
+            return isinstance(parse_json(_first_line(_unpacked(file, path)).decode('utf-8-sig')), dict)
+    except (DocumentError, *DAMAGED):
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _first_line(text):
+    """That is not empty; an empty object if there is none."""
+    return next((line for line in _lines(text) if not line.isspace()), b'{}')
+
+
 def _open_json(path):
     """Number of lines, and the columns of the first that is not empty."""
     with path.open('rb') as file:
         text = _unpacked(file, path)
-        first = next((line for line in _lines(text) if not line.isspace()), b'{}')
+        first = _first_line(text)
         text.seek(0)
         lines, end = 0, b'\n'
         while data := text.read(2**20):

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from etils import epath
 
-from gpt1_jax.data.corpus.containers import TEXT_COLUMNS, Part, table_part, text_part, zip_part
+from gpt1_jax.data.corpus.containers import TEXT_COLUMNS, Part, has_json_rows, table_part, text_part, zip_part
 from gpt1_jax.data.corpus.documents import Corpus, DocumentError, fingerprint
 from gpt1_jax.encodings import conversion
 from gpt1_jax.errors import UserError
@@ -19,6 +19,8 @@ from gpt1_jax.files import is_local
 
 _TEXTS = ('.txt', '.txt.gz')
 _TABLES = ('.jsonl', '.jsonl.gz', '.parquet')
+_JSON = ('.json', '.json.gz', '.ndjson', '.ndjson.gz')  # tables like .jsonl, if their first line is an object
+_CELLS = ('.csv', '.csv.gz', '.tsv', '.tsv.gz')
 _KINDS_SHOWN = 8
 
 
@@ -26,9 +28,10 @@ def open_text(location: str, text_column: str = '') -> Corpus:
     """Opens text:LOCATION, a folder, a glob or a file.
 
     Of a folder, and the folders in it, links to others included, these files are read, in any case of the suffix: .txt
-    and .txt.gz, a document each; .zip, whose members of these kinds are documents; .jsonl and .parquet, a document a
-    row. Files whose names say that they are not meant to be read are left out: hidden ones, copies of editors. So is a
-    member of an archive that lies beside it unpacked. A file that is named itself, or by a glob, may have any suffix.
+    and .txt.gz, a document each; .zip, whose members of these kinds are documents; .parquet, .jsonl, and .json and
+    .ndjson if their first line is an object, also in .gz, a document a row. Files whose names say that they are not
+    meant to be read are left out: hidden ones, copies of editors. So is a member of an archive that lies beside it
+    unpacked. A file that is named itself, or by a glob, may have any suffix but those of other tables.
 
     Args:
       text_column: of tables; '': the first of TEXT_COLUMNS.
@@ -152,8 +155,10 @@ def _walk(root, left_out, problems):
             tops += links
             folders[:] = [os.path.basename(path) for path in paths if path not in links and real(path) not in seen]
             for name in files:
-                if not _counted(left_out, _unwanted(name) or _other_kind(name)):
-                    yield epath.Path(folder) / name
+                path = epath.Path(folder) / name
+                is_table = name.lower().endswith(_JSON) and not _unwanted(name) and has_json_rows(path)
+                if is_table or not _counted(left_out, _unwanted(name) or _other_kind(name)):
+                    yield path
 
 
 def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
@@ -161,7 +166,12 @@ def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
     suffixes = name.lower()
     if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
         raise DocumentError(f'{path}: This is no ordinary file. Move it away.')
-    if suffixes.endswith(_TABLES):
+    if suffixes.endswith(_CELLS) or (suffixes.endswith(_JSON) and not has_json_rows(path)):
+        raise DocumentError(
+            f'{path}: This is a table, not text. Make it JSON lines or parquet, such as with `{_as_rows(path)}`, or '
+            'leave it out.'
+        )
+    if suffixes.endswith((*_TABLES, *_JSON)):
         part = table_part(name, path, text_column)
         if part is None and text_column:
             raise DocumentError(f'{path}: It has no column {text_column!r} of text. Correct data.text_column.')
@@ -191,7 +201,23 @@ def _unwanted(name):
 
 def _other_kind(name, kinds=(*_TEXTS, *_TABLES, '.zip')):
     """The suffix of a file that holds no text, '' if it does."""
-    return '' if name.lower().endswith(kinds) else os.path.splitext(name)[1].lower() or 'without a suffix'
+    if name.lower().endswith(kinds):
+        return ''
+    stem, suffix = os.path.splitext(name.lower())
+    return (os.path.splitext(stem)[1] if suffix == '.gz' else '') + suffix or 'without a suffix'
+
+
+def _as_rows(path):
+    """The shell command that makes another table one that is read."""
+    path = os.fspath(path)
+    stem = re.sub(r'\.\w+(\.gz)?$', '', path, flags=re.IGNORECASE)
+    if not path.lower().endswith(_CELLS):
+        show = 'gzip -dc' if path.lower().endswith('.gz') else 'cat'
+        return f"{show} {shlex.quote(path)} | jq -c '.[]' > {shlex.quote(f'{stem}.jsonl')}"
+    delimiter = '\t' if '.tsv' in path.lower()[-7:] else ','
+    options = f'parse_options=csv.ParseOptions(delimiter={delimiter!r}, newlines_in_values=True)'
+    code = f'parquet.write_table(csv.read_csv({path!r}, {options}), {f"{stem}.parquet"!r})'
+    return f'python -c {shlex.quote(f"from pyarrow import csv, parquet; {code}")}'
 
 
 def _counted(counts, kind):
