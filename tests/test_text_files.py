@@ -36,6 +36,16 @@ def test_globs_and_files(tmp_path, pattern, count):
     assert set(joined(corpus.blocks()).values()) <= set(texts.values())
 
 
+def test_a_glob_matches_folders_too(tmp_path):
+    write(tmp_path, 'a.txt', 'n.md', 'sub/b.txt', 'sub/n.md', 'sub/deep/c.txt', '.git/d.txt', 'other/e.txt')
+    (tmp_path / 'again').symlink_to('sub')
+    (tmp_path / 'loop').symlink_to('.')
+    assert names(f'{tmp_path}/*') == ['a.txt', 'n.md', 'other/e.txt', 'sub/b.txt', 'sub/deep/c.txt']
+    corpus = open_corpus(f'text:{tmp_path}/*')
+    assert set(corpus.left_out.split(', ')) == {'2 link to a folder that is read anyway', '1 .md'}
+    assert names(f'{tmp_path}/[su]*') == ['sub/b.txt', 'sub/deep/c.txt']
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     write(tmp_path, 'a.txt', 'B.TXT', 'deep/er/c.Txt', 'x.txt/inner.txt', 'n.md', 'n.html', 'o.HTML', 'README')
     write(tmp_path, '.d.txt', '.ipynb_checkpoints/e.txt', '.git/f.txt', '__MACOSX/g.txt', 'deep/._h.txt')

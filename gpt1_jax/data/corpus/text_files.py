@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import os
 import re
 import shlex
@@ -25,7 +24,7 @@ _KINDS_SHOWN = 8
 
 
 def open_text(location: str, text_column: str = '') -> Corpus:
-    """Opens text:LOCATION, a folder, a glob or a file.
+    """Opens text:LOCATION, a folder, a glob of files and folders, or a file.
 
     Of a folder, and the folders in it, links to others included, these files are read, in any case of the suffix: .txt
     and .txt.gz, a document each; .zip, whose members of these kinds are documents; .parquet, .jsonl, and .json and
@@ -126,29 +125,33 @@ def _find(location, left_out, problems):
     if magic is not None and not path.exists():
         root = epath.Path(*parts[:magic])
         found = root.glob('/'.join(parts[magic:])) if root.is_dir() else []
-        return root, [p for p in found if not p.is_dir() and not _counted(left_out, _unwanted(p.name))]
+        files, folders, links = [], [], []
+        for one in found:
+            if not _counted(left_out, _unwanted(one.name)):
+                (files if not one.is_dir() else links if os.path.islink(one) else folders).append(one)
+        return root, [*files, *_walk(folders, left_out, problems, links)]
     if location and path.is_dir():
-        return path, list(_walk(path, left_out, problems))
+        return path, list(_walk([path], left_out, problems))
     return path.parent, [path] if location and path.exists() else []
 
 
-def _walk(root, left_out, problems):
-    """The files of a folder, linked folders included: each once, whatever ways lead to it."""
+def _walk(roots, left_out, problems, linked=()):
+    """The files of folders, linked folders included: each once, whatever ways lead to it."""
 
     def on_error(error):
         reason = error.strerror or error
         problems.append(f'{error.filename}: The folder cannot be read ({reason}). Allow it, or move it away.')
 
-    local = is_local(root)
-    real = os.path.realpath if local else os.fspath
-    walk = functools.partial(os.walk, onerror=on_error) if local else lambda _: root.walk(on_error=on_error)
-    tops, seen = [os.fspath(root)], set()
-    for top in tops:  # links join it on the way
+    tops, seen = [os.fspath(path) for path in (*roots, *linked)], set()
+    for number, top in enumerate(tops):  # links join it on the way
+        local = is_local(top)
+        real = os.path.realpath if local else os.fspath
         above = os.path.join(real(os.path.dirname(top)), '')
-        if top != tops[0] and (real(top) in seen or above.startswith(os.path.join(real(top), ''))):
+        if number >= len(roots) and (real(top) in seen or above.startswith(os.path.join(real(top), ''))):
             left_out['link to a folder that is read anyway'] += 1
             continue
-        for folder, folders, files in walk(top):
+        walk = os.walk(top, onerror=on_error) if local else epath.Path(top).walk(on_error=on_error)
+        for folder, folders, files in walk:
             seen.add(real(folder))
             paths = [os.path.join(folder, name) for name in sorted(folders) if not _counted(left_out, _unwanted(name))]
             links = [path for path in paths if local and os.path.islink(path)]
