@@ -3,6 +3,7 @@
 import gzip
 import json
 import pwd
+import tarfile
 import zipfile
 
 import pyarrow
@@ -164,6 +165,19 @@ def test_gzip_is_known_by_its_content(tmp_path):
         f'{tmp_path}/plain.txt.gz: The file is not gzip, though its name ends in .gz. Rename it to '
         f'{tmp_path}/plain.txt.'
     ]
+
+
+@pytest.mark.parametrize('form', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize('name', ['a.tar', 'b.tar.gz', 'c.tgz', 'd.txt'])
+def test_tar_archives_are_refused(tmp_path, name, form):
+    (tmp_path / 'one.txt').write_text(TEXTS[0])
+    with tarfile.open(tmp_path / name, 'w:gz' if name.endswith('gz') else 'w', format=form) as archive:
+        archive.add(tmp_path / 'one.txt', 'one.txt')
+    message = f'{tmp_path / name}: This is a tar archive, not text. Unpack it, and name its folder.'
+    assert problems(tmp_path / name) == [message]
+    assert problems(tmp_path) == [message] * (name == 'd.txt')
+    (tmp_path / 'one.txt').write_text('about ' * 43 + 'ustar')
+    assert not problems(tmp_path / 'one.txt')
 
 
 def test_a_file_that_vanishes_is_named(tmp_path):

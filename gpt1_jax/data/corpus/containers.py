@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -48,9 +49,15 @@ class Part(NamedTuple):
 
 
 def _unpacked(file, name):
-    """The text in an open file: gzip is known by its first bytes, whatever the name."""
-    beginning = file.peek(2)[:2]
-    if beginning == b'\x1f\x8b':
+    """The text in an open file: gzip is known by its first bytes, whatever the name, and so is tar."""
+    beginning = text = file.peek(512)
+    is_gzip = beginning.startswith(b'\x1f\x8b')
+    if is_gzip:
+        with contextlib.suppress(zlib.error):
+            text = zlib.decompressobj(wbits=31).decompress(beginning, 512)
+    if text[256:262] == b'\0ustar':
+        return Unreadable(DocumentError(f'{name}: This is a tar archive, not text. Unpack it, and name its folder.'))
+    if is_gzip:
         return gzip.GzipFile(fileobj=file)
     if beginning and str(name).lower().endswith('.gz'):
         return Unreadable(
