@@ -100,6 +100,23 @@ def test_archives_that_cannot_be_read(tmp_path):
     assert any(one.startswith('method.zip/one.txt of ') and 'cannot be unpacked here' in one for one in found)
 
 
+@pytest.mark.parametrize('damaged', [0, 2, 4])
+def test_a_damaged_member_leaves_the_others_as_they_are(tmp_path, damaged):
+    path, names = tmp_path / 'a.zip', [f'{i}.txt' for i in range(5)]
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, f'The text of {name} is short. ' * 20)
+        place = archive.infolist()[damaged].header_offset + 30 + len('0.txt') + 5
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    found = documents.Findings()
+    others = [block.name for block in open_corpus(f'text:{path}').blocks(found=found)]
+    assert others == [f'a.zip/{name}' for i, name in enumerate(names) if i != damaged]
+    [problem] = found.problems
+    assert problem.startswith(f'a.zip/{damaged}.txt of ') and 'damaged' in problem
+
+
 @pytest.mark.parametrize('suffix', ['.jsonl', '.jsonl.gz', '.JSONL'])
 def test_rows_of_json_lines(tmp_path, suffix):
     rows = [{'id': 0, 'text': TEXTS[0]}, {'id': 1, 'text': None}, {'id': 2}, {'text': TEXTS[1], 'content': 'no'}]

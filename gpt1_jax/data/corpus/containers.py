@@ -105,13 +105,12 @@ def zip_part(name: str, path: epath.Path, wanted: Callable[[str], bool]) -> Part
 def _open_members(path, members):
     with path.open('rb') as file, zipfile.ZipFile(file) as archive:
         for member in members:
-            try:
-                text = archive.open(member)
-            except _ERRORS as error:
-                yield Unreadable(error)
-            else:
-                with text:
-                    yield _unpacked(text, member.filename)
+            with contextlib.ExitStack() as stack:
+                try:
+                    text = _unpacked(stack.enter_context(archive.open(member)), member.filename)
+                except _ERRORS as error:
+                    text = Unreadable(error)
+                yield text
 
 
 # Tables: a row is a document.
