@@ -13,6 +13,7 @@ _MARKS = (  # UTF-32's first: it begins as UTF-16's does
     (codecs.BOM_UTF16_BE, 'UTF-16'),
 )
 _FORMATS = {b'PK\x03\x04': 'a zip archive', b'%PDF': 'a PDF file', b'\xd0\xcf\x11\xe0': 'a Word or Excel file'}
+_CONTROLS = bytes({*range(32)} - {*b'\t\n\v\f\r\x1b'})
 _NOT_IN_1252 = re.compile(rb'[\x81\x8d\x8f\x90\x9d]')
 
 
@@ -26,15 +27,22 @@ def marked_encoding(data: bytes) -> str:
     return next((name for mark, name in _MARKS if data.startswith(mark)), '')
 
 
-def wide_encoding(data: bytes, share: float = 0.25) -> str:
-    """UTF-16LE or UTF-16BE if at least the share of every second byte of `data` is NUL, and hardly any other; else ''.
-
-    Such text may be valid UTF-8, with a NUL beside each letter.
-    """
+def wide_encoding(data: bytes, share: float) -> str:
+    """UTF-16LE or UTF-16BE if at least the share of every second byte of `data` is NUL, and hardly others; else ''."""
     first, second = data[::2].count(0), data[1::2].count(0)
     if max(first, second) < max(4, share * len(data) / 2) or min(first, second) > max(first, second) / 20:
         return ''
     return 'UTF-16BE' if first > second else 'UTF-16LE'
+
+
+def hidden_encoding(data: bytes) -> str:
+    """UTF-16LE or UTF-16BE if `data` is probably that, though it is valid UTF-8; else ''.
+
+    Latin letters have a NUL beside them. Others, such as Cyrillic ones, have a control character, and only spaces and
+    line ends a NUL.
+    """
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    return wide_encoding(data, 0 if controls > len(data) / 8 else 0.25)
 
 
 def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
@@ -44,7 +52,7 @@ def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
       data: of the text, from its beginning on where that may hold a byte order mark.
       rest: what comes after `data`, in parts: iconv must know all its bytes.
     """
-    if name := marked_encoding(data) or wide_encoding(data, 0.01):
+    if name := marked_encoding(data) or wide_encoding(data, 0.01) or hidden_encoding(data):
         return name
     if data.count(0) > len(data) / 100:
         return ''

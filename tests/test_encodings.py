@@ -41,11 +41,51 @@ def test_bytes_that_windows_1252_lacks(tmp_path):
 
 
 def test_a_few_nul_bytes_are_no_encoding():
-    assert encodings.wide_encoding(b'a\0' + b'some text ' * 50) == ''
-    assert encodings.wide_encoding(bytes(1000)) == ''
+    assert encodings.hidden_encoding(b'a\0' + b'some text ' * 50) == ''
+    assert encodings.hidden_encoding(bytes(1000)) == ''
     assert encodings.source_encoding(b'caf\xe9\0' + b'some text ' * 50) == 'WINDOWS-1252'
     assert encodings.source_encoding(bytes(range(256)) + bytes(40)) == ''
     assert encodings.wide_encoding('今天 天气\n'.encode('utf-16-le') * 9, 0.01) == 'UTF-16LE'
+
+
+LETTERS = {
+    'Russian': 'Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\r\n',
+    'capitals': 'ВСЕ СЧАСТЛИВЫЕ СЕМЬИ ПОХОЖИ ДРУГ НА ДРУГА.\n',
+    'Greek': 'Άνδρα μοι έννεπε, μούσα, πολύτροπον, ός μάλα πολλά.\n',
+    'Hebrew': 'בראשית ברא אלהים את השמים ואת הארץ.\n',
+    'Arabic': 'كان يا ما كان في قديم الزمان.\n',
+    'Armenian': 'Լինում է չի լինում մի թագավոր։\n',
+    'Hindi': 'एक समय की बात है कि एक गाँव में एक किसान रहता था।\n',
+    'Thai': 'กาลครั้งหนึ่งนานมาแล้วมีชาวนาคนหนึ่งอาศัยอยู่\n',
+    'Polish': 'Zażółć gęślą jaźń, rzekł stary człowiek.\n',
+}
+
+
+@pytest.mark.parametrize('codec', ['utf-16-le', 'utf-16-be'])
+@pytest.mark.parametrize('language', LETTERS)
+def test_wide_text_that_may_be_utf_8(language, codec):
+    data = (LETTERS[language] * 40).encode(codec)
+    name = codec.upper().replace('-L', 'L').replace('-B', 'B')
+    assert encodings.source_encoding(data) == name
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return
+    assert encodings.hidden_encoding(data) == name
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'A few\0 of\0 them\0 in\0 a text, \0\n' * 20 + LETTERS['Russian'],
+        ''.join('0\t1\t1\n' for _ in range(500)) + '0\t\0\t' * 9,  # a table of single digits
+        ''.join(f'\x1b[3{i % 8}m{i}\x1b[0m \0' for i in range(99)),  # colours of a terminal
+        ''.join(f'{name}\0\0\0'[:4] for name in ('one', 'four', 'five', 'nine') * 20),  # padded
+        'page\f' * 99 + '\0' * 9,
+    ],
+)
+def test_text_with_nul_characters_is_not_taken_for_wide_text(text):
+    assert encodings.hidden_encoding(text.encode()) == ''
 
 
 def test_formats():

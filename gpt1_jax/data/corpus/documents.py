@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import BinaryIO, NamedTuple
 
 from gpt1_jax.data.corpus.cleaning import cleaned
-from gpt1_jax.encodings import file_format, source_encoding, wide_encoding
+from gpt1_jax.encodings import file_format, hidden_encoding, source_encoding
 from gpt1_jax.errors import UserError
 
 BLOCK_BYTES = 2**20
@@ -147,8 +147,8 @@ def _cut(file: BinaryIO, offset: int, boundary: int | None) -> Iterator[tuple[st
         data, rest = data[:cut], data[cut:]
         try:
             text = data.decode()
-            if '\0' in text and wide_encoding(data):
-                raise UnicodeDecodeError('utf-8', data, data.index(0), len(data), 'every second byte is NUL')
+            if '\0' in text and hidden_encoding(data):
+                raise UnicodeDecodeError('utf-8', data, data.index(0), len(data), 'it is UTF-16')
         except UnicodeDecodeError as error:
             error.start += offset
             error.encoding = source_encoding(data, iter(lambda: file.read(BLOCK_BYTES), b''))
