@@ -170,7 +170,20 @@ def test_rows_of_parquet(tmp_path, group):
     pyarrow.parquet.write_table(pyarrow.table({'text': [1, 2]}), tmp_path / 'numbers.parquet')
     [problem] = problems(tmp_path)
     assert 'b.parquet: This is no whole parquet file' in problem
-    assert '1 table without a column' in open_corpus(f'text:{tmp_path}').left_out
+    assert open_corpus(f'text:{tmp_path}').left_out == '1 table whose column text is of type int64'
+    assert problems(tmp_path / 'numbers.parquet', text_column='text') == [
+        f"{tmp_path}/numbers.parquet: It has no column 'text' of text (its column text is of type int64). Correct "
+        'data.text_column.'
+    ]
+
+
+def test_rows_of_a_dictionary(tmp_path):
+    """As pandas writes a column of categories."""
+    values = [TEXTS[0], TEXTS[1], None, TEXTS[0]]
+    pyarrow.parquet.write_table(
+        pyarrow.table({'text': pyarrow.array(values).dictionary_encode()}), tmp_path / 'a.parquet', row_group_size=2
+    )
+    assert read(tmp_path) == [(f'a.parquet:{i}', text) for i, text in enumerate(values, 1) if text]
 
 
 def test_gzip_is_known_by_its_content(tmp_path):

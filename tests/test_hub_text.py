@@ -77,6 +77,11 @@ def test_columns(tmp_path):
     for columns in ({'title': ['a'], 'story': ['b']}, {'text': [1]}, {'text': [['a']]}):
         with pytest.raises(UserError, match='None of its columns .* is called text or book_text or content'):
             column(columns)
+    dictionary = arrow.array(['b', 'c', 'b']).dictionary_encode()
+    assert column({'text': dictionary}) == 'b'
+    assert column({'label': dictionary, 'story': ['x', 'y', 'z']}) == 'x'
+    with pytest.raises(UserError, match=r'and holds text \(its column text is of type binary\)\. Name the one'):
+        column({'text': [b'b']})
 
 
 def test_splits(tmp_path):

@@ -67,6 +67,18 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
         parquet.open_file(path)
 
 
+def test_columns_of_text():
+    columns = {'a': ['x'], 'b': arrow.array(['x'], arrow.large_string()), 'c': [1], 'd': [['x']], 'e': [b'x']}
+    columns |= {'f': arrow.array(['x']).dictionary_encode(), 'g': arrow.array([1]).dictionary_encode()}
+    schema = arrow.table(columns).schema
+    assert parquet.text_columns(schema) == ['a', 'b']
+    assert parquet.text_column(schema, ['c', 'f', 'b', 'a']) == 'b'
+    assert parquet.text_column(schema, ['c', 'f', 'e']) == 'f'
+    assert parquet.text_column(schema, ['c', 'g', 'e']) is None
+    assert parquet.other_type(schema, ['e', 'c']) == 'column c is of type int64'
+    assert parquet.other_type(schema, ['x']) == ''
+
+
 def test_class_names(tmp_path):
     columns = {'text': ['a'], 'label': [1], 'other': [0]}
     path = write_parquet(tmp_path / 'a.parquet', columns, {'label': ('no', 'yes')})

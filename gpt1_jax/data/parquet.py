@@ -1,7 +1,7 @@
 """Parquet files, read batch by batch: memory does not grow with a file."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -15,6 +15,7 @@ _ANY_ROWS = 2**20  # that any file may have, and a larger one
 _ROWS_PER_BYTE = 64  # of its size
 _UNPACKED = 2**28  # bytes that any file may unpack to, and a larger one
 _RATIO = 200  # times its size
+_TEXT = ('string', 'large_string', 'string_view')
 _BUFFER = 2**20  # bytes read at once: otherwise all of a column in a group of rows
 _IMPOSSIBLE = 'parquet files cannot be read'
 
@@ -76,7 +77,22 @@ def whole(path: epath.Path, read: Iterable, number: int) -> Iterator:
 
 def text_columns(schema: Any) -> list[str]:
     """The columns of an Arrow schema that hold text."""
-    return [field.name for field in schema if str(field.type) in ('string', 'large_string', 'string_view')]
+    return [field.name for field in schema if str(field.type) in _TEXT]
+
+
+def text_column(schema: Any, names: Sequence[str]) -> str | None:
+    """The first of these columns that holds text, or else that has it as a dictionary, as pandas writes categories."""
+    packed = [
+        field.name
+        for field in schema
+        if str(field.type).startswith(tuple(f'dictionary<values={one},' for one in _TEXT))
+    ]
+    return next((name for columns in (text_columns(schema), packed) for name in names if name in columns), None)
+
+
+def other_type(schema: Any, names: Sequence[str]) -> str:
+    """`column NAME is of type TYPE` for the first with one of these names; '' if there is none."""
+    return next((f'column {field.name} is of type {field.type}' for field in schema if field.name in names), '')
 
 
 def class_names(schema: Any) -> dict[str, tuple[str, ...]]:

@@ -116,17 +116,19 @@ def _open_members(path, members):
 # Tables: a row is a document.
 
 
-def table_part(name: str, path: epath.Path, column: str) -> Part | None:
-    """The rows of JSON lines or a .parquet file; None if it has no column with text. Raises DocumentError as above.
+def table_part(name: str, path: epath.Path, column: str) -> Part | str:
+    """The rows of JSON lines or a .parquet file. Raises DocumentError as above.
+
+    Returns a str if it has no column with text: `column NAME is of type TYPE`, or '' if none has such a name.
 
     column: holds the text; '': the first of TEXT_COLUMNS that is there.
     """
+    names = [column] if column else TEXT_COLUMNS
     open_table = _open_parquet if name.lower().endswith('.parquet') else _open_json
     with named_errors(path):
-        size, documents, columns = size_of(path), *open_table(path)
-    found = next((one for one in ([column] if column else TEXT_COLUMNS) if one in columns), None)
+        size, documents, found, other = size_of(path), *open_table(path, names)
     if found is None:
-        return None
+        return other
     texts = parquet_texts if open_table is _open_parquet else _json_texts
     return Part(
         documents,
@@ -162,8 +164,8 @@ def _first_line(text):
     return next((line for line in _lines(text) if not line.isspace()), b'{}')
 
 
-def _open_json(path):
-    """Number of lines, and the columns of the first that is not empty."""
+def _open_json(path, names):
+    """Number of lines, which of these columns the first has that is not empty, and '': any may hold text."""
     with path.open('rb') as file:
         text = _unpacked(file, path)
         first = _first_line(text)
@@ -175,7 +177,8 @@ def _open_json(path):
         columns = parse_json(first.decode('utf-8-sig'))
     except ValueError as error:
         raise DocumentError(f'{path}: Its first line is no JSON ({error}). Remove the file, or fix it.') from error
-    return lines + (end != b'\n'), columns if isinstance(columns, dict) else ()
+    found = next((one for one in names if one in columns), None) if isinstance(columns, dict) else None
+    return lines + (end != b'\n'), found, ''
 
 
 def _json_texts(path, column, first):
@@ -191,12 +194,14 @@ def _json_texts(path, column, first):
             yield Unreadable(DocumentError(problem)) if problem else io.BytesIO(text.encode(errors='replace'))
 
 
-def _open_parquet(path):
+def _open_parquet(path, names):
+    """Number of rows, which of these columns holds text, and one that holds none, in words."""
     try:
         file = parquet.open_file(path)
     except UserError as error:
         raise DocumentError(str(error)) from error
-    return file.metadata.num_rows, parquet.text_columns(file.schema_arrow)
+    schema = file.schema_arrow
+    return file.metadata.num_rows, parquet.text_column(schema, names), parquet.other_type(schema, names)
 
 
 def parquet_texts(path: epath.Path, column: str, first: int) -> Iterator[BinaryIO]:

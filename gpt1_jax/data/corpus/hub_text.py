@@ -51,16 +51,16 @@ def open_hub(rest: str, text_column: str = '', download: bool = True) -> Corpus:
 
 
 def _text_column(where, schema, wanted):
-    texts = parquet.text_columns(schema)
-    found = [name for name in ([wanted] if wanted else TEXT_COLUMNS) if name in texts]
-    if not found and not wanted and len(texts) == 1:
-        found = texts
-    if not found:
+    texts, names = parquet.text_columns(schema), [wanted] if wanted else TEXT_COLUMNS
+    if found := parquet.text_column(schema, names):
+        return found
+    if wanted or len(texts) != 1:
+        its = (other := parquet.other_type(schema, names)) and f' (its {other})'
         raise UserError(
-            f'{where}: None of its columns {", ".join(schema.names)} is called {wanted or " or ".join(TEXT_COLUMNS)} '
-            'and holds text. Name the one that does in data.text_column, or another config.'
+            f'{where}: None of its columns {", ".join(schema.names)} is called {" or ".join(names)} '
+            f'and holds text{its}. Name the one that does in data.text_column, or another config.'
         )
-    return found[0]
+    return texts[0]
 
 
 def _size(metadata, column):

@@ -176,11 +176,14 @@ def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
         )
     if suffixes.endswith((*_TABLES, *_JSON)):
         part = table_part(name, path, text_column)
-        if part is None and text_column:
-            raise DocumentError(f'{path}: It has no column {text_column!r} of text. Correct data.text_column.')
-        if part is None:
-            left_out[f'table without a column {", ".join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}'] += 1
-        return part
+        if isinstance(part, Part):
+            return part
+        if text_column:
+            other = f' (its {part})' if part else ''
+            raise DocumentError(f'{path}: It has no column {text_column!r} of text{other}. Correct data.text_column.')
+        none = f'without a column {", ".join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}'
+        left_out[f'table {f"whose {part}" if part else none}'] += 1
+        return None
     if not suffixes.endswith('.zip'):
         return text_part(name, path)
 
