@@ -8,7 +8,7 @@ from corpora import held_out
 from gpt1_jax import hub
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
-from helpers import write_parquet
+from helpers import assert_well_put, write_parquet
 
 arrow = pytest.importorskip('pyarrow')
 NAME = 'someone/books'
@@ -82,6 +82,22 @@ def test_columns(tmp_path):
     assert column({'label': dictionary, 'story': ['x', 'y', 'z']}) == 'x'
     with pytest.raises(UserError, match=r'and holds text \(its column text is of type binary\)\. Name the one'):
         column({'text': [b'b']})
+
+
+@pytest.mark.parametrize('name', ['train-00001-of-00002', 'validation-00000-of-00001'])
+def test_a_file_with_other_columns_is_named(tmp_path, texts, name):
+    path = tmp_path / f'data/{name}.parquet'
+    for columns, what in (
+        ({'id': ['a'], 'story': ['b']}, 'columns are id, story'),
+        ({'id': ['a'], 'text': [1]}, 'column text is of type int64'),
+    ):
+        write_parquet(path, columns)
+        with pytest.raises(UserError) as caught:
+            open_corpus(f'hf:{tmp_path}')
+        assert_well_put(str(caught.value))
+        assert str(caught.value).startswith(f'{path}: Its {what}, but the text of ')
+    write_parquet(path, {'id': ['a'], 'text': arrow.array(['b'], arrow.large_string())})
+    assert [b.text for b in open_corpus(f'hf:{tmp_path}').blocks()][-1] == ('b' if 'valid' in name else 'Valid')
 
 
 def test_splits(tmp_path):

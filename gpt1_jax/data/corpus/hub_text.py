@@ -24,8 +24,19 @@ def open_hub(rest: str, text_column: str = '', download: bool = True) -> Corpus:
     if splits['train'] is None:
         raise UserError(f'{where}: There is no train split, only {", ".join(layout.splits)}. Name another set.')
     paths = {split: layout.paths(name) for split, name in splits.items() if name}
-    column = _text_column(where, parquet.open_file(paths['train'][0]).schema_arrow, text_column)
-    metadata = {path: parquet.open_file(path).metadata for path in itertools.chain(*paths.values())}
+    column, metadata = None, {}
+    for path in itertools.chain(*paths.values()):
+        file = parquet.open_file(path)
+        column = column or _text_column(where, file.schema_arrow, text_column)
+        if parquet.text_column(file.schema_arrow, [column]) is None:
+            other = (
+                parquet.other_type(file.schema_arrow, [column]) or f'columns are {", ".join(file.schema_arrow.names)}'
+            )
+            raise UserError(
+                f'{path}: Its {other}, but the text of {where} is column {column}. Name one that all files have '
+                'in data.text_column, or another config.'
+            )
+        metadata[path] = file.metadata
     counts = {split: [metadata[path].num_rows for path in of_split] for split, of_split in paths.items()}
     size = sum(_size(of_file, column) for of_file in metadata.values())
     logging.info('%s: the text is column %r of %s', where, column, ' and '.join(filter(None, splits.values())))
