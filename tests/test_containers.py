@@ -138,6 +138,13 @@ def test_rows_of_json_lines(tmp_path, suffix):
     ]
 
 
+@pytest.mark.parametrize('before', [1, 99])
+def test_the_first_rows_may_be_others(tmp_path, before):
+    header, rows = [json.dumps({'version': 1})] * before, [json.dumps({'text': text}) for text in TEXTS[:3]]
+    (tmp_path / 'a.jsonl').write_text('\n'.join([*header, *rows]))
+    assert read(tmp_path) == [(f'a.jsonl:{before + i + 1}', text) for i, text in enumerate(TEXTS[:3])]
+
+
 def test_lines_that_are_no_json_are_all_named(tmp_path):
     lines = [json.dumps({'content': 'text'})] * 50
     lines[3], lines[20], lines[21] = '{"content": "cut', '{"content": 5}', '["content"]'

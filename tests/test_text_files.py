@@ -128,6 +128,24 @@ def test_the_commands_that_convert_files_work(tmp_path):
     assert texts == {'b 8.txt': 'The café of b.\n', 'c-8.txt': 'The café of c.\n', 'ok.txt': 'The text of ok.txt.\n'}
 
 
+def test_tables_that_are_not_read_are_warned_of(tmp_path, caplog):
+    write(tmp_path, 'a.txt')
+    (tmp_path / 'b.jsonl').write_text('{"story": "x"}\n')
+    (tmp_path / 'c.jsonl').write_text('{"story": "x"}\n')
+    (tmp_path / 'meta.json').write_text('{"title": "x"}\n')  # beside a book
+    with caplog.at_level('WARNING', 'absl'):
+        assert names(tmp_path) == ['a.txt']
+    [record] = caplog.records
+    assert record.levelname == 'WARNING' and record.getMessage() == (
+        f'text:{tmp_path}: 2 tables are not read, such as b.jsonl: none of their columns is called text, book_text or '
+        'content and holds text. Name the one that does in data.text_column.'
+    )
+    caplog.clear()
+    corpus = open_corpus(f'text:{tmp_path}', text_column='story')
+    assert list(corpus.names()) == ['a.txt', 'b.jsonl:1', 'c.jsonl:1'] and not corpus.problems
+    assert corpus.left_out == '1 table without a column story' and not caplog.records
+
+
 JSON = ('a.ndjson', 'c4-train.00000-of-01024.json.gz', 'd.JSON', 'e.ndjson.gz')
 
 

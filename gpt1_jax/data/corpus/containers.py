@@ -20,6 +20,7 @@ from gpt1_jax.files import is_local, parse_json, size_of
 TEXT_COLUMNS = ('text', 'book_text', 'content')  # that may hold the text of a table
 _PARQUET_ROWS = 16  # at once: a row may be a book
 _LONGEST_LINE = 2**26  # bytes
+_FIRST_ROWS = 100  # of JSON lines, in which a column is looked for: the first may be a header
 _UNPACKED = 2**30  # bytes that the members of any archive may have together, and of a larger one
 _RATIO = 200  # times its size
 _ERRORS = (OSError, RuntimeError, *DAMAGED)
@@ -152,32 +153,40 @@ def has_json_rows(path: epath.Path) -> bool:
         return False
     try:
         with path.open('rb') as file:
-            return isinstance(parse_json(_first_line(_unpacked(file, path)).decode('utf-8-sig')), dict)
+            return isinstance(next(map(_parse, _rows(_unpacked(file, path))), {}), dict)
     except (DocumentError, *DAMAGED):
         return True
     except (OSError, ValueError):
         return False
 
 
-def _first_line(text):
-    """That is not empty; an empty object if there is none."""
-    return next((line for line in _lines(text) if not line.isspace()), b'{}')
+def _rows(text):
+    return (line for line in _lines(text) if not line.isspace())
+
+
+def _parse(line):
+    return parse_json(line.decode('utf-8-sig'))
 
 
 def _open_json(path, names):
-    """Number of lines, which of these columns the first has that is not empty, and '': any may hold text."""
+    """Number of lines, which of these columns the first row has that has any, and '': each may hold text."""
+    found = None
     with path.open('rb') as file:
         text = _unpacked(file, path)
-        first = _first_line(text)
+        for number, line in enumerate(itertools.islice(_rows(text), _FIRST_ROWS)):
+            try:
+                row = _parse(line)
+            except ValueError as error:
+                if not number:
+                    problem = f'{path}: Its first line is no JSON ({error}). Remove the file, or fix it.'
+                    raise DocumentError(problem) from error
+                continue
+            if found := next((name for name in names if isinstance(row, dict) and name in row), None):
+                break
         text.seek(0)
         lines, end = 0, b'\n'
         while data := text.read(2**20):
             lines, end = lines + data.count(b'\n'), data[-1:]
-    try:
-        columns = parse_json(first.decode('utf-8-sig'))
-    except ValueError as error:
-        raise DocumentError(f'{path}: Its first line is no JSON ({error}). Remove the file, or fix it.') from error
-    found = next((one for one in names if one in columns), None) if isinstance(columns, dict) else None
     return lines + (end != b'\n'), found, ''
 
 
@@ -186,7 +195,7 @@ def _json_texts(path, column, first):
         for number, line in enumerate(itertools.islice(_lines(_unpacked(file, path)), first, None), first + 1):
             text, problem = '', f'{path}: Line {number:,} is no JSON object with text as {column!r}. Fix or remove it.'
             with contextlib.suppress(ValueError):
-                row = {} if line.isspace() else parse_json(line.decode('utf-8-sig'))
+                row = {} if line.isspace() else _parse(line)
                 text = (row.get(column) or '') if isinstance(row, dict) else None
                 # Files of two kinds that were joined: half of the text would be left out.
                 elsewhere = text == '' and column not in row and row.keys() & set(TEXT_COLUMNS)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
+from absl import logging
 from etils import epath
 
 from gpt1_jax.data.corpus.containers import TEXT_COLUMNS, Part, has_json_rows, table_part, text_part, zip_part
@@ -20,6 +21,7 @@ _TEXTS = ('.txt', '.txt.gz')
 _TABLES = ('.jsonl', '.jsonl.gz', '.parquet')
 _JSON = ('.json', '.json.gz', '.ndjson', '.ndjson.gz')  # tables like .jsonl, if their first line is an object
 _CELLS = ('.csv', '.csv.gz', '.tsv', '.tsv.gz')
+_COLUMNS = f'{", ".join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}'
 _KINDS_SHOWN = 8
 
 
@@ -42,17 +44,29 @@ def open_text(location: str, text_column: str = '') -> Corpus:
     root, paths = _find(location, left_out, problems)
     names = {path.relative_to(root).as_posix(): path for path in paths}
     paths = dict(sorted(names.items()))
-    parts, unpacked = {}, collections.defaultdict(list)  # of an archive: what lies beside it
+    parts, not_read, unpacked = {}, [], collections.defaultdict(list)  # of an archive: what lies beside it
     for name, path in paths.items():
         try:
-            if (part := _part(name, path, paths, text_column, left_out, unpacked[name])) and part.documents:
+            part = _part(name, path, paths, text_column, left_out, unpacked[name])
+            if part and part.documents:
                 parts[name] = part
+            elif not part and name.lower().endswith(_TABLES):
+                not_read.append(name)
         except DocumentError as error:
             problems.append(str(error))
     if not parts and not problems:
         raise UserError(
             f'text:{location}: There is no text. Name a folder with files .txt, .txt.gz, .zip, .jsonl or .parquet, a '
             f'glob or a file{_in_words(left_out, " (left out: {})")}.'
+        )
+    if not_read:
+        logging.warning(
+            'text:%s: %s tables are not read, such as %s: none of their columns is called %s and holds text. Name the '
+            'one that does in data.text_column.',
+            location,
+            f'{len(not_read):,}',
+            not_read[0],
+            _COLUMNS,
         )
     return dataclasses.replace(
         _corpus(location, paths, parts),
@@ -178,10 +192,10 @@ def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
         part = table_part(name, path, text_column)
         if isinstance(part, Part):
             return part
-        if text_column:
+        if text_column and suffixes.endswith(_TABLES):
             other = f' (its {part})' if part else ''
             raise DocumentError(f'{path}: It has no column {text_column!r} of text{other}. Correct data.text_column.')
-        none = f'without a column {", ".join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}'
+        none = f'without a column {text_column or _COLUMNS}'
         left_out[f'table {f"whose {part}" if part else none}'] += 1
         return None
     if not suffixes.endswith('.zip'):
