@@ -230,6 +230,17 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     assert [problem.partition(' ')[0] for problem in found.problems] == ['b.txt', 'd.zip/one.txt', 'd.zip/two.txt']
 
 
+@pytest.mark.parametrize('data', [b'', b'cut', TEXTS[0].encode() * 2])
+def test_a_file_that_changes_is_named(tmp_path, data):
+    for name in 'ab':
+        (tmp_path / f'{name}.txt').write_text(TEXTS[0])
+    corpus, found = open_corpus(f'text:{tmp_path}'), documents.Findings()
+    (tmp_path / 'a.txt').write_bytes(data)
+    assert [block.name for block in corpus.blocks(found=found)] == ['b.txt']
+    [problem] = found.problems
+    assert problem.startswith('a.txt of ') and '(it has changed since the run began). Fix or remove it.' in problem
+
+
 @pytest.mark.parametrize('suffix', ['', '.gz', '.zip'])
 def test_files_of_a_remote_store_read_like_local_ones(tmp_path, monkeypatch, suffix):
     """TensorFlow's files have neither readline(n) nor a seek that returns the place."""

@@ -23,6 +23,7 @@ _LONGEST_LINE = 2**26  # bytes
 _FIRST_ROWS = 100  # of JSON lines, in which a column is looked for: the first may be a header
 _UNPACKED = 2**30  # bytes that the members of any archive may have together, and of a larger one
 _RATIO = 200  # times its size
+_CHANGED = 'it has changed since the run began'
 _ERRORS = (OSError, RuntimeError, *DAMAGED)
 
 
@@ -41,7 +42,7 @@ class Part(NamedTuple):
             for file in self.read(first):
                 missing -= 1
                 yield file
-            error = OSError('it has changed since the run began')
+            error = OSError(_CHANGED)
         except UserError as user_error:
             error = DocumentError(str(user_error))
         except _ERRORS as read_error:
@@ -74,11 +75,13 @@ def text_part(name: str, path: epath.Path) -> Part:
     """A file that is one document. Raises DocumentError: it is not there."""
     with named_errors(path):
         size = size_of(path)
-    return Part(1, size, lambda: (name,), lambda first: _open_text(path))
+    return Part(1, size, lambda: (name,), lambda first: _open_text(path, size))
 
 
-def _open_text(path):
+def _open_text(path, size):
     with path.open('rb') as file:
+        if size_of(path) != size:
+            raise OSError(_CHANGED)
         yield _unpacked(file, path)
 
 
