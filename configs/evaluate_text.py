@@ -11,9 +11,10 @@ slides over each document by `stride` tokens. Every token is scored once, after 
 all earlier ones of its document; the first follows the token that ends a text. Only the vocabulary's tokens compete.
 
 Scores in WORKDIR/results.json: log_probability (nats), loss (nats a token), perplexity, word_perplexity. Facts there:
-documents, tokens, unknown_tokens, comparable, words (between white space, in the standardised text). With `sentences`,
-every line is a text of its own, and WORKDIR/sentences.jsonl has one object a line of the source, in order:
-log_probability, mean (a token; null where the line is empty), tokens, unknown.
+documents (but for empty ones), tokens, unknown_tokens, comparable, words (between white space, in the standardised
+text). With `sentences`, every line is a text of its own, and WORKDIR/sentences.jsonl has one object a line of the
+source, in order: log_probability, mean (a token; null where the line is empty), tokens, unknown. A row of a table has
+the lines of its text; where that is empty or null, and where a line of a .jsonl file is empty, it is one empty line.
 
 The released vocabulary lacks many characters. Each becomes the unknown piece, which is easy to predict, so such text
 lowers the perplexities, also per word. `unknown_tokens` (`unknown` of a sentence) counts these pieces among the scored

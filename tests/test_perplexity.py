@@ -1,5 +1,6 @@
 """The windows that slide over a text (test_evaluate_text.py tests their scores)."""
 
+import json
 import random
 import types
 
@@ -48,7 +49,20 @@ def test_documents_and_sentences_of_any_block_size(tmp_path, monkeypatch):
 def test_a_line_end_in_two_blocks_is_one(sentencepiece):
     parts = ['ship\r', '\nsail\r', 'wave', ' anchor\r']
     blocks = [types.SimpleNamespace(text=text, document=0, size=len(text)) for text in parts]
-    found = [piece for (piece,) in perplexity.sentences(types.SimpleNamespace(blocks=lambda: blocks), sentencepiece)]
+    corpus = types.SimpleNamespace(blocks=lambda: blocks, documents=1, is_row=None)
+    found = [piece for (piece,) in perplexity.sentences(corpus, sentencepiece)]
     expected = sentencepiece.encode_batch(['ship', 'sail', 'wave anchor'])
     assert [piece.ids.tolist() for piece in found] == [ids.tolist() for ids in expected]
     assert sum(piece.size for piece in found) == sum(map(len, parts))
+
+
+def test_an_empty_row_of_a_table_is_an_empty_line(tmp_path, sentencepiece):
+    rows = ['', 'ship', None, 'sail\nwave', '', '']
+    for name, lines in (('a', rows), ('c', ['', 'anchor']), ('d', [''])):
+        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in lines) + ' \n')
+    (tmp_path / 'b.txt').write_text('')  # has no line
+    (tmp_path / 'e.txt').write_text('\nwheat')
+    corpus = sources.open_corpus(f'text:{tmp_path}')
+    lines = ['', 'ship', '', 'sail', 'wave', '', '', '', '', 'anchor', '', '', '', '', 'wheat']
+    found = [piece.ids.tolist() for (piece,) in perplexity.sentences(corpus, sentencepiece)]
+    assert found == [ids.tolist() for ids in sentencepiece.encode_batch(lines)]

@@ -194,6 +194,16 @@ def test_other_tables_are_refused_and_the_command_makes_them_rows(tables, name, 
         assert next(open_corpus(f'text:{made}').blocks()).text == text
 
 
+def test_which_documents_are_rows(tmp_path):
+    write(tmp_path, 'a.txt', 'd.txt')
+    (tmp_path / 'b.jsonl').write_text('{"text": "x"}\n\n')
+    (tmp_path / 'c.JSON').write_text('{"text": "x"}\n')
+    with zipfile.ZipFile(tmp_path / 'c.zip', 'w') as archive:
+        archive.writestr('e.txt', 'x')
+    corpus = open_corpus(f'text:{tmp_path}')
+    assert [corpus.is_row(i) for i in range(corpus.documents)] == [False, True, True, True, False, False]
+
+
 def test_nothing_there(tmp_path):
     for missing in ('', str(tmp_path / 'none'), str(tmp_path), f'{tmp_path}/*.txt', '/no/such/*.txt'):
         with pytest.raises(UserError, match='There is no text'):

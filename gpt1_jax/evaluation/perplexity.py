@@ -63,7 +63,7 @@ class TextScore(NamedTuple):
 
 
 def documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]:
-    """The corpus's documents in pieces of about 1 MB, with the tokens that `prepare` gives them."""
+    """The corpus's documents, but empty ones, in pieces of about 1 MB, with the tokens that `prepare` gives them."""
 
     def pieces(blocks):
         joint = Joint()
@@ -76,8 +76,16 @@ def documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]
 
 
 def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
-    """The corpus's lines, each a text in one piece. They end as Python's universal newlines do."""
-    for _, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
+    """The corpus's lines, each a text in one piece. They end as Python's universal newlines do. An empty row of a table
+    is an empty line."""
+    done = 0  # documents; those without text have no blocks
+
+    def empty_rows(end):
+        return _encode_lines([''] * sum(map(corpus.is_row, range(done, end))), tokenizer, 0)
+
+    for document, blocks in itertools.groupby(corpus.blocks(), lambda block: block.document):
+        yield from empty_rows(document)
+        done = document + 1
         begun, size = [], 0  # the parts of a line that is longer than a block
         for block in blocks:
             text = block.text
@@ -93,6 +101,7 @@ def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
             begun += [held] * bool(held)
         rest = ''.join(begun)
         yield from _encode_lines([rest.removesuffix('\r')] if rest else [], tokenizer, size)
+    yield from empty_rows(corpus.documents)
 
 
 def _encode_lines(lines, tokenizer, size):

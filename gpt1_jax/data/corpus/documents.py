@@ -68,6 +68,7 @@ class Corpus:
     by_name: bool = False  # whether a hash of the name alone says which documents are held out
     left_out: str = ''  # what of the source is not read, in words
     problems: tuple[str, ...] = ()  # files of the source that cannot be read, in sentences
+    is_row: Callable[[int], bool] = lambda document: True  # of a table; an empty one is a line, an empty file none
     convert: Callable[[str, str], str] | None = None  # (name, encoding) -> the command that makes a document UTF-8
     strip_gutenberg: bool = False  # see cleaning.py
     unwrap: bool = False

@@ -1,7 +1,9 @@
 """Running text in files: which files of a folder are read, and which are left out."""
 
+import bisect
 import collections
 import dataclasses
+import itertools
 import os
 import re
 import shlex
@@ -118,14 +120,16 @@ def _corpus(location, paths, parts):
         unpack = f'unzip {shlex.quote(paths[archive].name)} {shlex.quote(member)}'
         return f'cd {shlex.quote(folder)} && {unpack} && {conversion(member, encoding)}'
 
+    ends, of_file = list(itertools.accumulate(part.documents for part in parts.values())), list(parts)
     return Corpus(
         f'text:{location}',
-        sum(part.documents for part in parts.values()),
+        ends[-1] if ends else 0,
         sum(part.size for part in parts.values()),
         fingerprint(list(parts), [part.size for part in parts.values()]),
         lambda: (name for part in parts.values() for name in part.names()),
         files,
         convert=convert,
+        is_row=lambda document: of_file[bisect.bisect(ends, document)].lower().endswith((*_TABLES, *_JSON)),
     )
 
 
