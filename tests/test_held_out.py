@@ -88,3 +88,11 @@ def test_of_a_few_large_documents_no_more_than_the_fraction_is_held_out(names):
 
 def test_names_that_are_no_unicode():
     assert held_out.hold_out(iter(['caf\udce9', 'b']), np.array([5, 5]), np.arange(2), 0.5)
+
+
+def test_the_end_of_what_is_held_out_already_is_not_held_out_again():
+    """The longest document is within the fraction; the others, copies of one another, are together far above it."""
+    sizes, groups = np.array([4900] + [4000] * 24), np.array([0] + [1] * 24)
+    held = held_out.hold_out((f'd{i}' for i in range(25)), sizes, groups, 0.1)
+    assert held.pop(0) == 0 and len(held) == 24
+    assert set(held.values()) == {int(4000 * (1 - (0.1 * 100_900 - 4900) / 96_000))}

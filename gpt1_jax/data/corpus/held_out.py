@@ -31,8 +31,9 @@ def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fracti
     Groups stand in the order of the lowest hash of their documents' names, and are held out from the first on, until
     the next would take more from the fraction than it brings near to it; one that alone is larger than the fraction is
     passed over. So a document keeps its side when others are added, unless it stands at the end. Where less than half
-    of the fraction comes together so, the end of the longest document is held out for the rest: of a single one, or of
-    a few books. Of its copies, which are nearly as long, the end is held out, too; what is only contained in it is not.
+    of the fraction comes together so, the end of the longest other document is held out for the rest: of a single one,
+    or of a few books, and at most nine tenths of it. Of its copies, which are nearly as long, the end is held out, too;
+    what is only contained in it is not.
 
     Args:
       names: of the documents.
@@ -58,7 +59,8 @@ def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fracti
         held.append(one)
     found = dict.fromkeys(with_text[np.isin(group, held)].tolist(), 0)
     if taken < wanted / 2:
-        longest = with_text[np.argmax(sizes[with_text])]
+        free = with_text[~np.isin(group, held)]
+        longest = free[np.argmax(sizes[free])]
         copies = with_text[group == group[with_text == longest]]
         copies = copies[sizes[copies] >= _COPY * sizes[longest]]
         share = min((wanted - taken) / sizes[copies].sum(), _MOST)
