@@ -18,6 +18,7 @@ import pytest
 from etils import epath
 
 from corpora import InProcess, content, held_out, options
+from gpt1_jax import files
 from gpt1_jax.data.corpus import documents, passes, preparation, shards, sources
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.errors import UserError
@@ -346,12 +347,37 @@ def test_what_is_held_out_is_kept_for_a_resumed_run(books, prepared, tmp_path, m
     monkeypatch.setattr(passes, 'survey', None)  # all text is not read once more
     path = tmp_path / 'shards' / 'journal' / 'held_out.json'
     kept = path.read_text()
-    path.write_text(json.dumps(json.loads(kept) | {'held_out': {'0': 0}}))
+    path.write_text(json.dumps(json.loads(kept) | {'held_out': '0'}))
     with pytest.raises(UserError, match='held_out.json: The file is damaged .it has another checksum.. Delete it'):
         preparation.prepare(data, tmp_path / 'shards')
     path.write_text(kept)
+    [table] = path.parent.glob('held_out-*.bin')
+    values = table.read_bytes()
+    table.write_bytes(values[:-1] + b'!')
+    with pytest.raises(UserError, match='held_out-.*: The file is damaged .it has another checksum.. Delete it'):
+        preparation.prepare(data, tmp_path / 'shards')
+    documents, begins = np.frombuffer(values, '<i8').reshape(2, -1).tolist()
+    assert begins == [0] * len(documents) and documents
+    earlier = {'preparation': json.loads(kept)['preparation'], 'held_out': {str(one): 0 for one in documents}}
+    shutil.copytree(tmp_path / 'shards', tmp_path / 'earlier')  # of an earlier version
+    (tmp_path / 'earlier' / 'journal' / table.name).unlink()
+    (tmp_path / 'earlier' / 'journal' / 'held_out.json').write_text(json.dumps(files.sealed(earlier)))
+    preparation.prepare(data, tmp_path / 'earlier')
+    assert content(tmp_path / 'earlier') == content(prepared)
+    table.write_bytes(values)
     preparation.prepare(data, tmp_path / 'shards')
     assert content(tmp_path / 'shards') == content(prepared)
+
+
+def test_millions_of_documents_may_be_held_out(tmp_path):
+    """C4 has 365 million."""
+    held, options_of = {3 * i: i % 7 for i in range(4_000_000)}, {'source': 'text:c4'}
+    (tmp_path / 'journal').mkdir()
+    preparation._keep_held_out(epath.Path(tmp_path), options_of, held)
+    assert preparation._kept_held_out(epath.Path(tmp_path), options_of) == held
+    assert preparation._kept_held_out(epath.Path(tmp_path), {'source': 'text:c5'}) is None
+    preparation._keep_held_out(epath.Path(tmp_path), options_of, {})
+    assert preparation._kept_held_out(epath.Path(tmp_path), options_of) == {}
 
 
 def test_a_folder_that_is_removed_while_the_vocabulary_is_learned(books, tmp_path, monkeypatch):

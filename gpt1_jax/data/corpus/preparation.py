@@ -4,11 +4,13 @@ The vocabulary is learned from a sample of the training text, then all text is s
 depends on the source and the options, not on the number of workers or on interruptions.
 """
 
+import hashlib
 import resource
 import sys
 import time
 from collections.abc import Mapping
 
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -21,7 +23,7 @@ from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import check_seal, exists, read_json, sealed, write_json
+from gpt1_jax.files import check_seal, exists, read_json, sealed, write_atomically, write_json
 from gpt1_jax.processes import process_pool
 from gpt1_jax.progress import Progress, waiting
 
@@ -89,7 +91,7 @@ def _prepare(data, output, passes, options, needs_held_out):
     lock.check(output)  # else a folder that was removed meanwhile would be made anew
     if journal is None:
         shards.start_journal(output, options)
-    write_json(output / _HELD_OUT, sealed({'preparation': options, 'held_out': held_out}))
+    _keep_held_out(output, options, held_out)
     tokenizer = _tokenizer(corpus, data, output, held_out, passes)
     lock.check(output)
     passes.encode(corpus, data, output, held_out, tokenizer)
@@ -137,12 +139,9 @@ def _require_same(earlier, options, output):
 
 def _hold_out(corpus, data, output, options, passes) -> dict[int, int]:
     """What is held out beside the source's own split, see `Corpus.blocks`; the same after an interruption."""
-    path, fraction = output / _HELD_OUT, data['held_out']
-    fix = 'Delete it, and run the same command again.'
-    kept = read_json(path, {'preparation': dict, 'held_out': {str: int}}, fix) if exists(path) else {}
-    check_seal(path, kept, fix)
-    if kept.get('preparation') == options:
-        return {int(document): byte for document, byte in kept['held_out'].items()}
+    fraction, kept = data['held_out'], _kept_held_out(output, options)
+    if kept is not None:
+        return kept
     if corpus.own_held_out:
         return {}
     if corpus.by_name and corpus.documents > 1:
@@ -155,6 +154,36 @@ def _hold_out(corpus, data, output, options, passes) -> dict[int, int]:
     what = [f'{len(held_out) - ends} documents'] * (ends < len(held_out)) + [f'the end of {ends}'] * bool(ends)
     logging.info('%s: held out: %s, %.3g %% of the text', corpus.uri, ' and '.join(what), 100 * share)
     return held_out
+
+
+def _keep_held_out(output, options, held_out):
+    """What is held out may be millions of documents, too many for JSON: their numbers, then the bytes, in a file."""
+    table = np.array([np.fromiter(column, '<i8', len(held_out)) for column in (held_out, held_out.values())])
+    checksum = hashlib.sha256(table).hexdigest()
+    write_atomically(_held_out_file(output, checksum), [table])
+    write_json(output / _HELD_OUT, sealed({'preparation': options, 'held_out': checksum}))
+
+
+def _kept_held_out(output, options):
+    """What an earlier attempt at the same preparation has kept; None if there was none."""
+    path, fix = output / _HELD_OUT, 'Delete it, and run the same command again.'
+    kept = read_json(path, {'preparation': dict, 'held_out': (str, {str: int})}, fix) if exists(path) else {}
+    check_seal(path, kept, fix)
+    if kept.get('preparation') != options:
+        return None
+    if isinstance(kept['held_out'], dict):  # of an earlier version
+        return {int(document): byte for document, byte in kept['held_out'].items()}
+    path = _held_out_file(output, kept['held_out'])
+    if not exists(path):
+        return None
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != kept['held_out']:
+        raise UserError(f'{path}: The file is damaged (it has another checksum). {fix}')
+    return dict(zip(*np.frombuffer(data, '<i8').reshape(2, -1).tolist()))
+
+
+def _held_out_file(output, checksum):
+    return output / f'journal/held_out-{checksum[:16]}.bin'
 
 
 def _tokenizer(corpus, data, output, held_out, passes):
