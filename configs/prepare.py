@@ -17,7 +17,7 @@ Beam, and gives the same shards; see launch/README.md. Only that needs Beam, in 
 `pip install -r launch/beam.txt`.
 
 Hardware: any; all cores are used. Time: 35 s for 263 MB of novels on 2 cores, with a peak of 605 MB of memory, and
-587 MB in the largest worker (measured). Result: 64.6 million tokens to train on, 4.17 characters each.
+at most 587 MB in the largest worker (measured). Result: 64.6 million tokens to train on, 4.17 characters each.
 """
 
 import ml_collections

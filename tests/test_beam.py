@@ -22,7 +22,7 @@ import pytest
 
 from configs.prepare import get_config
 from corpora import InProcess, content, make_text, options
-from gpt1_jax.data.corpus import beam, documents, preparation, shards, units
+from gpt1_jax.data.corpus import beam, documents, passes, preparation, shards, units
 from gpt1_jax.data.corpus.passes import HERE
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
@@ -84,7 +84,7 @@ def prepared(books, tmp_path_factory):
 def quick(monkeypatch):
     """Neither processes to train a vocabulary nor waiting for the disk: both would take most of the time here."""
     monkeypatch.setattr(os, 'fsync', lambda file: None)
-    monkeypatch.setattr(preparation, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
+    monkeypatch.setattr(passes, 'process_pool', lambda workers: contextlib.nullcontext(InProcess()))
 
 
 @pytest.fixture
@@ -229,18 +229,18 @@ def test_what_is_wrong_with_the_text_is_said_as_here(tmp_path):
         (folder / f'{name}.txt').write_bytes(b'caf\xe9')
     data = small(folder)
     sentences = []
-    for passes in (None, beam.passes(Shuffled())):
+    for one in (None, beam.passes(Shuffled())):
         with pytest.raises(UserError, match=r'2 files cannot be read.*\n  x\.txt of .*\n  y\.txt of ') as caught:
-            preparation.prepare(data, output, passes)
+            preparation.prepare(data, output, one)
         sentences.append(str(caught.value))
     assert sentences[0] == sentences[1]
     for name in ('x', 'y'):
         (folder / f'{name}.txt').write_bytes(b'cafe')  # of the same size
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'a.zip').write_text('no archive')
-    for passes in (None, beam.passes(Shuffled())):
+    for one in (None, beam.passes(Shuffled())):
         with pytest.raises(UserError, match='a.zip: The compressed file is damaged'):
-            preparation.prepare(small(tmp_path / 'broken'), tmp_path / 'none', passes)
+            preparation.prepare(small(tmp_path / 'broken'), tmp_path / 'none', one)
 
     def changing(function, elements):
         if len(jobs := [*output.glob('journal/encode-*.jsonl')]) == 1 and len(changed) == 1:

@@ -1,8 +1,10 @@
 """The passes over a corpus: what does not depend on how its text is cut and put together."""
 
+import os
 import random
 
 import numpy as np
+import pytest
 
 from gpt1_jax.data.corpus import documents, passes
 
@@ -40,3 +42,16 @@ def test_sample_is_bounded_and_spread():
     assert sample == passes.lowest(sum(parts, []), 600_000)
     assert sample == sorted(ranked)[: len(sample)]
     assert passes.lowest(ranked, 10**9) == sorted(ranked)
+
+
+def _hold(size):
+    return len(bytearray(size))
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='elsewhere the memory of workers is not known')
+def test_the_memory_of_a_worker_is_not_that_of_its_parent():
+    kept = np.ones(75_000_000)  # 600 MB
+    with passes.worker_pool(1) as pool:
+        assert pool.submit(_hold, 10**8).result() == 10**8 == len(kept) + 25_000_000
+    assert 100 < passes.largest_worker() < 400
+    assert passes.largest_worker() == 0

@@ -7,10 +7,12 @@ import contextlib
 import functools
 import hashlib
 import heapq
+import multiprocessing
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -152,10 +154,35 @@ def check_tokens(corpus: Corpus, held_out: float, tokens: Mapping[str, int]) -> 
 
 # The passes in this process and its workers.
 
+_peaks = []  # MB of memory, of the workers so far
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """`process_pool`, whose processes `largest_worker` counts."""
+    with process_pool(workers) as pool:
+        yield pool
+        _peaks.extend(map(_peak, multiprocessing.active_children()))
+
+
+def largest_worker() -> float:
+    """MB of memory that a worker has had at most since the last call; 0 where that is not known."""
+    largest = max(_peaks, default=0.0)
+    _peaks.clear()
+    return largest
+
+
+def _peak(process):
+    """Not its ru_maxrss, which begins with the memory of the process that started it."""
+    with contextlib.suppress(OSError):
+        with open(f'/proc/{process.pid}/status') as file:
+            return next((int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith('VmHWM:')), 0.0)
+    return 0.0
+
 
 def _survey_here(corpus, data, output):
     del output
-    with process_pool(data['workers']) as pool:
+    with worker_pool(data['workers']) as pool:
         return survey(corpus, pool, _in_flight(data))
 
 
@@ -177,7 +204,7 @@ def _read(corpus, held_out):
 
 def _encode_here(corpus, data, output, held_out, tokenizer):
     writer = shards.ShardWriter(output, tokenizer.vocab_size, data['tokens_per_shard'])
-    with process_pool(data['workers']) as pool, tempfile.TemporaryDirectory() as copy:
+    with worker_pool(data['workers']) as pool, tempfile.TemporaryDirectory() as copy:
         folder = output / 'tokenizer'
         if not is_local(folder):  # the workers then need no TensorFlow, which takes them seconds to load
             tokenizer.save(folder := epath.Path(copy))

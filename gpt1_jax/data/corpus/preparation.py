@@ -17,14 +17,13 @@ from etils import epath
 from gpt1_jax import lock
 from gpt1_jax.data.corpus import shards
 from gpt1_jax.data.corpus.held_out import held_out_rule, hold_out
-from gpt1_jax.data.corpus.passes import HERE, Passes
+from gpt1_jax.data.corpus.passes import HERE, Passes, largest_worker, worker_pool
 from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
 from gpt1_jax.data.tokenizers.loading import load_tokenizer
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from gpt1_jax.data.tokenizers.standardise import standardise
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import check_seal, exists, read_json, sealed, write_atomically, write_json
-from gpt1_jax.processes import process_pool
 from gpt1_jax.progress import Progress, waiting
 
 _HELD_OUT = 'journal/held_out.json'
@@ -67,6 +66,7 @@ def prepare(
 
 def _prepare(data, output, passes, options, needs_held_out):
     started = time.monotonic()
+    largest_worker()  # those of another preparation do not count
     corpus = open_corpus(data['source'], download=data['download'], **{name: data[name] for name in TEXT_OPTIONS})
     if needs_held_out and not data['held_out'] and not corpus.own_held_out:
         raise UserError('data.held_out: It is 0, but pre-training needs held-out text. Set it above 0, such as 0.01.')
@@ -195,7 +195,7 @@ def _tokenizer(corpus, data, output, held_out, passes):
         load_tokenizer(data['tokenizer']).save(path)
     else:
         sample = passes.sample(corpus, data, output, held_out)
-        with process_pool(data['workers']) as pool:
+        with worker_pool(data['workers']) as pool:
             texts, progress = [], Progress(len(sample), 0, 'standardising', unit='excerpt', part=True)
             for text in pool.map(standardise, sample, chunksize=64):
                 texts.append(text)
@@ -219,13 +219,11 @@ def _train(texts, vocab_size, path):
 def _log_summary(prepared, seconds):
     train, valid = prepared.splits['train'], prepared.splits.get('valid')
     held_out = (valid.tokens, valid.documents) if valid else (0, 0)
-    unit = 1 if sys.platform == 'darwin' else 1024
-    main, worker = (
-        resource.getrusage(who).ru_maxrss * unit / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e6
+    worker = largest_worker()
     logging.info(
         'prepared %s: training: %s tokens of %s documents; held out: %s of %s; vocabulary %s, %.3f characters per '
-        'token, %.0f seconds, peak memory %.0f MB (largest worker %.0f MB)',
+        'token, %.0f seconds, peak memory %.0f MB%s',
         prepared.directory,
         f'{train.tokens:,}',
         f'{train.documents:,}',
@@ -234,6 +232,6 @@ def _log_summary(prepared, seconds):
         f'{prepared.vocab_size:,}',
         prepared.characters / (train.tokens + held_out[0]),
         seconds,
-        main,
-        worker,
+        peak,
+        f' (largest worker {worker:.0f} MB)' if worker else '',
     )
