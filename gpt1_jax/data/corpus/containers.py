@@ -196,14 +196,17 @@ def _open_json(path, names):
 def _json_texts(path, column, first):
     with path.open('rb') as file:
         for number, line in enumerate(itertools.islice(_lines(_unpacked(file, path)), first, None), first + 1):
-            text, problem = '', f'{path}: Line {number:,} is no JSON object with text as {column!r}. Fix or remove it.'
+            text = None
             with contextlib.suppress(ValueError):
                 row = {} if line.isspace() else _parse(line)
                 text = (row.get(column) or '') if isinstance(row, dict) else None
-                # Files of two kinds that were joined: half of the text would be left out.
-                elsewhere = text == '' and column not in row and row.keys() & set(TEXT_COLUMNS)
-                problem = '' if isinstance(text, str) and not elsewhere else problem
-            yield Unreadable(DocumentError(problem)) if problem else io.BytesIO(text.encode(errors='replace'))
+                if text == '' and column not in row and row.keys() & set(TEXT_COLUMNS):
+                    text = None  # files of two kinds that were joined: half of the text would be left out
+            if isinstance(text, str):
+                yield io.BytesIO(text.encode(errors='replace'))
+            else:
+                problem = f'{path}: Line {number:,} is no JSON object with text as {column!r}. Fix or remove it.'
+                yield Unreadable(DocumentError(problem))
 
 
 def _open_parquet(path, names):
