@@ -46,6 +46,15 @@ def test_a_glob_matches_folders_too(tmp_path):
     assert names(f'{tmp_path}/[su]*') == ['sub/b.txt', 'sub/deep/c.txt']
 
 
+def test_a_folder_with_brackets_in_its_name(tmp_path):
+    write(tmp_path, 'Books [old]/a.txt', 'Books [old]/1?/b.txt', 'Books o/c.txt')
+    assert names(f'{tmp_path}/Books [old]/*.txt') == ['a.txt']
+    assert names(f'{tmp_path}/Books [old]/1?/*') == ['b.txt']
+    assert names(f'{tmp_path}/Books [old]') == ['1?/b.txt', 'a.txt']
+    assert names(f'{tmp_path}/*/?.txt') == ['Books [old]/a.txt', 'Books o/c.txt']
+    assert names(f'{tmp_path}/Books [o]/*.txt') == ['Books o/c.txt']
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     write(tmp_path, 'a.txt', 'B.TXT', 'deep/er/c.Txt', 'x.txt/inner.txt', 'n.md', 'n.html', 'o.HTML', 'README')
     write(tmp_path, '.d.txt', '.ipynb_checkpoints/e.txt', '.git/f.txt', '__MACOSX/g.txt', 'deep/._h.txt')

@@ -3,6 +3,7 @@
 import bisect
 import collections
 import dataclasses
+import glob
 import itertools
 import os
 import re
@@ -137,12 +138,14 @@ def _find(location, left_out, problems):
     """The folder that names are relative to, and the paths of all files that may be read."""
     path = epath.Path(location).expanduser()
     parts = path.parts
-    magic = next((i for i, part in enumerate(parts) if re.search(r'[*?[]', part)), None)
+    exists = lambda i: epath.Path(*parts[: i + 1]).exists()
+    magic = next((i for i, part in enumerate(parts) if re.search(r'[*?[]', part) and not exists(i)), None)
     if '**' in parts:
         raise UserError(f"text:{location}: '**' is not supported. Name the folder, which is read whole.")
-    if magic is not None and not path.exists():
+    if magic is not None:
         root = epath.Path(*parts[:magic])
-        found = root.glob('/'.join(parts[magic:])) if root.is_dir() else []
+        literal = epath.Path(glob.escape(os.fspath(root)))
+        found = literal.glob('/'.join(parts[magic:])) if root.is_dir() else []
         files, folders, links = [], [], []
         for one in found:
             if not _counted(left_out, _unwanted(one.name)):
