@@ -117,6 +117,16 @@ def test_errors(tmp_path):
         refused(r'bad\.txt\.gz of text:.* (damaged|not UTF-8|no text)')
 
 
+@pytest.mark.parametrize('suffix', ['.txt', '.txt.gz'])
+def test_the_place_of_an_error_is_that_in_the_file(tmp_path, suffix):
+    header = b'Header.\r\n' * 100 + b'*** START OF THE PROJECT GUTENBERG EBOOK Q ***\r\n'
+    data = header + b'A line of a paragraph.\r\n' * 100_000 + b'caf\xe9 here.\n' + b'the end\n' * 9
+    (tmp_path / f'a{suffix}').write_bytes(gzip.compress(data) if suffix.endswith('gz') else data)
+    for options in ({}, {'strip_gutenberg': True}, {'strip_gutenberg': True, 'unwrap': True}):
+        with pytest.raises(UserError, match=f'is not UTF-8 at byte {len(header) + 24 * 100_000 + 3:,}.*WINDOWS-1252'):
+            list(sources.open_corpus(f'text:{tmp_path}', **options).blocks())
+
+
 def test_bad_documents_need_not_end_the_stream(tmp_path):
     make_folder(tmp_path, 5)
     names = [block.name for block in sources.open_corpus(f'text:{tmp_path}').blocks()]

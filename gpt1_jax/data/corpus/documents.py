@@ -105,9 +105,15 @@ class Corpus:
             try:
                 with named_errors(f'{name} of {self.uri}', self.convert and (lambda code: self.convert(name, code))):
                     with self._clean(file) as text_file:
-                        for text, begin, end, size in _cut(text_file, offset, boundary):
-                            at_end = boundary is not None and begin >= boundary
-                            yield Block(index, name, at_end, text, begin, end, size)
+                        try:
+                            for text, begin, end, size in _cut(text_file, offset, boundary):
+                                at_end = boundary is not None and begin >= boundary
+                                yield Block(index, name, at_end, text, begin, end, size)
+                        except UnicodeDecodeError:
+                            if text_file is not file:  # read the file itself: its offsets are others
+                                files = self.files(index)
+                                collections.deque(_cut(next(files), 0, None), maxlen=0)
+                            raise
                         if found and self.strip_gutenberg:
                             found.unmarked += not text_file.marked
             except DocumentError as error:
