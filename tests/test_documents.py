@@ -97,7 +97,9 @@ def test_errors(tmp_path):
     path = tmp_path / 'latin 1.txt'
     path.write_bytes(b'line\n' * 300000 + 'caf\u00e9\n'.encode('latin-1'))
     message = refused('latin 1.txt of text:.*: The text is not UTF-8 at byte 1,500,003.')
-    assert f"iconv -f WINDOWS-1252 -t UTF-8 '{path}' > '{path}.utf8' && mv '{path}.utf8' '{path}'" in message
+    assert 'but probably WINDOWS-1252. Convert it with' in message
+    moves = f"mv '{path}' '{path}.bak' && mv '{path}.utf8' '{path}'"
+    assert f"iconv -f WINDOWS-1252 -t UTF-8 '{path}' > '{path}.utf8' && {moves}" in message
     path.write_text('caf\u00e9', encoding='utf-16')
     refused('iconv -f UTF-16 ')
     path.write_bytes('The café is closed.\n'.encode('utf-16-le'))

@@ -133,6 +133,7 @@ def test_the_commands_that_convert_files_work(tmp_path):
             unzip = f'{shlex.quote(os.sys.executable)} -m zipfile -e b.zip . #'
             command = command.replace("unzip b.zip 'b 8.txt'", unzip.replace(' #', ''))
         subprocess.run(command, shell=True, check=True)
+    assert (folder / 'c-8.txt.bak').read_bytes().decode('cp1252') == 'The café of c.\n'
     texts = joined(open_corpus(f'text:{folder}').blocks())
     assert texts == {'b 8.txt': 'The café of b.\n', 'c-8.txt': 'The café of c.\n', 'ok.txt': 'The text of ok.txt.\n'}
 

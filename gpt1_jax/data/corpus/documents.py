@@ -203,7 +203,9 @@ def named_errors(name: str, convert: Callable[[str], str] | None = None) -> Iter
             problem = f'The file is no text{f" but {what}" if what else ""}. Remove it, or take the text out of it.'
         else:
             command = (convert and convert(encoding)) or f'iconv -f {encoding} -t UTF-8'
-            problem = f'The text is not UTF-8 at byte {error.start:,}. Convert it with `{command}`.'
+            problem = (
+                f'The text is not UTF-8 at byte {error.start:,}, but probably {encoding}. Convert it with `{command}`.'
+            )
         raise DocumentError(f'{name}: {problem}') from error
     except DAMAGED as error:
         raise DocumentError(f'{name}: The compressed file is damaged ({error}). Copy it again.') from error
