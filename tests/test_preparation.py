@@ -242,6 +242,8 @@ def test_a_mistake_before_anything_is_encoded_can_be_fixed(books, prepared, tmp_
     output = tmp_path / 'shards'
     with pytest.raises(UserError, match='vocab_size: .* Set it to .* or less'):
         preparation.prepare(options(f'text:{books}', vocab_size=40000), output)
+    for name in ('train-00098.bin', 'train-00099.bin.tmp'):
+        (output / name).write_bytes(b'of a death before the first commit')
     preparation.prepare(options(f'text:{books}'), output)
     assert content(output) == content(prepared)
 

@@ -81,7 +81,7 @@ def _prepare(data, output, passes, options, needs_held_out):
         # Nothing is encoded yet, or not all: an option was wrong, such as too large a vocabulary, and has been fixed.
         if (output / 'tokenizer').exists():
             (output / 'tokenizer').rmtree()
-        for path in output.glob('*.bin'):
+        for path in output.glob('*.bin*'):  # .bin.tmp of a death while it was written
             path.unlink()
         journal = None
     else:
