@@ -4,6 +4,7 @@ import datetime
 import os
 
 import pytest
+from etils import epath
 
 from gpt1_jax.data import parquet
 from gpt1_jax.errors import UserError
@@ -96,6 +97,12 @@ def test_a_damaged_file_is_named(tmp_path, keep):
     path.write_bytes(data[:keep])
     with pytest.raises(UserError, match=r'a.parquet: This is no whole parquet file \(.+\). Get it again'):
         list(parquet.rows(path))
+
+
+def test_a_name_that_is_no_unicode(tmp_path):
+    path = write_parquet(tmp_path / 'a.parquet', {'text': ['a', 'b']})
+    path = path.rename(tmp_path / os.fsdecode(b'caf\xe9.parquet'))
+    assert [row['text'] for row in parquet.rows(epath.Path(path))] == ['a', 'b']
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

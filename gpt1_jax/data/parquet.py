@@ -1,6 +1,8 @@
 """Parquet files, read batch by batch: memory does not grow with a file."""
 
 import contextlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ _UNPACKED = 2**28  # bytes that any file may unpack to, and a larger one
 _RATIO = 200  # times its size
 _TEXT = ('string', 'large_string', 'string_view')
 _BUFFER = 2**20  # bytes read at once: otherwise all of a column in a group of rows
+_NO_UNICODE = re.compile('[\ud800-\udfff]')  # bytes of a file name, which Arrow refuses
 _IMPOSSIBLE = 'parquet files cannot be read'
 
 
@@ -25,7 +28,8 @@ def open_file(path: epath.Path) -> Any:
     parquet = import_package('pyarrow.parquet', _IMPOSSIBLE)
     check_file(path)
     with named_errors(path):
-        source = path if is_local(path) else path.open('rb')
+        arrow_opens = is_local(path) and not _NO_UNICODE.search(os.fspath(path))
+        source = path if arrow_opens else path.open('rb')
         file = parquet.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
     size, groups = size_of(path), _groups(file)
     if (count := file.metadata.num_rows) > max(_ANY_ROWS, _ROWS_PER_BYTE * size):
