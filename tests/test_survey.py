@@ -1,6 +1,7 @@
 """What one pass over a corpus finds."""
 
 import itertools
+import json
 import logging
 import os
 import zipfile
@@ -41,6 +42,12 @@ def test_sizes_and_groups(tmp_path, monkeypatch, caplog, size):
     assert 'copies of others, or nearly: 1 of 11 documents, such as b/book03-0.txt and b/book03.txt.gz' in caplog.text
     sides = {i in held_out(open_corpus(f'text:{tmp_path}'), 0.4) for i in (a, b)}
     assert len(sides) == 1
+
+
+def test_counts_have_commas(tmp_path, caplog):
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': f'row {i} \0'}) + '\n' for i in range(1234)))
+    run(tmp_path)
+    assert 'in 1,234 of 1,234 documents, such as a.jsonl:1' in caplog.text
 
 
 def test_documents_with_the_same_end_are_no_copies(tmp_path, monkeypatch):

@@ -148,7 +148,11 @@ def _log(corpus, facts, groups):
         logging.info('%s: without the markers of Project Gutenberg: %s %s', corpus.uri, f'{unmarked:,}', of_all)
     if nuls:
         logging.warning(
-            '%s: NUL characters, which are left out: in %s %s, such as %s', corpus.uri, len(nuls), of_all, nuls[0]
+            '%s: NUL characters, which are left out: in %s %s, such as %s',
+            corpus.uri,
+            f'{len(nuls):,}',
+            of_all,
+            nuls[0],
         )
     with_text = np.flatnonzero(has_text)
     _, first, count = np.unique(groups[with_text], return_index=True, return_counts=True)
