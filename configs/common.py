@@ -86,7 +86,7 @@ def data_defaults(**values: object) -> ml_collections.ConfigDict:
             output='',  # folder of the shards; empty: WORKDIR/shards
             vocab_size=40000,  # pieces of the vocabulary to train
             tokenizer='',  # folder of a vocabulary to use instead
-            tokenizer_sample_mb=64,  # megabytes of text to train the vocabulary on
+            tokenizer_sample_mb=64,  # text to train the vocabulary on, in 2^20 characters (Latin: MB)
             held_out=0.01,  # fraction of the text; of a single document at most 0.9
             tokens_per_shard=2**26,  # in one file
             workers=0,  # processes; 0: one per core

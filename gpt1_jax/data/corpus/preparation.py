@@ -37,7 +37,7 @@ def prepare(
     Args:
       data: `source`, `download`, `text_column`, `strip_gutenberg`, `unwrap` (see `open_corpus`), `held_out` (fraction
         of the text, see `hold_out`), `tokens_per_shard`, `workers` (0: all cores), `tokenizer` (a folder, see
-        `load_tokenizer`; '': train one, with `vocab_size` pieces, on `tokenizer_sample_mb` of text).
+        `load_tokenizer`; '': train one, with `vocab_size` pieces, on `tokenizer_sample_mb` times 2^20 characters).
       output: the folder to write.
       passes: how the text is read; None: here. The result is the same.
       needs_held_out: whether there must be a held-out split.
