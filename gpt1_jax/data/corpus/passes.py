@@ -55,7 +55,8 @@ class Joint(NamedTuple):
 
 
 def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.ndarray, Joint]:
-    """Adds a block to its document, such that the tokens of all blocks are those of the whole text.
+    """Adds a block to its document, such that the tokens of all blocks are those of the whole text, but for its HTML
+    entities: ftfy leaves alone those after a `<`, but a block does not know of one before it.
 
     Args:
       joint: after the blocks before; Joint() at the beginning of a document.
