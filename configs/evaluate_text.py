@@ -5,7 +5,7 @@ r"""How well a language model predicts a text: perplexity per token and per word
     python -m gpt1_jax.main --config=configs/evaluate.py:text --config.init_from=runs/gpt1 \
         --config.data.source=text:sentences.txt --config.sentences=True --workdir=runs/gpt1-sentences
 
-`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz, .zip, .jsonl, .parquet), `tfds:` and a name,
+`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz, .zip, .parquet, JSON lines), `tfds:` and a name,
 `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG`, or `docs:`; all of it is scored. A window as long as the model's positions
 slides over each document by `stride` tokens. Every token is scored once, after at least positions - stride tokens or
 all earlier ones of its document; the first follows the token that ends a text. Only the vocabulary's tokens compete.

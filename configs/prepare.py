@@ -4,7 +4,7 @@ r"""Makes a vocabulary and token shards from text, which `pretrain` would otherw
         --config.data.output=/shards/books
     python -m gpt1_jax.main --config=configs/pretrain.py --config.data.source=shards:/shards/books
 
-`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz, .zip, .jsonl, .parquet), `tfds:` and a name,
+`data.source` is `text:` and a folder, a glob or a file (.txt, .txt.gz, .zip, .parquet, JSON lines), `tfds:` and a name,
 `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG` (of the Hugging Face hub), or `docs:`; what is not here is fetched. Without
 `data.output` the shards go to WORKDIR/shards. After an interruption, run the same command again to resume.
 
