@@ -59,13 +59,13 @@ def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
     return 'ISO-8859-1' if any(map(_NOT_IN_1252.search, [data, *rest])) else 'WINDOWS-1252'
 
 
-def conversion(path: os.PathLike | str, encoding: str, *, drop: bool = False, keep: bool = False) -> str:
+def conversion(path: os.PathLike | str, encoding: str, *, drop: bool = False) -> str:
     """The shell command that converts a file, or the text in a .gz file, to UTF-8, in its place.
 
-    drop: bytes that are not in the encoding. keep: the file as it was, as PATH.bak: the encoding may be another.
+    The file as it was stays, as PATH.bak, for its encoding may be another. drop: bytes that are not in the encoding.
     """
     file, converted, kept = (shlex.quote(f'{os.fspath(path)}{suffix}') for suffix in ('', '.utf8', '.bak'))
-    exchange = f'{f"mv {file} {kept} && " * keep}mv {converted} {file}'
+    exchange = f'mv {file} {kept} && mv {converted} {file}'
     iconv = f'iconv {"-c " * drop}-f {encoding} -t UTF-8'
     if os.fspath(path).lower().endswith('.gz'):
         return f'gzip -dc {file} | {iconv} | gzip > {converted} && {exchange}'

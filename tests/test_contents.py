@@ -50,7 +50,7 @@ def test_the_command_converts_the_file(tmp_path, name, encoding):
     message = refusal(path)
     command = message.partition('  ')[2].partition('  and start again.')[0]
     subprocess.run(['bash', '-c', command], check=True)
-    assert ''.join(lines(path)) == text and list(tmp_path.iterdir()) == [path]
+    assert ''.join(lines(path)) == text and {p.name for p in tmp_path.iterdir()} == {name, f'{name}.bak'}
     assert ('byte 14' in message) == (not encoding.startswith('utf-16'))
 
 

@@ -21,16 +21,15 @@ TEXT = 'The naïve café, “quoted” — once.\n' * 20
     ],
 )
 @pytest.mark.parametrize('file', ["it's a book.txt", 'b.txt.gz'])
-@pytest.mark.parametrize('keep', [False, True])
-def test_the_command_converts_the_file(tmp_path, codec, name, file, keep):
+def test_the_command_converts_the_file(tmp_path, codec, name, file):
     path = tmp_path / file
     data = TEXT.encode(codec)
     assert encodings.source_encoding(data) == name
     path.write_bytes(gzip.compress(data) if file.endswith('.gz') else data)
     before = path.read_bytes()
-    subprocess.run(encodings.conversion(path, name, keep=keep), shell=True, check=True)
+    subprocess.run(encodings.conversion(path, name), shell=True, check=True)
     others = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p != path}
-    assert others == ({f'{file}.bak': before} if keep else {})
+    assert others == {f'{file}.bak': before}
     converted = path.read_bytes()
     assert (gzip.decompress(converted) if file.endswith('.gz') else converted).decode() == TEXT
 

@@ -113,13 +113,13 @@ def _corpus(location, paths, parts):
 
     def convert(name: str, encoding: str) -> str:
         if name in paths:
-            return conversion(paths[name], encoding, keep=True)
+            return conversion(paths[name], encoding)
         archive = next((one for one in parts if name.startswith(f'{one}/')), None)
         if archive is None:  # a row of a table
             return ''
         folder, member = os.fspath(paths[archive].parent), name.removeprefix(f'{archive}/')
         unpack = f'unzip {shlex.quote(paths[archive].name)} {shlex.quote(member)}'
-        return f'cd {shlex.quote(folder)} && {unpack} && {conversion(member, encoding, keep=True)}'
+        return f'cd {shlex.quote(folder)} && {unpack} && {conversion(member, encoding)}'
 
     ends, of_file = list(itertools.accumulate(part.documents for part in parts.values())), list(parts)
     return Corpus(
