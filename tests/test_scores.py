@@ -129,8 +129,13 @@ def test_glues_average_says_of_which_examples_and_seeds_it_is():
 
 
 def _line(name, value, like):
-    """One finished run with one score."""
-    result = Result('finetune', [Score(name, 'dev', 'x', value, 10, checkpoint='best')], {}, {}, {}, 1.0)
+    """One finished run that scores the same in all of its metrics but in CoLA's second, which is not GLUE's."""
+    given = [
+        Score(name, split, metric, 0.0 if (name, metric) == ('cola', 'accuracy') else value, 10, checkpoint='best')
+        for split in ('dev', *(['dev_mismatched'] if name == 'mnli' else []))
+        for metric in REGISTRY[name].metrics
+    ]
+    result = Result('finetune', given, {}, {}, {}, 1.0)
     run = Run(name, like.owner.folder, {}, result)
     return Line(Run('some sweep', like.owner.folder, {}), name, '', (run,), 1)
 

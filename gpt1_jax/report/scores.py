@@ -148,11 +148,10 @@ def _glue(lines) -> Iterable[tuple]:
     found = False
     for of in groups.values():
         medians = {
-            line.dataset: [
-                plain.median(score.value for score in scores)
-                for (_, _, subset), scores in rows.best_scores(line).items()
-                if not subset
-            ]
+            line.dataset: {
+                paper_key(*key): plain.median(score.value for score in scores)
+                for key, scores in rows.best_scores(line).items()
+            }
             for line in of
         }
         average = glue_average(medians)

@@ -278,9 +278,8 @@ def _copy_predictions(runs, workdir):
 def _glue_averages(scores):
     """Variant -> GLUE's average of the medians, where all of its tasks are there."""
     medians = {}
-    for (name, variant, _, subset, _), of in summary(scores).items():
-        if not subset:
-            medians.setdefault(variant, {}).setdefault(name, []).append(of['median'])
+    for (name, variant, split, subset, metric), of in summary(scores).items():
+        medians.setdefault(variant, {}).setdefault(name, {})[paper_key(split, metric, subset)] = of['median']
     averages = {variant: paper.glue_average(of) for variant, of in medians.items()}
     return {variant: average for variant, average in averages.items() if average is not None}
 
