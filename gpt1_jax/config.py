@@ -47,6 +47,7 @@ _BEFORE = {
 }
 _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
+_TRAINING = ('pretrain', 'finetune')  # tasks whose results no other run may replace
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
 _PATHS = (*_PLACES, 'prompts', 'target', 'runs', 'cache')
@@ -148,15 +149,6 @@ def check_place(key: str, value: str) -> None:
         raise UserError(f'{key}: {value!r} cannot be read or written. Give a local path, or gs://...')
 
 
-def whole_steps(steps: float) -> int:
-    """The number of updates of a run, at least 1. Raises UserError for more than their counter, of 32 bits, holds."""
-    if not steps < 2**31 - 1:
-        raise UserError(
-            f'data.epochs: {steps:.3g} updates are too many. Set data.epochs or data.tokens for less than 2e9.'
-        )
-    return max(1, round(steps))
-
-
 def _elements(value):
     """Those of a tuple; of anything else itself; of None, which stands for a default, nothing."""
     return value if isinstance(value, tuple) else () if value is None else (value,)
@@ -204,7 +196,8 @@ def open_workdir(
     write: bool,
     fingerprint: Callable[[str], str] = lambda source: '',
 ) -> None:
-    """Logs the config and writes workdir/config.json; if the workdir holds a run to resume, compares the two instead.
+    """Logs the config and writes workdir/config.json; if the workdir holds a run to resume, or one that trained and is
+    finished, compares the two instead.
 
     Args:
       write: whether this process writes.
@@ -213,15 +206,11 @@ def open_workdir(
     Raises:
       UserError: keys other than MAY_CHANGE differ from those of the run in the workdir, or its config.json is missing.
     """
-    path, of_run = workdir / 'config.json', _content(workdir)
-    given = as_json(config)
+    path, given = workdir / 'config.json', as_json(config)
     logging.info('config: %s', json.dumps(given))
-    now = fingerprint(_source(given))
-    if kept := [name for name in _KEPT if exists(workdir / name)]:
-        if not exists(path):
-            raise UserError(f'{workdir}: It holds {kept[0]} but no config.json of their run. Name another --workdir.')
-        stored = read_json(path)
-        differences = compare(stored, given)
+    now, stored, of_run = fingerprint(_source(given)), _of_run(workdir, given), ''
+    if stored is not None:
+        of_run, differences = _content(workdir), compare(stored, given)
         there = of_run or fingerprint(_source(stored))
         if there and now:
             differences.pop('data.source', None)
@@ -230,18 +219,52 @@ def open_workdir(
                 f'{_source(stored)} with content {there}',
                 f'{_source(given)} with content {now}',
             )
-        if differences:
-            words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in differences.items())
-            raise UserError(
-                f'{workdir}: It holds a run of another config ({words}). Give the same config to resume it, or '
-                f'another --workdir.{_advice(workdir, given, differences)}'
-            )
-    elif write:
+        _refuse(workdir, given, differences)
+    if write and (stored is None or not exists(path)):
         make_directory(workdir)
         write_json(path, given)
+    if write and stored is None:
         (workdir / _CONTENT).unlink(missing_ok=True)  # of a start before, which kept nothing
     if write and now and not of_run:
         write_atomically(workdir / _CONTENT, [now.encode()])
+
+
+def check_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Raises UserError where `open_workdir` would, whatever the content of `data.source`; writes nothing."""
+    given = as_json(config)
+    if (stored := _of_run(workdir, given)) is not None:
+        _refuse(workdir, given, compare(stored, given))
+
+
+def _of_run(workdir, given):
+    """The config of the run in the workdir that only the same one may go on with or replace; None without such a run.
+
+    given: the config of the run that is to begin. Results of a version before 0.2 do not tell theirs.
+    """
+    path = workdir / 'config.json'
+    if kept := [name for name in _KEPT if exists(workdir / name)]:
+        if not exists(path):
+            raise UserError(f'{workdir}: It holds {kept[0]} but no config.json of their run. Name another --workdir.')
+        return read_json(path)
+    results = workdir / 'results.json'
+    try:
+        stored = read_json(results).get('config') if exists(results) else None
+    except UserError:  # it is damaged, which is told where it is read
+        return None
+    # `finetune` takes any results for its own; other tasks write theirs anew.
+    is_kept = isinstance(stored, dict) and (stored.get('task') in _TRAINING or given.get('task') == 'finetune')
+    return stored if is_kept else None
+
+
+def _refuse(workdir, given, differences):
+    """Raises UserError unless there are no differences."""
+    differences = {'task': differences['task']} if 'task' in differences else differences  # then most keys differ
+    if differences:
+        words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in differences.items())
+        raise UserError(
+            f'{workdir}: It holds a run of another config ({words}). Give the same config to resume it, or '
+            f'another --workdir.{_advice(workdir, given, differences)}'
+        )
 
 
 def keep_content(workdir: epath.Path, source: str, content: str, *, write: bool) -> None:
@@ -249,7 +272,7 @@ def keep_content(workdir: epath.Path, source: str, content: str, *, write: bool)
 
     Raises UserError if the run in the workdir began with other content.
     """
-    of_run = _content(workdir)
+    of_run = _content(workdir) if any(exists(workdir / name) for name in _KEPT) else ''
     if of_run and of_run != content:
         raise UserError(
             f'{workdir}: Its run began with other data: what {source} holds has changed since. Put back what it held '
@@ -260,11 +283,9 @@ def keep_content(workdir: epath.Path, source: str, content: str, *, write: bool)
 
 
 def _content(workdir):
-    """The fingerprint of the data of the run in the workdir; '' if it keeps none, or nothing that depends on them."""
+    """The fingerprint of the data of the run in the workdir; '' if it keeps none."""
     path = workdir / _CONTENT
-    if not any(exists(workdir / name) for name in _KEPT) or not exists(path):
-        return ''
-    return path.read_bytes().decode(errors='replace')
+    return path.read_bytes().decode(errors='replace') if exists(path) else ''
 
 
 def compare(old: dict, new: dict) -> dict[str, tuple]:
@@ -305,7 +326,8 @@ def _advice(workdir, given, differences):
         if all(old[0] == new[0] and old[2] and os.path.exists(new[2]) for old, new in moved):
             links = '; '.join(f'ln -s {shlex.join([os.path.abspath(new[2]), old[2]])}' for old, new in moved)
             return f' If it is the same in another place, make a link at the old one ({links}) and give the old value.'
-    if given.get('task') == 'pretrain' and differences.keys() <= {'data.tokens', 'data.epochs'}:
+    is_longer = differences.keys() <= {'data.tokens', 'data.epochs'}
+    if given.get('task') == 'pretrain' and is_longer and exists(workdir / 'checkpoints'):
         data = given['data']
         shards = f' --config.data.source=shards:{data["output"] or workdir / "shards"}'
         return (

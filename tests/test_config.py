@@ -108,13 +108,6 @@ def test_a_place_that_no_file_is_read_from_is_named(uri):
     common.check(config)
 
 
-def test_the_steps_of_a_run_fit_their_counter():
-    assert [common.whole_steps(steps) for steps in (0.0, 0.4, 7.6, 2.0**31 - 2)] == [1, 1, 8, 2**31 - 2]
-    for steps in (2.0**31, 1e300, float('inf'), float('nan')):
-        with pytest.raises(UserError, match='^data.epochs: .* updates are too many'):
-            common.whole_steps(steps)
-
-
 def test_values_of_the_parts_are_checked_too():
     config = quickstart.get_config()
     config.finetune.model.head_dropout = 1.5
@@ -438,3 +431,56 @@ def test_the_refusal_of_a_longer_run_says_how_to_train_on(tmp_path):
     longer = of_source('files:/a', 'finetune')
     longer.data.epochs = 9.0
     assert 'train on' not in refused(longer, tuned)
+
+
+# Workdirs of finished runs whose checkpoints are deleted: results.json alone tells what they were.
+
+
+def finished(workdir, config):
+    workdir.mkdir()
+    (workdir / 'results.json').write_text(json.dumps({'format_version': 1, 'config': config}))
+    return epath.Path(workdir)
+
+
+@pytest.mark.parametrize('of', [pretrain, finetune])
+def test_a_finished_run_is_no_other_one(tmp_path, of):
+    config = of.get_config()
+    workdir = finished(tmp_path / 'run', common.as_json(config))
+    config.mesh.strategy = 'fsdp'
+    common.check_workdir(config, workdir)
+    assert not (workdir / 'config.json').exists()
+    common.open_workdir(config, workdir, write=True)  # it raises otherwise
+    before = (workdir / 'config.json').read_text()
+    config.data.epochs = 50.0
+    message = refused(config, workdir)
+    assert f'(data.epochs: {of.get_config().data.epochs} there, 50.0 now)' in message and 'To train on' not in message
+    with pytest.raises(UserError, match=re.escape(message)):
+        common.check_workdir(config, workdir)
+    assert f"(task: '{config.task}' there, 'evaluate' now)" in refused(evaluate.get_config('sst2'), workdir)
+    assert (workdir / 'config.json').read_text() == before
+
+
+def test_a_finished_run_of_another_task_is_none_of_fine_tuning(tmp_path):
+    """Which takes results that are there for its own; what writes them anew may go on."""
+    config = evaluate.get_config('sst2')
+    workdir = finished(tmp_path / 'run', common.as_json(config))
+    assert "(task: 'evaluate' there, 'finetune' now)" in refused(finetune.get_config('sst2'), workdir)
+    assert not (workdir / 'config.json').exists()
+    for config.split in ('test', 'dev'):
+        common.open_workdir(config, workdir, write=True)
+        assert json.loads((workdir / 'config.json').read_text())['split'] == config.split
+    common.open_workdir(pretrain.get_config(), workdir, write=True)
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_an_earlier_finished_run_is_the_same(tmp_path, name):
+    workdir, config = finished(tmp_path / 'run', earlier(name)), as_today(earlier(name))
+    common.open_workdir(config, workdir, write=True)
+    config.data.epochs = 50.0
+    assert 'data.epochs: ' in refused(config, workdir)
+
+
+@pytest.mark.parametrize('text', ['{"dev_score": 0.5}', '{"config": 3}', '{"config'])
+def test_results_that_tell_no_config_bind_no_run(tmp_path, text):
+    (tmp_path / 'results.json').write_text(text)
+    common.open_workdir(finetune.get_config(), epath.Path(tmp_path), write=True)

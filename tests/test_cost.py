@@ -3,6 +3,7 @@
 import pytest
 
 from configs import finetune, pretrain
+from gpt1_jax.errors import UserError
 from gpt1_jax.training import cost
 from gpt1_jax.training.cost import LabelledSet
 from gpt1_jax.training.loop import Job
@@ -90,3 +91,10 @@ def test_the_operations_of_a_token():
     assert cost.flops_per_token(pretrain.get_config('gpt1')) == pytest.approx(
         3 * (2 * (85e6 + 40003 * 768) + 9.4e6), rel=0.01
     )
+
+
+def test_the_steps_of_a_run_fit_their_counter():
+    assert [cost.whole_steps(steps) for steps in (0.0, 0.4, 7.6, 2.0**31 - 2)] == [1, 1, 8, 2**31 - 2]
+    for steps in (2.0**31, 1e300, float('inf'), float('nan')):
+        with pytest.raises(UserError, match='^data.epochs: .* updates are too many'):
+            cost.whole_steps(steps)

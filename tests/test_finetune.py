@@ -99,6 +99,27 @@ def test_what_is_finished_is_not_trained_again(folder, finished):
     assert log(folder / 'run') == before
 
 
+def test_what_is_finished_is_no_other_run_without_its_checkpoints(folder, finished, tmp_path):
+    config, result = finished
+    workdir = epath.Path(tmp_path / 'run')
+    shutil.copytree(folder / 'run', workdir)
+    shutil.rmtree(workdir / 'checkpoints')
+    assert finetune.run(config, workdir).scores == result.scores
+    before, other = (workdir / 'config.json').read_text(), config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r'another config \(optimizer.learning_rate: 0.3 there, 0.5 now\)'):
+        finetune.run(other, workdir)
+    assert (workdir / 'config.json').read_text() == before
+
+
+def test_what_another_task_found_is_not_taken_for_a_run(folder, finished, tmp_path):
+    evaluate.run(runs.evaluation(folder, folder / 'run'), epath.Path(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"another config \(task: 'evaluate' there, 'finetune' now\)"):
+        finetune.run(runs.finetuning(folder, folder / 'lm'), epath.Path(tmp_path))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
 @pytest.mark.parametrize('split', ['train', 'dev', 'test'])
 def test_a_run_does_not_go_on_with_other_examples(folder, finished, tmp_path, split):
     """With other ones to predict it does: nothing of what it has done depends on them."""

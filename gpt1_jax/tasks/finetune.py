@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import check_choice, keep_content, open_workdir, whole_steps
+from gpt1_jax.config import check_choice, keep_content, open_workdir
 from gpt1_jax.data.labelled import checks, packing
 from gpt1_jax.data.labelled.encoding import check_rule, encode_split
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
@@ -35,6 +35,7 @@ from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.report.results import Result, Score, read, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
+from gpt1_jax.training.cost import whole_steps
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import finetuning
 

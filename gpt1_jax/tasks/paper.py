@@ -266,7 +266,7 @@ def _steps(one, config, workdir) -> int:
         prepared = (shards / 'index.json').exists()
         whole = load_shards(shards).splits['train'].tokens if prepared else _size(config) / cost.CHARACTERS
         tokens = data.epochs * whole
-    return max(1, round(tokens / (data.batch_size * one.config.model.n_positions)))
+    return cost.whole_steps(tokens / (data.batch_size * one.config.model.n_positions))
 
 
 def _estimated(part, config, steps, sets, speed) -> Part:

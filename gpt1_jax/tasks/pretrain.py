@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import open_workdir, whole_steps
+from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
@@ -23,6 +23,7 @@ from gpt1_jax.model import architecture
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
+from gpt1_jax.training.cost import whole_steps
 from gpt1_jax.training.metric_writer import import_wandb
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner, is_writer

@@ -46,6 +46,15 @@ def flops_per_token(pretraining: ConfigDict) -> float:
     return model.flops_per_token()
 
 
+def whole_steps(steps: float) -> int:
+    """The number of updates of a run, at least 1. Raises UserError for more than their counter, of 32 bits, holds."""
+    if not steps < 2**31 - 1:
+        raise UserError(
+            f'data.epochs: {steps:.3g} updates are too many. Set data.epochs or data.tokens for less than 2e9.'
+        )
+    return max(1, round(steps))
+
+
 def checkpoints(checkpoint: ConfigDict, steps: int) -> int:
     """How many checkpoints a run of so many steps keeps, about; the best one may be one more."""
     log = 1 + int(checkpoint.keep_log * math.log10(steps)) if checkpoint.keep_log else 0
