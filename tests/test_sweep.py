@@ -18,7 +18,7 @@ from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.data.labelled.token_folder import write_tokens
 from gpt1_jax.errors import DivergedError, UserError
-from gpt1_jax.report import results
+from gpt1_jax.report import collect, results
 from gpt1_jax.report.results import Result, Score
 from gpt1_jax.tasks import evaluate, finetune, pretrain, sweep
 from helpers import SUBJECTS
@@ -379,6 +379,61 @@ def test_a_second_call_does_nothing_again(folder, two_seeds):
     before = times()
     again = sweep.run(config(folder, datasets=('sst2',), seeds=2), folder / 'two')
     assert again.scores == two_seeds.scores and len(before) == 2 and times() == before
+
+
+def contents(workdir):
+    return {path: path.read_bytes() for path in pathlib.Path(workdir).rglob('*.json')}
+
+
+def test_a_command_that_is_refused_changes_nothing(folder, two_seeds, tmp_path):
+    """One run of it is there with other settings; an earlier one and the next would be new."""
+    shutil.copytree(folder / 'two', tmp_path / 'two')
+    before = contents(tmp_path)
+    other = config(folder, datasets=('stsb', 'sst2', 'mnli'), seeds=1)
+    other.data.epochs = 2.0
+    with pytest.raises(UserError, match=r'two/sst2/seed0: .* another config \(data.epochs: 4.0 there, 2.0 now\)'):
+        sweep.run(other, epath.Path(tmp_path / 'two'))
+    other = config(folder, datasets=('wnli',))
+    with pytest.raises(UserError, match='None of them can be used'):
+        sweep.run(other, epath.Path(tmp_path / 'two'))
+    assert contents(tmp_path) == before
+
+
+def test_earlier_runs_stay_in_the_list_while_they_are_there(folder, two_seeds, tmp_path, monkeypatch):
+    """The table is of what was asked for; the report reads the list, and shows all runs of the study as such."""
+    trained = []
+
+    def run(run_config, path):
+        trained.append(str(path.relative_to(tmp_path)))
+        path.mkdir(parents=True, exist_ok=True)
+        (path / 'config.json').write_text(run_config.to_json_best_effort())
+        given = scores(run_config.data.dataset, 'pearson', [0.8], [0.7])
+        return Result('finetune', given, {'train_examples': 40}, None, {}, 0.0)
+
+    workdir = epath.Path(tmp_path / 'two')
+    shutil.copytree(folder / 'two', workdir)
+    monkeypatch.setattr(finetune, 'run', run)
+    listed = lambda: [entry['path'] for entry in json.loads((workdir / 'runs.json').read_text())]
+    result = sweep.run(config(folder, datasets=('stsb',)), workdir)
+    assert listed() == ['stsb/seed0', 'sst2/seed0', 'sst2/seed1'] and trained == ['two/stsb/seed0']
+    assert {score.dataset for score in result.scores} == {'stsb'}
+    assert 'sst2' not in (workdir / 'table.txt').read_text()
+    shutil.rmtree(workdir / 'sst2' / 'seed1')
+    sweep.run(config(folder, datasets=('stsb',), seeds=2), workdir)
+    assert listed() == ['stsb/seed0', 'stsb/seed1', 'sst2/seed0']
+    owner = [line for line in collect.lines(collect.collect(workdir)) if line.owner.task == 'sweep']
+    assert [(line.dataset, line.planned) for line in owner] == [('stsb', 2), ('sst2', 1)]
+
+
+def test_runs_of_another_study_are_not_mixed_with_these(folder, two_seeds, tmp_path):
+    shutil.copytree(folder / 'two', tmp_path / 'two')
+    shutil.copytree(folder / 'lm', tmp_path / 'lm')
+    other = config(folder, datasets=('stsb',))
+    other.init_from = str(tmp_path / 'lm')
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r'two: It holds the runs of another study \(init_from: .*/lm. now\)'):
+        sweep.run(other, epath.Path(tmp_path / 'two'))
+    assert contents(tmp_path) == before
 
 
 def test_runs_side_by_side_are_those_of_one_after_the_other(folder, two_seeds):

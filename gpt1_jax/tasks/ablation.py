@@ -31,8 +31,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     runs = sweep.with_variants(
         config, variants, without=('study', 'lstm_from', 'coefficients', 'shares'), n_transfer=None, rest='fresh'
     )
-    started = sweep.begin(config, workdir)
-    result = sweep.fine_tune_all(runs, workdir)
+    result = sweep.fine_tune_all(runs, workdir, config)
     rows = {variant: {name: median for name, (median, _) in of.items()} for variant, of in of_sets(result).items()}
     averaged = in_every_row(rows)
     result.facts |= {
@@ -43,7 +42,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         },
         'notes': notes,
     }
-    return sweep.finish(config, workdir, started, result, format_scores(result, list(variants)))
+    return sweep.finish(config, workdir, result, format_scores(result, list(variants)))
 
 
 def _table5(config):

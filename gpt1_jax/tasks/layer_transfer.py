@@ -23,9 +23,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """
     variants = {f'layers{n}': {'n_transfer': n} for n in _numbers(config)}
     runs = sweep.with_variants(config, variants, without=('layers',), n_transfer=None, datasets=(config.data.dataset,))
-    started = sweep.begin(config, workdir)
-    result = sweep.fine_tune_all(runs, workdir)
-    return sweep.finish(config, workdir, started, result, format_scores(result))
+    result = sweep.fine_tune_all(runs, workdir, config)
+    return sweep.finish(config, workdir, result, format_scores(result))
 
 
 def _numbers(config):

@@ -9,15 +9,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import lock, peers
-from gpt1_jax.config import as_json, check, check_choice, open_workdir
-from gpt1_jax.data import tfds
-from gpt1_jax.data.labelled import origins
-from gpt1_jax.data.labelled.loading import available_splits, load_examples, none_usable, unknown_folders, uri_of
+from gpt1_jax.config import as_json, check, check_choice, check_workdir, compare, open_workdir
+from gpt1_jax.data.labelled.loading import count_training_examples, none_usable, unknown_folders, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
-from gpt1_jax.data.labelled.token_folder import count_examples
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import paper
-from gpt1_jax.files import exists, make_directory, write_json
+from gpt1_jax.files import exists, make_directory, read_json, write_json
 from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
@@ -28,6 +25,8 @@ from gpt1_jax.training.partitioning import is_writer
 
 _MOST_NAMED = 10
 _ABSENT = 'has no folder for it'
+_ENTRY = {'dataset': str, 'variant': str, 'seed': int, 'path': str}  # of runs.json
+_OF_STUDY = ('task', 'study', 'init_from', 'rest')  # what all runs of a table have in common
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
@@ -35,22 +34,14 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
     See `fine_tune_all`. WORKDIR/table.txt is the table.
     """
-    started = begin(config, workdir)
-    result = fine_tune_all(config, workdir)
-    return finish(config, workdir, started, result, format_scores(result))
+    result = fine_tune_all(config, workdir, config)
+    return finish(config, workdir, result, format_scores(result))
 
 
-def begin(config: ConfigDict, workdir: epath.Path) -> float:
-    """Opens the workdir of a task that fine-tunes many times; returns the time."""
-    started = time.monotonic()
-    open_workdir(config, workdir, write=is_writer())
-    return started
-
-
-def finish(config: ConfigDict, workdir: epath.Path, started: float, result: Result, table: str) -> Result:
-    """Writes the result of such a task, and its table to WORKDIR/table.txt; prints the table; returns the result."""
-    seconds = time.monotonic() - started
-    result = dataclasses.replace(result, task=config.task, config=as_json(config), seconds=seconds)
+def finish(config: ConfigDict, workdir: epath.Path, result: Result, table: str) -> Result:
+    """Writes the result of a task that fine-tunes many times, with the task's config, and its table to
+    WORKDIR/table.txt; prints the table; returns the result."""
+    result = dataclasses.replace(result, task=config.task, config=as_json(config))
     if is_writer():
         result.write(workdir)
         publish(workdir, table)
@@ -76,20 +67,26 @@ def with_variants(
     return config
 
 
-def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
+def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | None = None) -> Result:
     """The runs of a sweep, without a table or a results.json of their own.
 
     WORKDIR/NAME[/VARIANT]/seedN are the runs, WORKDIR/runs.json lists them before the first one starts, as {'dataset',
-    'variant', 'seed', 'path'}; WORKDIR/predictions are those of each set's run with the best dev score. What cannot be
-    used is left out and named; so is a run that diverges, and the others go on.
+    'variant', 'seed', 'path'}, and after them those of earlier commands that are still there; WORKDIR/predictions are
+    those of each set's run with the best dev score. What cannot be used is left out and named; so is a run that
+    diverges, and the others go on.
+
+    Args:
+      task: the config with which the workdir is opened, as soon as nothing speaks against the runs; None: it is open.
 
     Returns:
       The scores of all runs; facts `train_examples`, data set -> variant -> number, `glue_average`, variant -> average
       of the medians, where all nine tasks are there, `left_out`, data set, or path of its variant or run -> why.
 
     Raises:
-      UserError: no data set can be used, or a variant does not fit the config; before anything is trained.
+      UserError: no data set can be used, a variant does not fit the config, or the workdir holds one of the runs with
+        another config, or those of another study; before anything is trained or written.
     """
+    started = time.monotonic()
     if config.seeds < 1:
         raise UserError(f'seeds: {config.seeds} seeds are too few. Set --config.seeds to at least 1.')
     uris, left_out = _uris(config)
@@ -105,12 +102,18 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
     }
     if not configs:
         raise none_usable(left_out)
+    for path, (*_, run_config) in configs.items():
+        check_workdir(run_config, workdir / path)
+    earlier = [entry for entry in _earlier_runs(workdir) if entry['path'] not in configs]
+    if task:
+        _check_study(task, workdir, earlier)
+        open_workdir(task, workdir, write=is_writer())
     if is_writer():
         entries = [
             {'dataset': name, 'variant': variant, 'seed': run_config.seed, 'path': path}
             for path, (name, variant, run_config) in configs.items()
         ]
-        write_json(workdir / 'runs.json', entries)
+        write_json(workdir / 'runs.json', entries + earlier)
     outcomes = _run_all({path: one for path, (*_, one) in configs.items()}, workdir, config.workers)
     runs = {}
     for path, (name, variant, _) in configs.items():
@@ -134,8 +137,25 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path) -> Result:
         model=first if all(model == first for model in others) else None,
         facts={'train_examples': examples, 'glue_average': _glue_averages(scores), 'left_out': left_out},
         config=as_json(config),
-        seconds=0.0,
+        seconds=time.monotonic() - started,
     )
+
+
+def _earlier_runs(workdir):
+    """The entries of runs.json whose runs have begun."""
+    path = workdir / 'runs.json'
+    entries = read_json(path, [_ENTRY], 'Delete it: it is written anew.') if exists(path) else []
+    return [entry for entry in entries if exists(workdir / entry['path'] / 'config.json')]
+
+
+def _check_study(config, workdir, earlier):
+    """Raises UserError if the earlier runs, which the report shows together with those of this config, are of another
+    study. Settings of their own are told beside them."""
+    of_study = lambda of: {key: of[key] for key in _OF_STUDY if key in of}
+    path = workdir / 'config.json'
+    if earlier and exists(path) and (found := compare(of_study(read_json(path)), of_study(as_json(config)))):
+        words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in found.items())
+        raise UserError(f'{workdir}: It holds the runs of another study ({words}). Name another --workdir.')
 
 
 def _run_all(configs, workdir, workers):
@@ -202,7 +222,7 @@ def _uris(config):
             unknown = unknown_folders(directory)
             continue
         try:
-            examples = _count_examples(dataset, uri, config.data.download)
+            examples = count_training_examples(dataset, uri, config.data.download)
         except UserError as error:
             left_out[name] = str(error)
             continue
@@ -218,28 +238,6 @@ def _uris(config):
         names = ', '.join(unknown[:_MOST_NAMED])
         logging.warning('%s: No known data set has the folder %s. Name each after its data set.', directory, names)
     return uris, left_out
-
-
-def _count_examples(dataset, uri, download):
-    """The number of training examples. Raises UserError with what is wrong with each split."""
-    uri, scheme, path = origins.parts(dataset, uri, download)
-    if scheme == 'tokens':  # the rest is checked when they are read, which is soon
-        return [count_examples(path, dataset.name, split) for split in ('dev', 'train')][-1]
-    if scheme == 'tfds':  # what prepared it has checked it, and to read it all takes long
-        _, number = (tfds.count(path, dataset.splits[split], download) for split in ('dev', 'train'))
-        return number
-    numbers, mistakes = {}, {}
-    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri, download))):
-        try:
-            examples = load_examples(dataset, uri, split, download=download)
-            numbers[split] = len(examples)
-            if split in ('train', 'dev') and examples.labels is None:
-                raise UserError(f'its {split} split has no labels')
-        except UserError as error:
-            mistakes[str(error)] = split
-    if mistakes:
-        raise UserError(' '.join(mistakes))
-    return numbers['train']
 
 
 def _run_config(config, name, uri, variant, seed):

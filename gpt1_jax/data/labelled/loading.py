@@ -87,6 +87,29 @@ def available_splits(dataset: Dataset, uri: str, download: bool = True) -> list[
     return [key for key, name in splits.items() if readers.has_file(rest, name, dataset)]
 
 
+def count_training_examples(dataset: Dataset, uri: str, download: bool = True) -> int:
+    """How many training examples a set has that can be fine-tuned on. Raises UserError with what is wrong with each
+    split."""
+    uri, scheme, path = origins.parts(dataset, uri, download)
+    if scheme == 'tokens':  # the rest is checked when they are read, which is soon
+        return [token_folder.count_examples(path, dataset.name, split) for split in ('dev', 'train')][-1]
+    if scheme == 'tfds':  # what prepared it has checked it, and to read it all takes long
+        _, number = (tfds.count(path, dataset.splits[split], download) for split in ('dev', 'train'))
+        return number
+    numbers, mistakes = {}, {}
+    for split in dict.fromkeys(('train', 'dev', *available_splits(dataset, uri, download))):
+        try:
+            examples = load_examples(dataset, uri, split, download=download)
+            numbers[split] = len(examples)
+            if split in ('train', 'dev') and examples.labels is None:
+                raise UserError(f'its {split} split has no labels')
+        except UserError as error:
+            mistakes[str(error)] = split
+    if mistakes:
+        raise UserError(' '.join(mistakes))
+    return numbers['train']
+
+
 def splits_of(dataset: Dataset, uri: str, download: bool = True) -> dict[str, str]:
     """The source's names of the splits, as in dataset.splits. Where that has train and dev in one file, but a folder
     or a repository has the other one too, with columns of this set, each is read from its own. A set of the user's has
