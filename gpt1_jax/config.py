@@ -47,7 +47,6 @@ _BEFORE = {
 }
 _ABSENT = 'nothing'
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
-_TRAINING = ('pretrain', 'finetune')  # tasks whose results no other run may replace
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
 _PATHS = (*_PLACES, 'prompts', 'target', 'runs', 'cache')
@@ -239,7 +238,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> Non
 def _of_run(workdir, given):
     """The config of the run in the workdir that only the same one may go on with or replace; None without such a run.
 
-    given: the config of the run that is to begin. Results of a version before 0.2 do not tell theirs.
+    given: the config of the run that is to begin.
     """
     path = workdir / 'config.json'
     if kept := [name for name in _KEPT if exists(workdir / name)]:
@@ -248,11 +247,11 @@ def _of_run(workdir, given):
         return read_json(path)
     results = workdir / 'results.json'
     try:
-        stored = read_json(results).get('config') if exists(results) else None
-    except UserError:  # it is damaged, which is told where it is read
+        stored = read_json(results, {'config': dict})['config'] if exists(results) else None
+    except UserError:  # damaged, which is told where it is read, or of a version that kept none
         return None
-    # `finetune` takes any results for its own; other tasks write theirs anew.
-    is_kept = isinstance(stored, dict) and (stored.get('task') in _TRAINING or given.get('task') == 'finetune')
+    # What was trained is not replaced, and `finetune` takes any results for its own; other tasks write theirs anew.
+    is_kept = stored and (stored.get('task') in ('pretrain', 'finetune') or given.get('task') == 'finetune')
     return stored if is_kept else None
 
 
@@ -294,7 +293,7 @@ def compare(old: dict, new: dict) -> dict[str, tuple]:
     return {
         key: (a, b)
         for key, (a, b) in sorted(_differences(old, new).items())
-        if not any(f'.{name}.' in f'.{key}.' for name in MAY_CHANGE) and not (_is_place(key) and _place(a) == _place(b))
+        if not any(f'.{name}.' in f'.{key}.' for name in MAY_CHANGE) and not (is_place(key) and _place(a) == _place(b))
     }
 
 
@@ -304,7 +303,8 @@ def _source(config):
     return source if isinstance(source, str) else ''  # of a damaged config.json, anything
 
 
-def _is_place(key):
+def is_place(key: str) -> bool:
+    """Whether the value of a dotted key names a place."""
     return key.rpartition('.')[2] in _PLACES
 
 
@@ -321,7 +321,7 @@ def _place(value):
 
 def _advice(workdir, given, differences):
     """How to go on where the data have only moved, or a run is to be longer; else ''."""
-    if all(map(_is_place, differences)):
+    if all(map(is_place, differences)):
         moved = [tuple(str(value).rpartition(':') for value in pair) for pair in differences.values()]
         if all(old[0] == new[0] and old[2] and os.path.exists(new[2]) for old, new in moved):
             links = '; '.join(f'ln -s {shlex.join([os.path.abspath(new[2]), old[2]])}' for old, new in moved)

@@ -1,8 +1,10 @@
 """The whole paper: its plan, the commands, and which parts run, with stand-ins for the tasks."""
 
+import json
 import random
 import re
 import shlex
+import shutil
 import types
 
 import pytest
@@ -13,9 +15,9 @@ from configs import paper as config_file
 from gpt1_jax.config import as_json
 from gpt1_jax.errors import UserError
 from gpt1_jax.report import results
-from gpt1_jax.report.results import Result
+from gpt1_jax.report.results import Result, Score
 from gpt1_jax.tasks import paper
-from gpt1_jax.training import cost
+from gpt1_jax.training import cost, side_by_side
 from helpers import write_lines
 from miniature_paper import PARTS, commands, miniature, write_books_and_sets
 
@@ -65,7 +67,7 @@ def test_runs_side_by_side_take_less_time(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(paper.cost, 'training_speed', lambda width: 1e9)
     plans = []
     for together in (1, 2):
-        monkeypatch.setattr(paper.side_by_side, 'number', lambda workers, runs, width, n=together: n)
+        monkeypatch.setattr(side_by_side, 'number', lambda workers, runs, width, n=together: n)
         plans.append(paper._plan(miniature(folder), epath.Path(tmp_path), PARTS))
     ratios = {name: plans[1][name].seconds / plans[0][name].seconds for name in PARTS if plans[0][name].seconds}
     sweeps = [name for name in PARTS if name.startswith(('finetune', 'layer_transfer', 'ablation'))]
@@ -149,8 +151,8 @@ def test_shards_that_are_there_are_not_prepared(folder, tmp_path, capsys):
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """`made`: the folders of the runs that began, with their configs; those named in `broken` fail with
-    `broken_by`."""
-    calls = types.SimpleNamespace(made={}, broken=set(), broken_by=UserError)
+    `broken_by`. `loss`: the score of those that begin. `text`: tells the content of the shards."""
+    calls = types.SimpleNamespace(made={}, broken=set(), broken_by=UserError, loss=2.0, text='a')
 
     def run(config, workdir):
         name = str(workdir.relative_to(tmp_path))
@@ -158,12 +160,16 @@ def calls(monkeypatch, tmp_path):
         if name in calls.broken:
             raise calls.broken_by(f'{name}: It is broken. Repair it.')
         facts = {'steps': 40, 'left_out': {'qqp': 'no folder'} if name == 'finetune' else {}}
-        Result(config.task, [], facts, None, as_json(config), 2.0).write(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / 'config.json').write_text(config.to_json_best_effort())
+        scores = [Score('', 'valid', 'loss', calls.loss, 10)]
+        Result(config.task, scores, facts, None, as_json(config), 2.0).write(workdir)
 
     for task in paper._TASKS.values():
         monkeypatch.setattr(task, 'run', run)
     monkeypatch.setattr(paper.store, 'kept_steps', lambda folder: [1, 3, 12, 32, 36, 40])
     monkeypatch.setattr(cost, 'training_speed', lambda width: 1e9)
+    monkeypatch.setattr(paper, 'shards_fingerprint', lambda uri: calls.text)
     return calls
 
 
@@ -264,3 +270,103 @@ def test_a_part_that_others_need_ends_the_run(folder, tmp_path, calls):
     with pytest.raises(UserError, match='^pretrain_lstm: It is broken'):
         paper.run(miniature(folder), epath.Path(tmp_path))
     assert [*calls.made] == PARTS[:3]
+
+
+OF_PRETRAIN = [name for name in PARTS if 'pretrain' in paper._NEEDS[name]]
+
+
+def refused(config, workdir):
+    """The sentence."""
+    with pytest.raises(UserError, match='^parts: Some were made from what is there no more: ') as caught:
+        paper.run(config, workdir)
+    return str(caught.value)
+
+
+def test_what_was_made_from_a_model_of_other_settings_is_refused(folder, tmp_path, calls):
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    (workdir / 'pretrain').rmtree()
+    calls.made.clear()
+    config.pretrain.optimizer.learning_rate = 0.5
+    for config.dry_run in (True, False):
+        message = refused(config, workdir)
+        words = ' from another pretrain (optimizer.learning_rate: 0.002 there, 0.5 now)'
+        assert '; '.join(name + words for name in OF_PRETRAIN) in message
+        folders = ', '.join(f'{workdir}/{name}' for name in OF_PRETRAIN)
+        assert message.endswith(f'. Go back to that, or delete {folders} to make them anew.')
+    assert not calls.made and (workdir / 'finetune' / 'results.json').exists()
+    for name in OF_PRETRAIN:
+        (workdir / name).rmtree()
+    paper.run(config, workdir)
+    assert [name.partition('/')[0] for name in calls.made if '/' not in name or name.endswith('/1')] == [
+        *('pretrain', *OF_PRETRAIN, 'report')
+    ]
+
+
+def test_what_was_made_from_a_model_that_is_made_again_stays_if_that_is_the_same(folder, tmp_path, calls, capsys):
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    (workdir / 'pretrain').rmtree()
+    result, printed = plan(folder, workdir, capsys)
+    states = {name: part['state'] for name, part in result.facts['parts'].items()}
+    expected = {name: 'begun' for name in OF_PRETRAIN} | {'pretrain': 'to do', 'samples': 'to do'}
+    assert {name: state for name, state in states.items() if state != 'done'} == expected
+    assert 'finetune is there, and stays if pretrain comes out as it was before.' in printed.splitlines()
+    calls.made.clear()
+    result = paper.run(config, workdir)
+    assert [*calls.made] == ['pretrain', 'report']
+    assert {part['state'] for part in result.facts['parts'].values()} == {'done'}
+    (workdir / 'pretrain').rmtree()
+    calls.made.clear()
+    calls.loss = 3.0
+    message = refused(config, workdir)
+    assert [*calls.made] == ['pretrain'] and 'zero_shot from another pretrain; samples from' in message
+    assert refused(miniature(folder, parts='report', dry_run=True), workdir) == message
+
+
+def test_what_was_made_from_another_text_is_refused(folder, tmp_path, calls):
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    calls.made.clear()
+    calls.text = 'b'  # the shards were deleted, and prepared from another
+    message = refused(config, workdir)
+    assert not calls.made and 'pretrain from another prepare; pretrain_lstm from another prepare; zero_shot ' in message
+    assert 'ablation_table5 from another pretrain_lstm' in message and f'{workdir}/prepare,' not in message
+    calls.text = ''  # they were deleted to save space
+    paper.run(config, workdir)
+    assert [*calls.made] == ['report']
+
+
+def test_what_parts_are_made_from_is_known_wherever_the_folder_lies(folder, tmp_path, calls):
+    config, workdir = miniature(folder), epath.Path(tmp_path / 'paper')
+    paper.run(config, workdir)
+    shutil.copytree(workdir, tmp_path / 'copy')
+    paper._check_origins(config, epath.Path(tmp_path / 'copy'))
+    config.text = 'text:/elsewhere'
+    paper._check_origins(config, workdir)
+    config.prepare.data.vocab_size = 321
+    assert 'pretrain from another prepare (data.vocab_size: 320 there, 321 now)' in refused(config, workdir)
+
+
+def test_a_part_that_was_killed_before_it_began_binds_nothing(folder, tmp_path, calls):
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    kept = json.loads((workdir / 'parts.json').read_text())
+    assert kept.keys() == {*PARTS} - {'prepare', 'report'}
+    edited = json.loads(json.dumps(kept))
+    edited['zero_shot']['pretrain']['result'] = 'of another model'
+    (workdir / 'parts.json').write_text(json.dumps(edited))
+    (workdir / 'zero_shot').rmtree()
+    paper.run(config, workdir)
+    assert json.loads((workdir / 'parts.json').read_text()) == kept
+
+
+def test_what_an_earlier_version_made_counts_as_before(folder, tmp_path, calls):
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    (workdir / 'parts.json').unlink()
+    (workdir / 'pretrain').rmtree()
+    calls.made.clear()
+    calls.loss, config.pretrain.optimizer.learning_rate = 3.0, 0.5
+    paper.run(config, workdir)
+    assert [*calls.made] == ['pretrain', 'report']

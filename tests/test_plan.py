@@ -11,8 +11,9 @@ from ml_collections import config_flags
 
 from configs import ablation, finetune, pretrain
 from gpt1_jax.config import as_json
-from gpt1_jax.report.plan import Part, PlannedRun, format_plan, seconds_left
-from gpt1_jax.report.results import Result
+from gpt1_jax.errors import UserError
+from gpt1_jax.report.plan import Part, PlannedRun, difference, format_plan, made_from, seconds_left
+from gpt1_jax.report.results import Result, Score
 from helpers import ROOT
 
 
@@ -153,3 +154,35 @@ def test_the_plan_as_text(tmp_path):
         'scores:',
         *2 * [f'  {scores.command()}'],
     ]
+
+
+def test_how_what_a_part_was_made_from_has_changed():
+    before = {'config': {'seed': 0, 'data': {'source': 'text:/a'}, 'mesh': {'strategy': 'dp'}}, 'result': 'x'}
+    moved = {'config': {'seed': 0, 'data': {'source': 'text:/b'}, 'mesh': {'strategy': 'tp'}}, 'result': 'x'}
+    assert difference(before, moved) is None
+    assert difference(before, moved | {'result': ''}) is None  # not known yet
+    assert difference(before, moved | {'result': 'y'}) == ''
+    assert difference(before, {'config': {}, 'result': 'x'}) is None
+    assert difference(before, before | {'config': before['config'] | {'seed': 1}}) == ' (seed: 0 there, 1 now)'
+
+
+def test_a_folder_tells_what_its_parts_were_made_from(tmp_path):
+    assert made_from(tmp_path) == {}
+    kept = {'finetune': {'pretrain': {'config': {'seed': 0}, 'result': 'x'}}}
+    (tmp_path / 'parts.json').write_text(json.dumps(kept))
+    assert made_from(tmp_path) == kept
+    (tmp_path / 'parts.json').write_text('{"finetune": 3}')
+    with pytest.raises(UserError, match='parts.json: .* Delete it'):
+        made_from(tmp_path)
+
+
+def test_what_a_run_found_is_known_by_its_scores(tmp_path):
+    run = run_in(tmp_path / 'lm')
+    run.workdir.mkdir()
+    assert run.content() == ''
+    found = {}
+    for name, uri, value, seconds in (('a', 'x', 2.0, 1.0), ('moved, slower', 'y', 2.0, 9.0), ('other', 'x', 2.5, 1.0)):
+        score = Score(uri, 'valid', 'loss', value, 10)
+        Result('pretrain', [score], {}, None, as_json(run.config), seconds).write(run.workdir)
+        found[name] = run.content()
+    assert found['a'] == found['moved, slower'] != found['other']

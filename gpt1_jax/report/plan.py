@@ -2,19 +2,27 @@
 
 import dataclasses
 import importlib
+import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import as_json, compare
-from gpt1_jax.files import read_json
+from gpt1_jax.config import as_json, compare, is_place
+from gpt1_jax.files import exists, read_json
 from gpt1_jax.progress import duration
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result
 from gpt1_jax.report.tables import format_table
+from gpt1_jax.training import cost, side_by_side
+from gpt1_jax.training.cost import LabelledSet
 from gpt1_jax.training.metric_writer import median_speed, read_metrics
+
+# Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
+_START, _SAMPLES, _REPORT = 10, 15, 20  # of a run; of the texts from one checkpoint; of the report
+_ONE_CORE = 1.6  # times as long as with two cores takes a run with one; measured with the quickstart
+STEP = 'STEP'  # in the plan, stands for the checkpoints that there will be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,13 @@ class PlannedRun:
         result = results.read(self.workdir)
         return result if result and not compare(result.config, as_json(self.config)) else None
 
+    def content(self) -> str:
+        """Tells what it found from anything else, wherever it lies; '' if it is not finished."""
+        if not (result := self.result()):
+            return ''
+        scores = [(score.split, score.metric, score.value, score.checkpoint, score.step) for score in result.scores]
+        return results.fingerprint({'scores': scores})
+
 
 def _changes(default, config, prefix='') -> Iterator[tuple[str, object]]:
     """Dotted key, value: where a config differs from the default of its file. Tuples as text that a shell likes."""
@@ -67,6 +82,7 @@ class Part:
       together: how many runs of a sweep there are at a time.
       lacks: data sets that it will leave out, each with why.
       left_out: why it cannot be run; '' if it can.
+      waits_for: the part that is to be made again, and tells whether what is there is still of it; '' for none.
     """
 
     name: str
@@ -77,8 +93,13 @@ class Part:
     together: int = 1
     lacks: tuple[str, ...] = ()
     left_out: str = ''
+    waits_for: str = ''
 
     def is_done(self) -> bool:
+        """Whether all of its runs are finished, and of what it needs."""
+        return not self.waits_for and self.is_there()
+
+    def is_there(self) -> bool:
         """Whether all of its runs are finished."""
         return all(run.result() for run in self.runs)
 
@@ -133,6 +154,66 @@ def seconds_left(parts: Sequence[Part]) -> dict[str, float]:
     }
 
 
+def datasets(config: ConfigDict) -> tuple[str, ...]:
+    """The labelled sets that a run asks for."""
+    return (config.data.dataset,) if config.task == 'layer_transfer' else config.get('datasets', ())
+
+
+def estimated(part: Part, pretraining: ConfigDict, steps: int, sets: Mapping[str, LabelledSet], speed: float) -> Part:
+    """A part with `seconds`, `work`, `units`, `together`, `lacks` and `left_out`.
+
+    Args:
+      pretraining: the config of pre-training the model that it trains, or starts from.
+      steps: of that.
+      sets: data set -> its sizes.
+      speed: of training, FLOP/s.
+    """
+    one = part.runs[0].config
+    if one.task == 'report':
+        return dataclasses.replace(part, seconds=_REPORT, work=part.name)
+    a_token = cost.flops_per_token(pretraining) / speed
+    if one.task == 'pretrain':
+        tokens = steps * one.data.batch_size * one.model.n_positions
+        return dataclasses.replace(part, seconds=_START + tokens * a_token, work=part.name, units=steps)
+    if one.task == 'generate':
+        count = len(part.runs) if part.runs[0].workdir.name != STEP else 2 + int(math.log10(steps))
+        return dataclasses.replace(part, seconds=_SAMPLES * count, work=part.name)
+    problems = {name: problem for name in datasets(one) if (problem := _problem(one, name, sets[name]))}
+    names = [name for name in datasets(one) if name not in problems]
+    lacks = tuple(f'{name}: {problem.rstrip(".")}.' for name, problem in problems.items())
+    part = dataclasses.replace(part, lacks=lacks, left_out='' if names else ' '.join(lacks))
+    if one.task == 'zero_shot':
+        count = cost.checkpoints(pretraining.checkpoint, steps)
+        tokens = count * sum(cost.zero_shot_tokens(name, sets[name], one.data.limit) for name in names)
+        return dataclasses.replace(part, seconds=2 * count + tokens * a_token, work=one.task, units=count)
+    runs = [(name, share) for name in names for share in _shares(one, pretraining.model.layers)]
+    tokens = sum(cost.finetuning_tokens(sets[name], one.data, share) for name, share in runs)
+    together = side_by_side.number(one.workers, one.seeds * len(runs), lambda: pretraining.model.width)
+    seconds = one.seeds * (_START * len(runs) + tokens * a_token) * (_ONE_CORE / together if together > 1 else 1)
+    return dataclasses.replace(part, seconds=seconds, work='fine-tuning', together=together)
+
+
+def _problem(part, name, of_set) -> str:
+    """Why a part cannot use a data set; '' if it can, as far as is known before it begins."""
+    if part.task == 'zero_shot':
+        there = 'dev' in of_set.examples and (name != 'cola' or 'train' in of_set.examples)
+        return '' if there else of_set.problem
+    too_few = not of_set.problem and of_set.examples['train'] < part.data.batch_size
+    return 'it has fewer training examples than data.batch_size' if too_few else of_set.problem
+
+
+def _shares(part, layers) -> list[float]:
+    """The share of the training examples that each variant of a sweep uses."""
+    if part.task == 'layer_transfer':
+        return [1.0] * (len(part.layers) or layers + 1)
+    studies = {
+        'table5': [1.0] * 4,
+        'lambda': [1.0] * len(part.get('coefficients', ())),
+        'share': 2 * [*part.get('shares', ())],
+    }
+    return studies[part.study] if part.task == 'ablation' else [1.0]
+
+
 def format_plan(parts: Sequence[Part], left: dict[str, float]) -> str:
     """A table of the parts, then their commands."""
     states = {part.name: part.state() for part in parts}
@@ -147,7 +228,26 @@ def format_plan(parts: Sequence[Part], left: dict[str, float]) -> str:
             lines.append(f'{part.name} is left out: {part.left_out}')
         elif states[part.name] != 'done':
             lines += [f'{part.name} will leave out {of_set}' for of_set in part.lacks]
+            if part.waits_for and part.is_there():
+                lines.append(f'{part.name} is there, and stays if {part.waits_for} comes out as it was before.')
     for part in parts:
         if states[part.name] != 'left out':
             lines += ['', f'{part.name}:', *(f'  {run.command()}' for run in part.runs)]
     return '\n'.join(lines)
+
+
+def made_from(folder: epath.Path) -> dict[str, dict[str, dict]]:
+    """What the parts were made from, of FOLDER/parts.json: part -> each part that it needs -> {'config': of that one,
+    'result': what tells its result from any other, '' where unknown}. {} in a folder of an earlier version."""
+    path = folder / 'parts.json'
+    form = {str: {str: {'config': dict, 'result': str}}}
+    return read_json(path, form, 'Delete it: then the parts count as made from what is there.') if exists(path) else {}
+
+
+def difference(before: dict, now: dict) -> str | None:
+    """How a part that another needs, as `made_from` tells it, is now another one: differing keys as words, '' where the
+    result alone differs; None where it is the same, as far as is known. Where it lies is no difference."""
+    pairs = compare(before['config'], now['config']) if before['config'] and now['config'] else {}
+    words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in pairs.items() if not is_place(key))
+    is_other = before['result'] and now['result'] and before['result'] != now['result']
+    return f' ({words})' if words else '' if is_other else None

@@ -1,7 +1,6 @@
 """The whole paper as one command: each part is an ordinary run, in a folder of its own."""
 
 import dataclasses
-import math
 import time
 
 from absl import logging
@@ -10,18 +9,19 @@ from ml_collections import ConfigDict
 
 from gpt1_jax import lock, peers
 from gpt1_jax.config import as_json, check_choice, open_workdir
-from gpt1_jax.data.corpus.shards import load_shards
+from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import explain
+from gpt1_jax.files import explain, write_json
 from gpt1_jax.processes import cores
 from gpt1_jax.progress import duration
-from gpt1_jax.report.plan import Part, PlannedRun, format_plan, seconds_left
+from gpt1_jax.report import plan
+from gpt1_jax.report.plan import Part, PlannedRun, difference, format_plan, made_from, seconds_left
 from gpt1_jax.report.results import Result
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import ablation, generate, layer_transfer, prepare, pretrain, report, sweep, zero_shot
-from gpt1_jax.training import cost, side_by_side
+from gpt1_jax.training import cost
 from gpt1_jax.training.partitioning import is_writer
 
 _TASKS = {
@@ -50,25 +50,24 @@ _NEEDS = {
     'ablation_share': ('pretrain',),
     'report': (),
 }
-# Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
-_START, _SAMPLES, _REPORT = 10, 15, 20  # of a run; of the texts from one checkpoint; of the report
-_ONE_CORE = 1.6  # times as long as with two cores takes a run with one; measured with the quickstart
 _BYTES = 3.9e6  # of text that one core prepares in a second
-_STEP = 'STEP'  # in the plan, stands for the checkpoints that there will be
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Runs those of `config.parts` that are not finished, one after the other, each in WORKDIR/PART; prints the plan
     before, and at the end what is done. The report is written anew each time.
 
-    A part that needs data which are not there is left out; one that fails is, too, unless others need it. Facts:
+    A part that needs data which are not there is left out; one that fails is, too, unless others need it.
+    WORKDIR/parts.json keeps what each part was made from. Facts:
     `parts`, name -> {'state': see Part.state, or 'failed'; 'seconds': that it took, None if unknown}; `left_out`, part,
     or part and data set -> why. With `config.dry_run` nothing is run and nothing written.
 
-    Raises UserError for an unknown part, one that needs an unfinished one, and at the end if one has failed.
+    Raises UserError for an unknown part, one that needs an unfinished one, one that was made from another text or model
+    than is there, and at the end if one has failed.
     """
     started = time.monotonic()
     chosen = _chosen(config.parts)
+    _check_origins(config, workdir)
     parts = _plan(config, workdir, chosen)
     _say(format_plan([parts[name] for name in chosen], seconds_left(list(parts.values()))))
     if config.dry_run:
@@ -76,9 +75,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     open_workdir(config, workdir, write=is_writer())
     failed = {}
     for name in chosen:
-        part = parts[name] = dataclasses.replace(parts[name], runs=_runs(name, config, workdir))
+        part = parts[name] = dataclasses.replace(parts[name], runs=_runs(name, config, workdir), waits_for='')
         if part.left_out:
             continue
+        _check_origins(config, workdir)
+        if is_writer() and _NEEDS[name] and not (workdir / name).exists():
+            write_json(workdir / 'parts.json', made_from(workdir) | {name: _origins(name, config, workdir)})
         logging.info('paper: %s; about %s left', name, duration(sum(seconds_left(list(parts.values())).values())))
         try:
             for one in part.runs:
@@ -203,13 +205,48 @@ def _sampled_steps(config, workdir):
     are samples."""
     (language_model,) = _runs('pretrain', config, workdir)
     if not language_model.result():
-        return [_STEP]
+        return [plan.STEP]
     if not (steps := store.kept_steps(str(language_model.workdir))):
         samples = workdir / 'samples'
         found = [int(path.name) for path in samples.iterdir() if path.name.isdecimal()] if samples.exists() else []
-        return sorted(found) or [_STEP]
+        return sorted(found) or [plan.STEP]
     powers = [10**i for i in range(len(str(steps[-1])))]
     return sorted({min(step for step in steps if step >= power) for power in powers} | {steps[-1]})
+
+
+# ----------------------------------------------------------------- what the parts are made from
+
+
+def _origins(name, config, workdir) -> dict[str, dict]:
+    """What a part is made from now, see plan.made_from."""
+    found = {}
+    for need in _NEEDS[name]:
+        (one,) = _runs(need, config, workdir)
+        if need == 'prepare':
+            content = shards_fingerprint(f'shards:{_shards(config, workdir)}')
+        else:
+            content = one.content()
+        settings = {} if need == 'prepare' and _is_prepared(config) else as_json(one.config)
+        found[need] = {'config': settings, 'result': content}
+    return found
+
+
+def _check_origins(config, workdir):
+    """Raises UserError if parts that are there were made from others than are there."""
+    others, recorded = {}, made_from(workdir)
+    for name in _NEEDS:
+        there = recorded.get(name, {}) if (workdir / name).exists() else {}
+        now = _origins(name, config, workdir) if there else {}
+        for need in [need for need in now if need in there]:
+            how = difference(there[need], now[need])
+            if need in others or how is not None:
+                others[name] = f'{name} from another {need}{how or ""}'
+    if others:
+        folders = ', '.join(str(workdir / name) for name in others)
+        raise UserError(
+            f'parts: Some were made from what is there no more: {"; ".join(others.values())}. Go back to that, or '
+            f'delete {folders} to make them anew.'
+        )
 
 
 # ----------------------------------------------------------------- the plan
@@ -220,7 +257,12 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
     parts = {name: Part(name, _runs(name, config, workdir)) for name in _NEEDS}
     if _is_prepared(config):
         parts['prepare'] = dataclasses.replace(parts['prepare'], left_out=f'{config.text} is prepared already')
-    done = {name for name, part in parts.items() if part.is_done() or part.left_out}
+    recorded, done = made_from(workdir), set()
+    for name, part in parts.items():
+        waits_for = next((need for need in recorded.get(name, ()) if need in chosen and need not in done), '')
+        part = parts[name] = dataclasses.replace(part, waits_for=waits_for if name in chosen else '')
+        if part.is_done() or part.left_out:
+            done.add(name)
     for name in chosen:
         for need in _NEEDS[name]:
             if name not in done and need not in done.union(chosen):
@@ -233,7 +275,7 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
     if not config.text and 'prepare' not in done:
         raise UserError('text: It is empty. Name the corpus, for example --config.text=text:DIR.')
     counted = [name for name in _NEEDS if name in done.union(chosen)]
-    wanted = dict.fromkeys(of_set for name in counted for of_set in _datasets(config[name]))
+    wanted = dict.fromkeys(of_set for name in counted for of_set in plan.datasets(config[name]))
     sets = {
         name: cost.labelled_set(name, config.source, config.pretrain.model.n_positions, config.finetune.data.download)
         for name in wanted
@@ -241,14 +283,14 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
     speed = cost.training_speed(config.pretrain.model.width)
     steps = {name: _steps(parts[name].runs[0], config, workdir) for name in counted if name.startswith('pretrain')}
     for name in counted:
-        if not parts[name].left_out:
-            parts[name] = _estimated(parts[name], config, steps, sets, speed)
+        part, need = parts[name], next(iter(_NEEDS[name]), '')
+        if name == 'prepare' and not part.left_out:
+            seconds = 0.0 if part.is_done() else _size(config) / _BYTES / (config.prepare.data.workers or cores())
+            parts[name] = dataclasses.replace(part, seconds=seconds, work=name)
+        elif name != 'prepare':
+            of = name if name in steps else need
+            parts[name] = plan.estimated(part, config.get(of), steps.get(of, 0), sets, speed)
     return parts
-
-
-def _datasets(part) -> tuple[str, ...]:
-    """The labelled sets that a part asks for."""
-    return (part.data.dataset,) if part.task == 'layer_transfer' else part.get('datasets', ())
 
 
 def _size(config) -> int:
@@ -267,61 +309,3 @@ def _steps(one, config, workdir) -> int:
         whole = load_shards(shards).splits['train'].tokens if prepared else _size(config) / cost.CHARACTERS
         tokens = data.epochs * whole
     return cost.whole_steps(tokens / (data.batch_size * one.config.model.n_positions))
-
-
-def _estimated(part, config, steps, sets, speed) -> Part:
-    """The part with `seconds`, `work`, `units`, `together`, `lacks` and `left_out`.
-
-    Args:
-      steps: of each pre-training run.
-      sets: name -> cost.LabelledSet.
-      speed: of training, FLOP/s.
-    """
-    one, name, (need, *_) = part.runs[0].config, part.name, (*_NEEDS[part.name], '')
-    if one.task == 'prepare':
-        seconds = 0.0 if part.is_done() else _size(config) / _BYTES / (one.data.workers or cores())
-        return dataclasses.replace(part, seconds=seconds, work=name)
-    if one.task == 'pretrain':
-        tokens = steps[name] * one.data.batch_size * one.model.n_positions
-        seconds = _START + tokens * cost.flops_per_token(one) / speed
-        return dataclasses.replace(part, seconds=seconds, work=name, units=steps[name])
-    if one.task == 'report':
-        return dataclasses.replace(part, seconds=_REPORT, work=name)
-    if one.task == 'generate':
-        count = len(part.runs) if part.runs[0].workdir.name != _STEP else 2 + int(math.log10(steps[need]))
-        return dataclasses.replace(part, seconds=_SAMPLES * count, work=name)
-    a_token = cost.flops_per_token(config[need]) / speed
-    problems = {name: problem for name in _datasets(one) if (problem := _problem(one, name, sets[name]))}
-    names = [name for name in _datasets(one) if name not in problems]
-    lacks = tuple(f'{name}: {problem.rstrip(".")}.' for name, problem in problems.items())
-    part = dataclasses.replace(part, lacks=lacks, left_out='' if names else ' '.join(lacks))
-    if one.task == 'zero_shot':
-        count = cost.checkpoints(config[need].checkpoint, steps[need])
-        tokens = count * sum(cost.zero_shot_tokens(name, sets[name], one.data.limit) for name in names)
-        return dataclasses.replace(part, seconds=2 * count + tokens * a_token, work=one.task, units=count)
-    runs = [(name, share) for name in names for share in _shares(one, config)]
-    tokens = sum(cost.finetuning_tokens(sets[name], one.data, share) for name, share in runs)
-    together = side_by_side.number(one.workers, one.seeds * len(runs), lambda: config[need].model.width)
-    seconds = one.seeds * (_START * len(runs) + tokens * a_token) * (_ONE_CORE / together if together > 1 else 1)
-    return dataclasses.replace(part, seconds=seconds, work='fine-tuning', together=together)
-
-
-def _problem(part, name, of_set) -> str:
-    """Why a part cannot use a data set; '' if it can, as far as is known before it begins."""
-    if part.task == 'zero_shot':
-        there = 'dev' in of_set.examples and (name != 'cola' or 'train' in of_set.examples)
-        return '' if there else of_set.problem
-    too_few = not of_set.problem and of_set.examples['train'] < part.data.batch_size
-    return 'it has fewer training examples than data.batch_size' if too_few else of_set.problem
-
-
-def _shares(part, config) -> list[float]:
-    """The share of the training examples that each variant of a sweep uses."""
-    if part.task == 'layer_transfer':
-        return [1.0] * (len(part.layers) or config.pretrain.model.layers + 1)
-    studies = {
-        'table5': [1.0] * 4,
-        'lambda': [1.0] * len(part.get('coefficients', ())),
-        'share': 2 * [*part.get('shares', ())],
-    }
-    return studies[part.study] if part.task == 'ablation' else [1.0]
