@@ -60,7 +60,7 @@ _RANGES = (
         'model.layers model.width model.heads model.mlp_width model.units model.n_positions '
         'batch_size data.eval_batch_size data.finetune_batch_size optimizer.accumulation optimizer.max_skipped '
         'checkpoint.keep_latest checkpoint.keep_best log.every log.eval_windows log.zero_shot.limit samples max_tokens '
-        'batches',
+        'batches seeds',
         lambda x: x >= 1,
         'at least 1',
     ),

@@ -126,6 +126,9 @@ def test_values_of_the_parts_are_checked_too():
     with pytest.raises(UserError, match=r'^coefficients: \(0.5, 1e\+39\) is .* Each must be 0, or from 1e-37'):
         common.check(config)
     config = quickstart.get_config()
+    config.seeds = 0
+    with pytest.raises(UserError, match='^seeds: 0 is not possible. It must be at least 1.'):
+        common.check(config)
     config.seeds = 10**12  # of which a list is made
     with pytest.raises(UserError, match='^seeds: 1000000000000 is not possible. It must be at most 10,000.'):
         common.check(config)

@@ -98,3 +98,17 @@ def test_the_steps_of_a_run_fit_their_counter():
     for steps in (2.0**31, 1e300, float('inf'), float('nan')):
         with pytest.raises(UserError, match='^data.epochs: .* updates are too many'):
             cost.whole_steps(steps)
+
+
+@pytest.mark.parametrize(
+    ('share', 'limit', 'number', 'expected'),
+    [(1.0, None, 9, 9), (0.07, None, 100, 7), (0.29, None, 100, 29), (0.01, None, 101, 2), (0.5, 30, 40, 15)],
+)
+def test_a_share_of_the_training_examples_is_rounded_up(share, limit, number, expected):
+    """Of these, 0.07 * 100 and 0.29 * 100 are not exact in floating point."""
+    data = finetune.get_config().data
+    data.share, data.limit = share, limit
+    assert cost.used_examples(data, number) == expected
+    assert cost.too_few(data, number) == (
+        f'its {expected} training examples are fewer than data.batch_size=32' if expected < 32 else ''
+    )

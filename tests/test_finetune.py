@@ -255,17 +255,6 @@ def test_the_kept_errors_are_all_wrong_ones(folder, finished):
     ]
 
 
-@pytest.mark.parametrize(
-    ('share', 'limit', 'number', 'expected'),
-    [(1.0, None, 9, 9), (0.07, None, 100, 7), (0.29, None, 100, 29), (0.01, None, 101, 2), (0.5, 30, 40, 15)],
-)
-def test_a_share_of_the_training_examples_is_rounded_up(folder, share, limit, number, expected):
-    """Of these, 0.07 * 100 and 0.29 * 100 are not exact in floating point."""
-    data = runs.finetuning(folder, 'x').data
-    data.share, data.limit = share, limit
-    assert finetune.used_examples(data, number) == expected
-
-
 def test_a_share_is_drawn_with_the_seed_and_kept_in_order(folder, tmp_path):
     config = runs.finetuning(folder, folder / 'lm')
     config.data.batch_size = 4

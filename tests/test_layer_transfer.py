@@ -115,7 +115,6 @@ def test_without_training_scores_their_cells_are_empty(source, tmp_path, trained
         ),
         ({'layers': (-1,)}, '^layers: -1 layers'),
         ({'layers': (0.5,)}, '^layers: 0.5 layers'),
-        ({'seeds': 0}, '^seeds: 0'),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(source, tmp_path, trained, changes, message):

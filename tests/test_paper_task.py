@@ -107,6 +107,43 @@ def test_what_cannot_be_planned_is_refused(folder, tmp_path, changes, message):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(
+    ('part', 'changes', 'message'),
+    [
+        ('finetune', {'datasets': ('sst', 'mnli')}, "datasets: 'sst' is unknown"),
+        ('finetune', {'datasets': ()}, 'datasets: The list is empty'),
+        ('finetune', {'data': {'rule': 'foo'}}, 'data.rule: '),
+        ('finetune', {'variants': {'one': {'no_rate': 1}}}, "variants.one: {'no_rate': 1} does not fit"),
+        ('zero_shot', {'datasets': ('mnli',)}, "datasets: 'mnli' is unknown"),
+        ('zero_shot_lstm', {'condition': 'none'}, "condition: 'none' is unknown"),
+        ('layer_transfer_mnli', {'layers': (0, 99)}, 'layers: 99 layers cannot be transferred from .*, which has 1. '),
+        ('layer_transfer_mnli', {'data': {'dataset': 'custom'}}, "data.dataset: 'custom' is unknown"),
+        ('ablation_lambda', {'coefficients': ()}, 'coefficients: It is empty'),
+        ('ablation_share', {'shares': ()}, 'shares: It is empty'),
+        ('samples', {'stop': 'never ever'}, "stop: 'never ever' is unknown"),
+        ('pretrain', {'log': {'zero_shot': {'every': 1, 'datasets': ('rte',)}}}, "log.zero_shot.datasets: 'rte' is"),
+    ],
+)
+def test_what_a_part_would_refuse_later_is_refused_at_once(folder, tmp_path, capsys, part, changes, message):
+    config = miniature(folder, dry_run=True)
+    config[part].update(changes)
+    with pytest.raises(UserError, match=f'^{part}.{message}'):
+        paper.run(config, epath.Path(tmp_path) / 'new')
+    assert not capsys.readouterr().out and not (tmp_path / 'new').exists()
+
+
+def test_what_leaves_too_few_examples_is_left_out_and_named(folder, tmp_path, capsys):
+    """24 examples, of which at most 16 are used, in batches of 8."""
+    config = miniature(folder, dry_run=True)
+    config.finetune.data.limit, config.ablation_share.shares = 4, (0.001, 0.01)
+    result = paper.run(config, epath.Path(tmp_path) / 'new')
+    printed = capsys.readouterr().out
+    assert result.facts['left_out'].keys() == {'finetune', 'ablation_share'}
+    few = '{} is left out: {}: its {} training examples are fewer than data.batch_size=8.'
+    assert few.format('ablation_share', 'cola', 1) in printed
+    assert few.format('finetune', 'sst2', 4) + ' mnli: its 4 training ' in printed
+
+
 @pytest.fixture
 def lacking(folder, tmp_path):
     """A source with too few examples of race, no labels of mnli to train on, no cola, only dev of sst2, and stsb."""
@@ -130,7 +167,7 @@ def test_what_the_source_lacks_is_left_out_and_named(folder, lacking, tmp_path, 
     result, printed = plan(folder, tmp_path / 'new', capsys, source=lacking, zero_shot=sets)
     left_out = result.facts['left_out']
     assert set(left_out) == LACKED
-    assert left_out['layer_transfer_race'] == 'race: it has fewer training examples than data.batch_size.'
+    assert left_out['layer_transfer_race'] == 'race: its 1 training examples are fewer than data.batch_size=8.'
     assert left_out['ablation_share'] == f'cola: {lacking} has no folder for it.'
     assert 'label' in left_out['layer_transfer_mnli'] and left_out['ablation_lambda'].startswith('sst2: ')
     assert all(f'{name} is left out: {reason}' in printed for name, reason in left_out.items())

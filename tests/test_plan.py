@@ -186,3 +186,12 @@ def test_what_a_run_found_is_known_by_its_scores(tmp_path):
         Result('pretrain', [score], {}, None, as_json(run.config), seconds).write(run.workdir)
         found[name] = run.content()
     assert found['a'] == found['moved, slower'] != found['other']
+
+
+def test_a_key_that_the_file_lacks_is_shown():
+    config = changed(finetune, 'all')
+    config.variants = {'short': {'data': {'limit': 7}}}
+    command = PlannedRun('finetune:all', config, 'x').command()
+    assert [flag for flag in shlex.split(command) if 'variants' in flag] == [
+        '--config.variants.short={"data": {"limit": 7}}'
+    ]

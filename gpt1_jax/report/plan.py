@@ -63,7 +63,9 @@ class PlannedRun:
 def _changes(default, config, prefix='') -> Iterator[tuple[str, object]]:
     """Dotted key, value: where a config differs from the default of its file. Tuples as text that a shell likes."""
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
+        if name not in default:  # no flag can set it
+            yield prefix + name, value.to_json() if isinstance(value, ConfigDict) else value
+        elif isinstance(value, ConfigDict):
             yield from _changes(default[name], value, f'{prefix}{name}.')
         elif value != default[name]:
             yield prefix + name, str(value).replace("'", '"') if isinstance(value, tuple) else value
@@ -178,7 +180,8 @@ def estimated(part: Part, pretraining: ConfigDict, steps: int, sets: Mapping[str
     if one.task == 'generate':
         count = len(part.runs) if part.runs[0].workdir.name != STEP else 2 + int(math.log10(steps))
         return dataclasses.replace(part, seconds=_SAMPLES * count, work=part.name)
-    problems = {name: problem for name in datasets(one) if (problem := _problem(one, name, sets[name]))}
+    layers = pretraining.model.layers
+    problems = {name: problem for name in datasets(one) if (problem := _problem(one, name, sets[name], layers))}
     names = [name for name in datasets(one) if name not in problems]
     lacks = tuple(f'{name}: {problem.rstrip(".")}.' for name, problem in problems.items())
     part = dataclasses.replace(part, lacks=lacks, left_out='' if names else ' '.join(lacks))
@@ -186,20 +189,26 @@ def estimated(part: Part, pretraining: ConfigDict, steps: int, sets: Mapping[str
         count = cost.checkpoints(pretraining.checkpoint, steps)
         tokens = count * sum(cost.zero_shot_tokens(name, sets[name], one.data.limit) for name in names)
         return dataclasses.replace(part, seconds=2 * count + tokens * a_token, work=one.task, units=count)
-    runs = [(name, share) for name in names for share in _shares(one, pretraining.model.layers)]
+    shares = _shares(one, layers)
+    runs = [(name, share) for name in names for share in shares if not _too_few(one, sets[name], share)]
     tokens = sum(cost.finetuning_tokens(sets[name], one.data, share) for name, share in runs)
     together = side_by_side.number(one.workers, one.seeds * len(runs), lambda: pretraining.model.width)
     seconds = one.seeds * (_START * len(runs) + tokens * a_token) * (_ONE_CORE / together if together > 1 else 1)
     return dataclasses.replace(part, seconds=seconds, work='fine-tuning', together=together)
 
 
-def _problem(part, name, of_set) -> str:
+def _problem(part, name, of_set, layers) -> str:
     """Why a part cannot use a data set; '' if it can, as far as is known before it begins."""
     if part.task == 'zero_shot':
         there = 'dev' in of_set.examples and (name != 'cola' or 'train' in of_set.examples)
         return '' if there else of_set.problem
-    too_few = not of_set.problem and of_set.examples['train'] < part.data.batch_size
-    return 'it has fewer training examples than data.batch_size' if too_few else of_set.problem
+    return of_set.problem or min((_too_few(part, of_set, share) for share in _shares(part, layers)), key=len)
+
+
+def _too_few(part, of_set, share) -> str:
+    data = part.data.copy_and_resolve_references()
+    data.share = float(share)
+    return cost.too_few(data, of_set.examples['train'])
 
 
 def _shares(part, layers) -> list[float]:

@@ -24,13 +24,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     sets in `averaged`, those that every variant has; `notes`, what a reader of the table must know. WORKDIR/table.txt
     is the table.
     """
-    check_choice('study', config.study, _STUDIES)
-    variants, notes = _STUDIES[config.study](config)
-    if not variants:
-        raise UserError(f'study: There is no value for {config.study}. Give some with coefficients or shares.')
-    runs = sweep.with_variants(
-        config, variants, without=('study', 'lstm_from', 'coefficients', 'shares'), n_transfer=None, rest='fresh'
-    )
+    runs = _runs(config)
+    notes = _compare_models(config) if config.study == 'table5' else []
     result = sweep.fine_tune_all(runs, workdir, config)
     rows = {variant: {name: median for name, (median, _) in of.items()} for variant, of in of_sets(result).items()}
     averaged = in_every_row(rows)
@@ -42,35 +37,64 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         },
         'notes': notes,
     }
-    return sweep.finish(config, workdir, result, format_scores(result, list(variants)))
+    return sweep.finish(config, workdir, result, format_scores(result, list(runs.variants)))
+
+
+def check(config: ConfigDict, names: Sequence[str]) -> None:
+    """See sweep.check_runs."""
+    sweep.check_runs(_runs(config), names)
+
+
+def _runs(config):
+    """The config for `sweep.fine_tune_all`."""
+    check_choice('study', config.study, _STUDIES)
+    without = ('study', 'lstm_from', 'coefficients', 'shares')
+    return sweep.with_variants(config, _STUDIES[config.study](config), without=without, n_transfer=None, rest='fresh')
 
 
 def _table5(config):
     variants = {'full': {}, 'no_pretraining': {'n_transfer': -1}, 'no_auxiliary': {'lm_coefficient': 0.0}}
-    transformer = _open('init_from', config, 'transformer')
-    if not config.lstm_from:
-        return variants, ['lstm: left out: lstm_from is empty.']
-    lstm, notes = _open('lstm_from', config, 'lstm'), []
-    if lstm.tokenizer.fingerprint != transformer.tokenizer.fingerprint:
-        notes = ['lstm: Its vocabulary is not that of the other rows, so they are not quite comparable.']
-        logging.warning('%s: %s', config.lstm_from, notes[0])
-    return variants | {'lstm': {'init_from': config.lstm_from}}, notes
+    return variants | ({'lstm': {'init_from': config.lstm_from}} if config.lstm_from else {})
 
 
 def _lambda(config):
-    return {f'lambda{value:g}': {'lm_coefficient': float(value)} for value in config.coefficients}, []
+    named = _named('coefficients', config.coefficients)
+    return {f'lambda{name}': {'lm_coefficient': float(value)} for name, value in named.items()}
 
 
 def _share(config):
     variants = {}
-    for share in config.shares:
+    for name, share in _named('shares', config.shares).items():
         data = {'share': float(share)}
-        variants |= {f'share{share:g}': {'data': data}, f'share{share:g}_scratch': {'data': data, 'n_transfer': -1}}
-    return variants, []
+        variants |= {f'share{name}': {'data': data}, f'share{name}_scratch': {'data': data, 'n_transfer': -1}}
+    return variants
 
 
-# Each a function: config -> (variant -> changed keys of a run's config; what a reader of the table must know).
-_STUDIES = {'table5': _table5, 'lambda': _lambda, 'share': _share}
+def _named(key, values):
+    """Name -> value."""
+    if not values:
+        raise UserError(f'{key}: It is empty. Give at least one, such as 0.5.')
+    named = {}
+    for value in values:
+        if named.setdefault(f'{value:g}', value) != value:
+            raise UserError(f'{key}: {named[f"{value:g}"]} and {value} are too much alike. Leave one of them out.')
+    return named
+
+
+_STUDIES = {'table5': _table5, 'lambda': _lambda, 'share': _share}  # config -> variant -> changed keys of its runs
+
+
+def _compare_models(config) -> list[str]:
+    """What a reader of table 5 must know. Raises UserError if a model is not of the kind of its row."""
+    transformer = _open('init_from', config, 'transformer')
+    if not config.lstm_from:
+        return ['lstm: left out: lstm_from is empty.']
+    lstm = _open('lstm_from', config, 'lstm')
+    if lstm.tokenizer.fingerprint == transformer.tokenizer.fingerprint:
+        return []
+    note = 'lstm: Its vocabulary is not that of the other rows, so they are not quite comparable.'
+    logging.warning('%s: %s', config.lstm_from, note)
+    return [note]
 
 
 def _open(key, config, kind):

@@ -1,8 +1,6 @@
 """Discriminative fine-tuning with the auxiliary LM loss (Radford et al. 2018, sections 3.2 and 3.3)."""
 
 import dataclasses
-import fractions
-import math
 import time
 
 import numpy as np
@@ -35,7 +33,7 @@ from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.report.results import Result, Score, read, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
-from gpt1_jax.training.cost import whole_steps
+from gpt1_jax.training.cost import used_examples, whole_steps
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import finetuning
 
@@ -179,12 +177,6 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
     if not config.data.source.startswith('tokens:'):  # there, any rule but theirs is refused
         check_rule(config.data.rule, dataset)
     _loss(config.data, dataset)
-
-
-def used_examples(data: ConfigDict, number: int) -> int:
-    """How many of `number` training examples `config.data` takes: of the first `limit` the share, rounded up."""
-    number = number if data.limit is None else min(number, data.limit)
-    return math.ceil(fractions.Fraction(str(data.share)) * number)  # exact: 0.07 * 100 is more than 7
 
 
 def drawn(seed: int, data: ConfigDict, number: int) -> np.ndarray:

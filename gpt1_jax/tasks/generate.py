@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     can be resumed.
     """
     started = time.monotonic()
-    _check(config)
+    check(config)
     prompts = _read_prompts(config)
     if max(1, len(prompts)) * config.samples > _MOST:
         raise UserError(
@@ -304,7 +304,8 @@ def _print(text):
     print(text, end='', flush=True)
 
 
-def _check(config):
+def check(config: ConfigDict) -> None:
+    """Raises UserError for what can be refused before the model and the prompts are read."""
     if bool(config.prompt) + bool(config.prompts) + config.interactive > 1:
         raise UserError('prompt: More than one of prompt, prompts and interactive is given. Give only one of them.')
     if config.temperature == 0 and config.samples > 1:

@@ -1,10 +1,12 @@
 """Fine-tuning with 0, 1, ... layers transferred (Radford et al. 2018, section 5 and figure 2, left)."""
 
 import statistics
+from collections.abc import Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
 from gpt1_jax.report.results import Result, first_metric, of_mnli, of_runs
@@ -21,16 +23,22 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     Scores, facts and files are those of `sweep.fine_tune_all`, with the variants 'layersN'; WORKDIR/table.txt is the
     table.
     """
-    variants = {f'layers{n}': {'n_transfer': n} for n in _numbers(config)}
-    runs = sweep.with_variants(config, variants, without=('layers',), n_transfer=None, datasets=(config.data.dataset,))
+    saved = store.open_model(config.init_from)
+    runs = _runs(config, saved.architecture.sizes['layers'])
+    for of_variant in runs.variants.values():
+        layers.architecture(saved, of_variant.n_transfer, config.rest)
     result = sweep.fine_tune_all(runs, workdir, config)
     return sweep.finish(config, workdir, result, format_scores(result))
 
 
-def _numbers(config):
-    """The numbers of layers, ascending; each is possible."""
-    saved = store.open_model(config.init_from)
-    most = saved.architecture.sizes['layers']
+def check(config: ConfigDict, names: Sequence[str], most: int) -> None:
+    """See sweep.check_runs. most: the layers of the model."""
+    sweep.check_runs(_runs(config, most), names)
+
+
+def _runs(config, most):
+    """The config for `sweep.fine_tune_all`, with the numbers of layers ascending. most: the layers of the model."""
+    check_choice('data.dataset', config.data.dataset, REGISTRY)
     numbers = sorted(set(config.layers or range(most + 1)))
     for n in numbers:
         if n not in range(most + 1):
@@ -38,8 +46,8 @@ def _numbers(config):
                 f'layers: {n} layers cannot be transferred from {config.init_from}, which has {most}. Give numbers '
                 f'from 0 to {most}.'
             )
-        layers.architecture(saved, n, config.rest)
-    return numbers
+    variants = {f'layers{n}': {'n_transfer': n} for n in numbers}
+    return sweep.with_variants(config, variants, without=('layers',), n_transfer=None, datasets=(config.data.dataset,))
 
 
 def format_scores(result: Result) -> str:

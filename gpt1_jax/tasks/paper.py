@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+import jax
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -11,6 +12,7 @@ from gpt1_jax import lock, peers
 from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.sources import open_corpus
+from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import explain, write_json
 from gpt1_jax.processes import cores
@@ -275,11 +277,14 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
     if not config.text and 'prepare' not in done:
         raise UserError('text: It is empty. Name the corpus, for example --config.text=text:DIR.')
     counted = [name for name in _NEEDS if name in done.union(chosen)]
-    wanted = dict.fromkeys(of_set for name in counted for of_set in plan.datasets(config[name]))
+    wanted = dict.fromkeys(of_set for name in counted for of_set in plan.datasets(config[name]) if of_set in REGISTRY)
     sets = {
         name: cost.labelled_set(name, config.source, config.pretrain.model.n_positions, config.finetune.data.download)
         for name in wanted
     }
+    for name in chosen:
+        if name not in done:
+            _check(name, parts[name].runs[0].config, config, sets)
     speed = cost.training_speed(config.pretrain.model.width)
     steps = {name: _steps(parts[name].runs[0], config, workdir) for name in counted if name.startswith('pretrain')}
     for name in counted:
@@ -291,6 +296,22 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
             of = name if name in steps else need
             parts[name] = plan.estimated(part, config.get(of), steps.get(of, 0), sets, speed)
     return parts
+
+
+def _check(name, part, config, sets):
+    """Raises UserError, with the whole name of the key, for what the part's own task would refuse before it begins."""
+    usable = [of_set for of_set in plan.datasets(part) if of_set not in sets or not sets[of_set].problem]
+    try:
+        if part.task == 'pretrain':
+            pretrain.check(part, jax.default_backend())
+        elif part.task == 'layer_transfer':
+            layer_transfer.check(part, usable, config[_NEEDS[name][0]].model.layers)
+        elif part.task in ('sweep', 'ablation'):
+            {'sweep': sweep.check_runs, 'ablation': ablation.check}[part.task](part, usable)
+        elif part.task in ('zero_shot', 'generate'):
+            _TASKS[part.task].check(part)
+    except UserError as error:
+        raise UserError(f'{name}.{error}') from None
 
 
 def _size(config) -> int:

@@ -39,7 +39,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = _open_model(config) if config.init_from else None
-    _check(config, partitioner.platform)
+    if not config.data.source.startswith('shards:'):
+        check(config, partitioner.platform)  # else told only after the text is prepared, which can take hours
     open_workdir(config, workdir, write=is_writer(), fingerprint=shards_fingerprint)
     shards = _open_shards(config.data, workdir)
     length, batch_size = config.model.n_positions, config.data.batch_size
@@ -145,10 +146,8 @@ def _open_model(config):
     return saved
 
 
-def _check(config, platform):
-    """Raises UserError for what would else be refused only after the text is prepared, which can take hours."""
-    if config.data.source.startswith('shards:'):
-        return
+def check(config: ConfigDict, platform: str) -> None:
+    """Raises UserError for what can be refused before the text is read."""
     architecture.build(config.model, config.data.vocab_size, 0, platform)
     make_optimizer(config.optimizer, 2**31)  # how many steps there will be is not known yet
     if config.log.wandb:

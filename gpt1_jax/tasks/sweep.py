@@ -1,8 +1,10 @@
 """Data sets x variants x seeds in one resumable command; one table beside the paper's (Radford et al. 2018)."""
 
 import dataclasses
+import itertools
 import statistics
 import time
+from collections.abc import Sequence
 
 from absl import logging
 from etils import epath
@@ -20,7 +22,7 @@ from gpt1_jax.report.results import Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import finetune
-from gpt1_jax.training import side_by_side
+from gpt1_jax.training import cost, side_by_side
 from gpt1_jax.training.partitioning import is_writer
 
 _MOST_NAMED = 10
@@ -39,8 +41,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
 
 def finish(config: ConfigDict, workdir: epath.Path, result: Result, table: str) -> Result:
-    """Writes the result of a task that fine-tunes many times, with the task's config, and its table to
-    WORKDIR/table.txt; prints the table; returns the result."""
+    """Writes the result with its task's config, and WORKDIR/table.txt; prints the table; returns the result."""
     result = dataclasses.replace(result, task=config.task, config=as_json(config))
     if is_writer():
         result.write(workdir)
@@ -87,8 +88,6 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
         another config, or those of another study; before anything is trained or written.
     """
     started = time.monotonic()
-    if config.seeds < 1:
-        raise UserError(f'seeds: {config.seeds} seeds are too few. Set --config.seeds to at least 1.')
     uris, left_out = _uris(config)
     left_out = {path: why for of_process in peers.agree(left_out) for path, why in of_process.items()}
     uris = {name: uri for name, uri in uris.items() if name not in left_out}
@@ -139,6 +138,16 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
         config=as_json(config),
         seconds=time.monotonic() - started,
     )
+
+
+def check_runs(config: ConfigDict, names: Sequence[str]) -> None:
+    """Raises UserError for what can be refused before models and data are read; of runs, of those on `names`."""
+    if not config.datasets:
+        raise none_usable({})
+    for name in config.datasets:
+        check_choice('datasets', name, REGISTRY)
+    for name, variant, seed in itertools.product(names, config.variants or [''], {0, config.seeds - 1}):
+        _run_config(config, name, config.data.source, variant, seed)
 
 
 def _earlier_runs(workdir):
@@ -211,8 +220,7 @@ def _uris(config):
     """(data set -> its source URI, data set or path of its variant -> why it cannot be used): found out before anything
     is trained."""
     uris, left_out, directory, unknown = {}, {}, config.data.source.partition(':')[2], []
-    for name in config.datasets:
-        check_choice('datasets', name, REGISTRY)
+    check_runs(config, ())
     for number, name in enumerate(config.datasets, 1):
         logging.info('looking for mistakes in the data: %s, %d of %d', name, number, len(config.datasets))
         dataset = REGISTRY[name]
@@ -228,12 +236,8 @@ def _uris(config):
             continue
         uris[name] = uri
         for variant in config.variants or ['']:
-            data = _run_config(config, name, uri, variant, 0).data
-            used = finetune.used_examples(data, examples)
-            if used < data.batch_size:
-                left_out[_path(name, variant)] = (
-                    f'its {used} training examples are fewer than data.batch_size={data.batch_size}'
-                )
+            if why := cost.too_few(_run_config(config, name, uri, variant, 0).data, examples):
+                left_out[_path(name, variant)] = why
     if unknown:
         names = ', '.join(unknown[:_MOST_NAMED])
         logging.warning('%s: No known data set has the folder %s. Name each after its data set.', directory, names)
@@ -278,8 +282,7 @@ def _glue_averages(scores):
     medians = {}
     for (name, variant, split, subset, metric), of in summary(scores).items():
         medians.setdefault(variant, {}).setdefault(name, {})[paper_key(split, metric, subset)] = of['median']
-    averages = {variant: paper.glue_average(of) for variant, of in medians.items()}
-    return {variant: average for variant, average in averages.items() if average is not None}
+    return {variant: average for variant, of in medians.items() if (average := paper.glue_average(of)) is not None}
 
 
 def summary(scores: list[Score], split: str = 'dev') -> dict[tuple[str, str, str, str, str], dict]:

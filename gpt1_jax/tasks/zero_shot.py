@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     data set -> why.
     """
     started = time.monotonic()
-    check_choice('condition', config.condition, zero_shot.CONDITIONS)
+    check(config)
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     models = list(map(store.open_model, _checkpoints(config.init_from)))
     questions, left_out = zero_shot.load(
@@ -80,6 +80,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     if is_writer():
         publish(workdir, format_scores(result))
     return result
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for what can be refused before the models and the data are read."""
+    check_choice('condition', config.condition, zero_shot.CONDITIONS)
+    zero_shot.check_names(config.datasets, 'datasets')
 
 
 def _checkpoints(init_from) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run will cost, roughly, before it begins: the machine's speed, and the tokens that it reads."""
 
 import dataclasses
+import fractions
 import math
 import time
 
@@ -121,6 +122,18 @@ def _lengths(dataset: Dataset, examples: Examples) -> list[tuple[float, list[flo
             orders = 2 if dataset.kind == 'similarity' else 1
             lengths.append((0.0, orders * [tokens(*texts, last) + _SPECIAL]))
     return lengths
+
+
+def used_examples(data: ConfigDict, number: int) -> int:
+    """How many of `number` training examples `config.data` takes: of the first `limit` the share, rounded up."""
+    number = number if data.limit is None else min(number, data.limit)
+    return math.ceil(fractions.Fraction(str(data.share)) * number)  # exact: 0.07 * 100 is more than 7
+
+
+def too_few(data: ConfigDict, number: int) -> str:
+    """Why `config.data` cannot take its training examples from `number` of them; '' if it can."""
+    used = used_examples(data, number)
+    return f'its {used} training examples are fewer than data.batch_size={data.batch_size}' * (used < data.batch_size)
 
 
 # Work in tokens that a training step costs as much as; one that is only scored costs a third.
