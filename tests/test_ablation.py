@@ -8,7 +8,7 @@ from etils import epath
 
 from configs import ablation as ablation_config, finetune as finetune_config
 from gpt1_jax.data.labelled.registry import REGISTRY
-from gpt1_jax.errors import UserError
+from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.lstm import LSTM
@@ -125,6 +125,19 @@ def test_the_runs_of_table_5_are_those_of_finetune(source, tmp_path, trained):
         alone.update(changed)
         alone.data.update(source=f'files:{source}/data/cola', batch_size=8, cache='off')
         assert trained[path].to_dict() == alone.to_dict()
+
+
+def test_the_runs_that_are_counted_are_told(source, tmp_path, trained, monkeypatch, capsys):
+    run = finetune.run
+
+    def diverging(config, workdir):
+        if config.seed == 2:
+            raise DivergedError(f'{workdir}: The loss was not finite. Lower the rate.')
+        return run(config, workdir)
+
+    monkeypatch.setattr(finetune, 'run', diverging)
+    ablation.run(config(source, 'lambda', datasets=('cola',), coefficients=(0.5,), seeds=3), epath.Path(tmp_path))
+    assert 'On dev, medians of 2 run(s) at their best epoch' in capsys.readouterr().out
 
 
 def test_without_an_lstm_its_row_is_left_out_and_named(source, tmp_path, trained, capsys):

@@ -69,6 +69,16 @@ def test_the_work_of_runs():
     assert cost.zero_shot_tokens('sst2', of_set, None) == pytest.approx(2 * 48 * 30 / 3)
 
 
+def test_zero_shot_scores_are_of_all_examples_where_nothing_is_held_out():
+    """Of the Winograd schemas those for test, where there are some."""
+    of_set = LabelledSet({'train': 1497, 'dev': 374}, 20.0, 30.0, '')
+    assert cost.zero_shot_tokens('story_cloze', of_set, None) == pytest.approx(30 * 1871 / 3)
+    assert cost.zero_shot_tokens('story_cloze', of_set, 1000) == pytest.approx(30 * 1000 / 3)
+    assert cost.zero_shot_tokens('dpr', of_set, None) == pytest.approx(30 * 1871 / 3)
+    of_set.examples['test'] = 564
+    assert cost.zero_shot_tokens('dpr', of_set, None) == pytest.approx(30 * 564 / 3)
+
+
 @pytest.mark.parametrize(('log', 'every'), [(0, 0), (1, 0), (5, 0), (0, 300), (3, 500)])
 def test_the_checkpoints_that_a_run_keeps(log, every):
     """Against the rule of the loop; nearly, where one step is kept for two reasons."""

@@ -11,6 +11,7 @@ from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation.paper import TABLE_5, in_every_row, table_5_average
+from gpt1_jax.report.blocks import whole_span
 from gpt1_jax.report.results import Result, first_metric, of_mnli, of_runs
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
@@ -125,7 +126,7 @@ def format_scores(result: Result, variants: Sequence[str]) -> str:
     found, averaged = of_sets(result), result.facts['averaged']
     names, mnli = list(result.facts['train_examples']), of_mnli(of_runs(result.scores).values())
     percent = lambda value: None if value is None else 100 * value
-    entries = []
+    entries, counted = [], whole_span(of['runs'] for of in sweep.summary(result.scores).values()) or 0
     for variant in variants:
         of = found.get(variant, {})
         medians, spreads = ([percent(of[name][i]) if name in of else None for name in names] for i in range(2))
@@ -138,8 +139,7 @@ def format_scores(result: Result, variants: Sequence[str]) -> str:
     return '\n'.join(
         [
             format_table(columns, entries),
-            f'On dev, medians of {result.config["seeds"]} run(s) at their best epoch; the first metric of each set'
-            f'{mnli}.',
+            f'On dev, medians of {counted} run(s) at their best epoch; the first metric of each set{mnli}.',
             f'The average is over the sets that every row has: {", ".join(averaged) or "none"}.',
             *result.facts['notes'],
             *(f'{path}: left out: {reason}' for path, reason in result.facts['left_out'].items()),

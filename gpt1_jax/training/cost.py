@@ -149,6 +149,11 @@ def finetuning_tokens(of_set: LabelledSet, data: ConfigDict, share: float = 1.0)
 
 def zero_shot_tokens(name: str, of_set: LabelledSet, limit: int | None) -> float:
     """Of the zero-shot scores of one checkpoint on a data set."""
-    splits = ('train', 'dev') if name == 'cola' else ('dev',)  # the threshold is chosen on train
-    examples = sum(min(of_set.examples[split], limit or math.inf) for split in splits)
+    rows, splits, most = of_set.examples, REGISTRY[name].splits, limit or math.inf
+    if name == 'dpr' and 'test' in rows:
+        examples = min(rows['test'], most)
+    elif splits['train'] == splits['dev']:  # nothing is held out
+        examples = min(rows.get('train', 0) + rows['dev'], most)
+    else:
+        examples = min(rows['dev'], most) + (min(rows['train'], most) if name == 'cola' else 0)  # for its threshold
     return examples * (2 if name == 'sst2' else 1) * of_set.separate / 3
