@@ -75,6 +75,20 @@ def test_runs_side_by_side_take_less_time(folder, tmp_path, monkeypatch):
     assert all(0.5 < ratios[name] < 0.9 and plans[1][name].together == 2 for name in sweeps)
 
 
+def test_models_of_fewer_layers_take_less_time(folder, tmp_path, monkeypatch):
+    """With the layers alone that are transferred: of 0 to 8 of 8, four in the mean."""
+    monkeypatch.setattr(paper.cost, 'training_speed', lambda width: 1.0)  # the start of a run takes no time beside
+    config, seconds = miniature(folder), {}
+    config.pretrain.model.layers = 8
+    for config.layer_transfer_mnli.rest in ('fresh', 'absent'):
+        part = paper._plan(config, epath.Path(tmp_path), PARTS)['layer_transfer_mnli']
+        seconds[config.layer_transfer_mnli.rest] = part.seconds
+    flops = {}
+    for config.pretrain.model.layers in (4, 8):
+        flops[config.pretrain.model.layers] = cost.flops_per_token(config.pretrain)
+    assert seconds['absent'] / seconds['fresh'] == pytest.approx(flops[4] / flops[8], rel=1e-3)
+
+
 def test_the_paper_is_the_default_and_its_values_are_not_changed():
     config = config_file.get_config()
     assert dict(config.files)['pretrain_lstm'] == 'pretrain:lstm' and config.pretrain.data.vocab_size == 40000

@@ -192,6 +192,11 @@ def estimated(part: Part, pretraining: ConfigDict, steps: int, sets: Mapping[str
     shares = _shares(one, layers)
     runs = [(name, share) for name in names for share in shares if not _too_few(one, sets[name], share)]
     tokens = sum(cost.finetuning_tokens(sets[name], one.data, share) for name, share in runs)
+    if one.task == 'layer_transfer' and one.rest == 'absent':  # smaller models: in the mean, of so many layers
+        small = pretraining.copy_and_resolve_references()
+        numbers = sorted(set(one.layers)) or range(layers + 1)
+        small.model.layers = max(1, round(sum(numbers) / len(numbers)))
+        tokens *= cost.flops_per_token(small) / cost.flops_per_token(pretraining)
     together = side_by_side.number(one.workers, one.seeds * len(runs), lambda: pretraining.model.width)
     seconds = one.seeds * (_START * len(runs) + tokens * a_token) * (_ONE_CORE / together if together > 1 else 1)
     return dataclasses.replace(part, seconds=seconds, work='fine-tuning', together=together)
@@ -214,7 +219,7 @@ def _too_few(part, of_set, share) -> str:
 def _shares(part, layers) -> list[float]:
     """The share of the training examples that each variant of a sweep uses."""
     if part.task == 'layer_transfer':
-        return [1.0] * (len(part.layers) or layers + 1)
+        return [1.0] * (len(set(part.layers)) or layers + 1)
     studies = {
         'table5': [1.0] * 4,
         'lambda': [1.0] * len(part.get('coefficients', ())),
