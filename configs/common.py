@@ -4,7 +4,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from gpt1_jax.config import check_choice
-from gpt1_jax.model.sizes import SIZES
+from gpt1_jax.model.sizes import SIZES, init_std
 
 
 def model_defaults() -> ml_collections.ConfigDict:
@@ -17,7 +17,7 @@ def model_defaults() -> ml_collections.ConfigDict:
             residual_dropout=0.1,  # of the output of each sub-layer, and of the LSTM's layer
             embedding_dropout='table',  # what `dropout` drops from: table (the release) or sum (the Hugging Face port)
             softmax_rows='all',  # rows that compete in training: all (the release) or tokens (without positions)
-            init_std=0.02,  # standard deviation of initial values
+            init_std=config_dict.placeholder(float),  # of initial values; None: 0.02 at width 768, narrower more
             scan=True,  # compile one layer and loop (compiles fast), or every layer (runs fast)
             remat=False,  # recompute activations in the backward pass to save memory
             attention='auto',  # xla, kernel, or auto (the kernels of a TPU or GPU, where they fit the model)
@@ -42,7 +42,7 @@ def model_size(size: str) -> ml_collections.ConfigDict:
     model.update(
         kind=named.kind,  # of model, see gpt1_jax/model/architecture.py
         **named.sizes,
-        init_std=round(0.02 * (768 / named.sizes['width']) ** 0.5, 3),
+        init_std=init_std(named.sizes['width']),
         scan=False,  # unrolled, a step moves half the bytes on a TPU or GPU and takes four fifths of the time on a CPU
     )
     return model

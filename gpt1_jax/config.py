@@ -46,6 +46,7 @@ _BEFORE = {
     'optimizer.on_divergence': 'stop',
 }
 _ABSENT = 'nothing'
+_ONCE = ('model.init_std', 0.02, None)  # key, default of before and of today: a run goes on with what it began with
 _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
@@ -290,11 +291,10 @@ def _content(workdir):
 def compare(old: dict, new: dict) -> dict[str, tuple]:
     """Dotted key -> (old value, new value) where two configs, as JSON types, are not of the same run: in keys other
     than MAY_CHANGE. A key that came later has its old value; two ways to write one path are no difference."""
-    return {
-        key: (a, b)
-        for key, (a, b) in sorted(_differences(old, new).items())
-        if not any(f'.{name}.' in f'.{key}.' for name in MAY_CHANGE) and not (is_place(key) and _place(a) == _place(b))
-    }
+    is_free = lambda key: any(f'.{name}.' in f'.{key}.' for name in MAY_CHANGE)
+    is_same = lambda key, a, b: (is_place(key) and _place(a) == _place(b)) or (key, a, b) == _ONCE
+    differences = sorted(_differences(old, new).items())
+    return {key: pair for key, pair in differences if not is_free(key) and not is_same(key, *pair)}
 
 
 def _source(config):

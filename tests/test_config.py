@@ -238,7 +238,7 @@ def flat_keys(values, prefix=''):
 
 
 def unfinished(workdir, stored):
-    (workdir / 'checkpoints').mkdir()
+    (workdir / 'checkpoints').mkdir(parents=True)
     (workdir / 'config.json').write_text(json.dumps(stored))
     return epath.Path(workdir)
 
@@ -277,6 +277,18 @@ def test_an_earlier_run_is_not_resumed_with_another_value_of_a_later_key(tmp_pat
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=rf'another config \({key}: {common._BEFORE[key]!r} there, {value!r} now\)'):
         common.open_workdir(config, workdir, write=True)
+
+
+def test_an_earlier_run_keeps_the_initial_values_that_were_the_default(tmp_path):
+    stored, config = earlier('finetune'), as_today(earlier('finetune'))
+    assert stored['model']['init_std'] == 0.02 and finetune.get_config('sst2').model.init_std is None
+    config.model.init_std = None
+    common.open_workdir(config, unfinished(tmp_path / 'same', stored), write=True)
+    for there, now in ((0.02, 0.03), (0.049, None)):
+        stored['model']['init_std'] = there
+        config.model.init_std = now
+        with pytest.raises(UserError, match=rf'another config \(model.init_std: {there} there, {now} now\)'):
+            common.open_workdir(config, unfinished(tmp_path / str(there), stored), write=True)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_table_has_every_number_of_layers(source, tmp_path, trained, capsys)
     assert printed == (tmp_path / 'table.txt').read_text().splitlines() == [*table, printed[-1]]
     assert printed[-1].startswith('The paper') and 'all 12' in printed[-1] and '9 points' in printed[-1]
     stored = results.read(epath.Path(tmp_path))
-    assert stored.scores == result.scores and stored.task == 'layer_transfer' and stored.config['rest'] == 'absent'
+    assert stored.scores == result.scores and stored.task == 'layer_transfer' and stored.config['rest'] == 'fresh'
     assert stored.value(variant='layers1', split='train', seed=2) == pytest.approx(0.82)
     assert stored.facts == {
         'train_examples': {'sst2': {f'layers{n}': 40 for n in range(3)}},
@@ -134,13 +134,14 @@ def test_an_lstm_has_one_layer(source, tmp_path, trained, monkeypatch):
     lstm = saved._replace(architecture=type(saved.architecture)('lstm', sizes))
     monkeypatch.setattr(store, 'open_model', lambda uri: lstm)
     with pytest.raises(UserError, match='^n_transfer: A model of kind lstm cannot have 0 layers .*rest=fresh'):
-        layer_transfer.run(config(source), epath.Path(tmp_path))
-    layer_transfer.run(config(source, rest='fresh'), epath.Path(tmp_path))
+        layer_transfer.run(config(source, rest='absent'), epath.Path(tmp_path))
+    layer_transfer.run(config(source), epath.Path(tmp_path))
     assert [values.n_transfer for values in trained.values()] == [0, 1]
 
 
-def test_it_goes_on_between_two_points(source, tmp_path):
-    values, workdir = config(source, layers=(0, 1)), epath.Path(tmp_path)
+@pytest.mark.parametrize('rest', ['fresh', 'absent'])
+def test_it_goes_on_between_two_points(source, tmp_path, rest):
+    values, workdir = config(source, layers=(0, 1), rest=rest), epath.Path(tmp_path)
     values.data.update(batch_size=8, epochs=1.0, score_train=8)
     values.optimizer.learning_rate = 0.01
     points = [workdir / 'sst2' / f'layers{n}' / 'seed0' for n in (0, 1)]
@@ -153,8 +154,8 @@ def test_it_goes_on_between_two_points(source, tmp_path):
     assert again.scores == whole.scores and len(whole.scores) == 2 * 3
     assert [one == other for one, other in zip(before, logs())] == [False, True]
     for n, point in enumerate(points):
-        sizes = store.open_model(str(point)).architecture.sizes
-        assert sizes == store.open_model(f'{source}/lm').architecture.sizes | {'layers': n}
+        sizes, whole = (store.open_model(run).architecture.sizes for run in (str(point), f'{source}/lm'))
+        assert sizes == (whole if rest == 'fresh' else whole | {'layers': n})
 
 
 def test_of_mnli_both_dev_sets_count(capsys):

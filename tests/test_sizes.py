@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from configs import finetune, pretrain
 from gpt1_jax.model import architecture
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.sizes import SIZES
@@ -14,6 +15,14 @@ def test_a_size_fits_its_kind(name):
     assert set(size.sizes) == set(architecture.KINDS[size.kind].SIZES)
     model = architecture.build({'kind': size.kind, **size.sizes}, size.vocab_size, 0, 'cpu')
     assert architecture.Architecture.of(model) == architecture.Architecture(size.kind, size.sizes)
+
+
+@pytest.mark.parametrize(('name', 'std'), [('gpt1', 0.02), ('tiny', 0.049), ('tiny_lstm', 0.049)])
+def test_initial_values_are_those_of_the_width_in_pretraining_and_from_scratch(name, std):
+    size = SIZES[name]
+    for config in (pretrain.get_config(name), finetune.get_config('sst2')):
+        settings = {**config.model, 'kind': size.kind, **size.sizes}
+        assert architecture.build(settings, size.vocab_size, 0, 'cpu').init_std == std
 
 
 def test_gpt1_has_the_paper_s_parameters():

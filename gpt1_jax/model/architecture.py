@@ -23,7 +23,7 @@ from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
 from gpt1_jax.model import attention
 from gpt1_jax.model.lstm import LSTM
-from gpt1_jax.model.sizes import SIZES
+from gpt1_jax.model.sizes import SIZES, init_std
 from gpt1_jax.model.transformer import Decoder
 
 DEFAULT_KIND = 'transformer'
@@ -62,6 +62,7 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
 
     Args:
       model_config: `kind`, its sizes, and settings of the computation; keys that the kind does not know are ignored.
+        An `init_std` of None is that of the width.
       n_special: special rows in its table.
       platform: of the devices that it runs on; a `dtype` of 'auto' is float32 on 'cpu' and bfloat16 elsewhere, an
         `attention` of 'auto' the kernel of the platform, if it has one that fits the model.
@@ -88,6 +89,8 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
     dtype = values.pop('dtype', 'auto')
     if dtype == 'auto':
         dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+    if values.get('init_std', 0) is None:
+        values['init_std'] = init_std(values['width'])
     if 'attention' in values:
         values |= dict(attention=_attention(values, platform), platform=platform)
     return made(vocab_size=vocab_size, n_special=n_special, dtype=jnp.dtype(dtype), **values)

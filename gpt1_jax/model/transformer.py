@@ -113,8 +113,7 @@ class Decoder(nn.Module):
       remat: recompute a layer's activations in the backward pass instead of keeping them.
       embedding_dropout: 'table' drops elements of the table, once per forward pass, for look-up and softmax alike
         (release); 'sum' drops from the sum of token and position row (the Hugging Face port).
-      init_std: standard deviation of initial kernels and table; 0.02 at width 768 (section 4.1). Narrower models
-        need more, as 1 / sqrt(width): with 0.02 they are slow to learn more than word frequencies.
+      init_std: standard deviation of initial kernels and table, see sizes.init_std.
       softmax_rows: 'all' lets special and position rows compete in the softmax (release); 'tokens' leaves
         position rows out (the port).
       attention: 'xla', 'kernel', or 'auto' (the kernel unless it cannot serve the rows at hand); unless
