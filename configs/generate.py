@@ -10,11 +10,15 @@ The last command fetches the released model from the Hugging Face hub. A single 
 it is generated. `prompts` names a file with one prompt per line (an empty line is an empty prompt). The results of both
 go to WORKDIR/generations.jsonl, one object per sample: prompt, sample, text, tokens and ended_by, 'stop', 'max_tokens'
 or 'context' (the model's positions). `interactive` reads prompts from standard input until it ends. A prompt longer
-than the model's positions is refused; max_tokens beyond them is cut, with a warning. A command that was
-stopped or killed goes on behind the texts that are there.
+than the model's positions is refused; max_tokens beyond them is cut, with a warning. White space at the end of a
+prompt is not read, and left out of what is shown. A command that was stopped or killed goes on behind the texts that
+are there.
 
-Each token depends only on the text before it, the seed and the sample's number, not on the batch. The unknown piece
-is never generated: it stands for text that the vocabulary cannot write.
+A token is drawn by its position, the seed and the sample's number, with the model's probabilities after the text before
+it. In float32 the batch does not matter; in bfloat16, the default on a GPU or TPU, other shapes round otherwise, so a
+text may be another one in another batch (`model.dtype=float32` avoids it). Prompts share the random numbers: for texts
+that have nothing to do with each other use `samples` or other seeds. The unknown piece is never generated: it stands
+for text that the vocabulary cannot write.
 
 Hardware: any. Compiled steps are kept in $XDG_CACHE_HOME (~/.cache)/gpt1_jax/compiled. Time, 117M parameters on 2 CPU
 cores: 13 seconds to the first token, 5.4 to 6.7 with steps compiled before (measured); for the rate see

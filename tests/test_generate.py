@@ -51,6 +51,15 @@ def test_prompts_of_a_file_in_batches_equal_each_alone(saved, tmp_path, capsys):
     assert all(row['tokens'] == 12 and row['ended_by'] == 'max_tokens' or row['ended_by'] == 'stop' for row in made)
 
 
+def test_what_is_shown_and_kept_of_a_prompt_is_what_was_read(saved, tmp_path, capsys):
+    made = {}
+    for number, prompt in enumerate(('ship', 'ship ', ' ship\n\n')):
+        config = config_for(saved, prompt=prompt, temperature=0.0, stop='never')
+        (made[prompt],) = generate.run(config, tmp_path / str(number))
+        assert capsys.readouterr().out == prompt.rstrip() + made[prompt]['text'] + '\n'
+        assert made[prompt]['prompt'] == prompt.rstrip() and made[prompt]['text'] == made['ship']['text']
+
+
 def test_a_stopped_run_goes_on_behind_its_texts(saved, tmp_path, monkeypatch, capsys):
     """What it prints, too, is that of a run that was not stopped; one with another seed begins anew."""
     (tmp_path / 'prompts.txt').write_text('ship\nwave and\n\nbarn\n')
@@ -76,6 +85,7 @@ def test_a_stopped_run_goes_on_behind_its_texts(saved, tmp_path, monkeypatch, ca
         with pytest.raises(KeyboardInterrupt):
             generate.run(config, tmp_path / 'out')
         assert results(tmp_path / 'out') == whole[:6]
+        assert not (tmp_path / 'out' / 'results.json').exists()  # the second time, of the run before
         rows.clear()
         capsys.readouterr()
         config.seed, stop_at = seed, None

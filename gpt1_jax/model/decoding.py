@@ -87,7 +87,8 @@ def decode(
 ) -> State:
     """Adds up to `n_tokens` tokens to each row; ends early when all rows have reached the stop token or their limit.
 
-    A token is drawn with a key of (seed, samples[b], position), so that a row's text does not depend on its batch.
+    A token is drawn with a key of (seed, samples[b], position), so that a row's text depends on its batch by rounding
+    alone: in bfloat16 this may be enough to draw another token.
 
     Only the flags are static: greedy, whether the temperature is 0; truncated, whether top_k or top_p leave tokens out.
     stop_id: a token, or -1 for none.

@@ -92,6 +92,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     if config.interactive:
         _converse(make, rows_of, config)
         return []
+    if is_writer():  # it is of the texts that were there
+        (workdir / 'results.json').unlink(missing_ok=True)
     lines = journal.Lines(workdir / 'generations.jsonl', key)
     with contextlib.closing(lines):
         made = _generate(make, rows, config, lines)
@@ -104,8 +106,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
 def make_rows(
     prompt: str, name: str, *, tokenizer: Tokenizer, context: int, samples: int, max_tokens: int
 ) -> list[Row]:
-    """The samples to generate for one prompt. Raises UserError, which calls it `name`, if it is too long, or
-    no text."""
+    """The samples to generate for one prompt, without the white space at its end, which is not read. Raises UserError,
+    which calls it `name`, if it is too long, or no text."""
     if not prompt.isascii() and prompt != prompt.encode(errors='replace').decode():
         raise UserError(f'{name}: The text is not UTF-8. Convert it.')
     ids = tokenizer.encode_batch([prompt])[0]
@@ -128,7 +130,7 @@ def make_rows(
             max_tokens,
         )
     end = 'context' if limit < len(ids) + max_tokens else 'max_tokens'
-    return [Row(prompt, ids, sample, limit, end) for sample in range(samples)]
+    return [Row(prompt.rstrip(), ids, sample, limit, end) for sample in range(samples)]
 
 
 def maker(

@@ -148,8 +148,8 @@ def check_tokens(corpus: Corpus, held_out: float, tokens: Mapping[str, int]) -> 
         raise UserError(f'{corpus.uri}: There is no text to train on. Use another data.source.')
     if held_out and not tokens['valid']:
         raise UserError(
-            f'{corpus.uri}: The text is too short to hold out {held_out} of it. Use more text, or set data.held_out '
-            'to 0.'
+            f'{corpus.uri}: The text is too short to hold out {held_out} of it. Use more text, or a larger '
+            'data.held_out; `prepare` alone can do with 0.'
         )
 
 
