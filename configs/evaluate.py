@@ -10,7 +10,7 @@ checkpoint is used. The argument `text` scores running text instead: see configs
 The metrics, also per class, are in WORKDIR/results.json and the predictions in WORKDIR/predictions, those of GLUE's
 test splits in the form of a submission. Run a command that was stopped or killed again to resume it.
 
-Hardware: any; not measured yet.
+Hardware: any. Time: not measured yet. Result: on dev, the scores of the best checkpoint in the run's own results.json.
 """
 
 import ml_collections

@@ -23,7 +23,8 @@ A vocabulary made by `prepare` spells such text in bytes and has none.
 
 Run a command that was stopped or killed again to resume it; the figures are the same in the end.
 
-Hardware: any; not measured yet.
+Hardware: any. Time: not measured yet. Result: 18.4 a token with the paper's model on the books that it held out; not
+reproduced yet.
 """
 
 import ml_collections

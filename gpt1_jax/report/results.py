@@ -1,4 +1,5 @@
-"""The one record of a result: every task writes it to WORKDIR/results.json, and the report reads nothing else."""
+"""The one record of a result: every task writes it to WORKDIR/results.json. The report has its scores from there;
+curves, intervals and examples are from the files beside it that report/reading.py reads."""
 
 import dataclasses
 import hashlib
