@@ -70,7 +70,15 @@ def main(argv: list[str]) -> None:
 
 
 def run_task(config: ConfigDict, workdir: str) -> Any:
-    """Runs the task of a config in the folder `workdir` and returns its result. Raises UserError."""
+    """Runs the task of a config in the folder `workdir` and returns its result.
+
+    For notebooks and other sessions of Python, which Ctrl-C does not end: a run that it stops is saved, and the same
+    call resumes it. Call it in the main thread.
+
+    Raises:
+      UserError: the message says how to fix it.
+      KeyboardInterrupt: it was stopped by Ctrl-C; after SIGTERM, SIGHUP or SIGUSR1 it is SystemExit, with status 75.
+    """
     if config.task not in [module.name for module in pkgutil.iter_modules(tasks.__path__)]:
         raise UserError(f'task: There is no task {config.task!r}. Use the config file of the task that you want.')
     check(config)
@@ -82,7 +90,12 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     with lock.hold(folder, write=not (peers.current and peers.current.process)), logs.each_warning_once():
         if config.task not in _ALONE:
             lock.check_shared(folder)
-        return task.run(config, folder)
+        try:
+            return task.run(config, folder)
+        except SystemExit:  # saved
+            if not stopping.is_for_caller():
+                raise
+            raise KeyboardInterrupt('Stopped. Run the same command again to resume.') from None
 
 
 def _set_up():

@@ -26,12 +26,14 @@ last_words: list[Callable[[int, str], None]] = []  # called with the status and 
 dispensable: list[threading.Thread] = []  # what they do is of no use once the program ends
 taken: list[int] = []  # the signals that other handlers than the one here have had
 _asked: list[int] = []  # the signals that came
+_watching = threading.Event()
 _in_order = threading.Event()
 _ending = threading.Lock()
 
 
 def watch() -> None:
     """Handles the signals from now on, except those that are ignored (nohup). Call it in the main thread, first."""
+    _watching.set()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -39,6 +41,11 @@ def watch() -> None:
     atexit.register(replace_handlers, signal.SIG_IGN)  # the last: then all is done, and Python would have none
     sys.unraisablehook = unraisablehook
     threading.Thread(target=_enforce, args=(reader,), daemon=True).start()
+
+
+def is_for_caller() -> bool:
+    """Whether Ctrl-C has stopped what a session of Python called, which goes on, and not a program that ends."""
+    return not _watching.is_set() and taken[-1:] == [signal.SIGINT]
 
 
 def replace_handlers(handler: Callable) -> dict[int, Callable]:

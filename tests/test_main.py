@@ -2,7 +2,9 @@
 
 import json
 import random
+import signal
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -200,6 +202,36 @@ def test_a_warning_is_said_once_in_a_run(tmp_path, monkeypatch, caplog):
             main.run_task(config, str(tmp_path / 'run'))
         said = [record.getMessage() for record in caplog.records]
         assert said == ['dev: odd', 'dev: read', 'dev: read', 'train: odd', 'train: read']
+
+
+@pytest.mark.parametrize(('number', 'ends'), [('SIGINT', KeyboardInterrupt), ('SIGTERM', SystemExit)])
+def test_ctrl_c_does_not_end_the_session_of_python_that_called_a_task(tmp_path, monkeypatch, number, ends):
+    from configs import report as report_config
+    from gpt1_jax import main
+    from gpt1_jax.evaluation.journal import resumable
+    from gpt1_jax.tasks import report
+
+    def step(batch):
+        if batch == 1:
+            signal.raise_signal(getattr(signal, number))
+        return batch
+
+    def keep(number, output):
+        return np.array([output], np.float32)
+
+    def task(config, workdir):
+        with resumable(workdir) as watch:
+            return [int(one[0]) for one in watch().each(step, lambda start: range(start, 4), keep)]
+
+    monkeypatch.setattr(report, 'run', task)
+    monkeypatch.setattr(main.stopping, 'taken', [])
+    with pytest.raises(ends) as stopped:
+        main.run_task(report_config.get_config(), str(tmp_path / 'run'))
+    if ends is KeyboardInterrupt:
+        assert str(stopped.value) == 'Stopped. Run the same command again to resume.'
+    else:
+        assert stopped.value.code == 75
+    assert main.run_task(report_config.get_config(), str(tmp_path / 'run')) == [0, 1, 2, 3]
 
 
 def test_how_a_task_computes_is_set_between_its_import_and_its_run(tmp_path, monkeypatch):
