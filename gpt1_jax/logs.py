@@ -4,7 +4,7 @@ import contextlib
 import logging as standard_logging
 from collections.abc import Iterator
 
-from absl import logging
+from absl import flags, logging
 
 
 def set_up(name: str = '') -> None:
@@ -15,6 +15,19 @@ def set_up(name: str = '') -> None:
     logging.get_absl_handler().setFormatter(standard_logging.Formatter(f'%(asctime)s {name}%(message)s', '%H:%M:%S'))
     for library in ('jax', 'httpx2', 'matplotlib'):
         standard_logging.getLogger(library).setLevel(standard_logging.WARNING)
+
+
+def show() -> None:
+    """Shows what a run decides to a caller in Python who has not chosen how much is logged, by absl's verbosity or the
+    level of the root logger. Where there are handlers already, they alone show it."""
+    chosen = not flags.FLAGS['verbosity'].using_default_value
+    if chosen or logging.get_absl_logger().getEffectiveLevel() != standard_logging.WARNING:
+        return
+    if standard_logging.getLogger().handlers:
+        logging.set_verbosity(logging.INFO)
+    else:
+        flags.FLAGS.mark_as_parsed()  # else absl would note that there are none
+        set_up()
 
 
 @contextlib.contextmanager

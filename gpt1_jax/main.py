@@ -73,7 +73,8 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     """Runs the task of a config in the folder `workdir` and returns its result.
 
     For notebooks and other sessions of Python, which Ctrl-C does not end: a run that it stops is saved, and the same
-    call resumes it. Call it in the main thread.
+    call resumes it. Call it in the main thread. Log lines are shown, unless the verbosity of absl or the level
+    of Python's root logger was chosen before.
 
     Raises:
       UserError: the message says how to fix it.
@@ -81,6 +82,7 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     """
     if config.task not in [module.name for module in pkgutil.iter_modules(tasks.__path__)]:
         raise UserError(f'task: There is no task {config.task!r}. Use the config file of the task that you want.')
+    logs.show()
     check(config)
     check_place('--workdir', str(workdir))
     keep_compiled_steps()

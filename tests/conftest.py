@@ -74,6 +74,7 @@ def _logging():
     """A test that switches log lines on does so for itself alone: others look at what was said."""
     handler, verbosity = logging.get_absl_handler(), logging.get_verbosity()
     formatter = handler.python_handler.formatter
+    logging.set_verbosity(verbosity)  # chosen, so that `run_task` leaves it
     yield
     standard_logging.getLogger().removeHandler(handler)
     logging.set_verbosity(verbosity)

@@ -2,11 +2,14 @@
 
 import logging as standard_logging
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import logging
 
 from gpt1_jax import logs
+from helpers import ROOT
 
 
 @pytest.mark.parametrize(('name', 'before'), [('', ''), ('cola/100%/seed0', 'cola/100%/seed0: ')])
@@ -22,3 +25,29 @@ def test_what_libraries_tell_is_hidden():
     said = lambda name, level: standard_logging.getLogger(name).isEnabledFor(level)
     for name in ('jax._src.dispatch', 'httpx2', 'matplotlib.font_manager'):
         assert not said(name, standard_logging.INFO) and said(name, standard_logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'pattern'),
+    [
+        ('', r'\d\d:\d\d:\d\d told\n\d\d:\d\d:\d\d warned\n'),
+        ('standard.basicConfig()', 'INFO:absl:told\nWARNING:absl:warned\n'),  # by any library too
+        ('standard.basicConfig(level=standard.INFO)', 'INFO:absl:told\nWARNING:absl:warned\n'),
+        ('standard.basicConfig(level=standard.ERROR)', ''),
+        ('logging.set_verbosity(logging.WARNING)', 'WARNING:absl:warned\n'),
+        ('logging.set_verbosity(logging.ERROR)', ''),
+    ],
+)
+def test_a_caller_in_python_sees_each_line_once_unless_he_has_chosen(chosen, pattern):
+    code = f"""
+import logging as standard
+from absl import logging
+from gpt1_jax import logs
+{chosen}
+for _ in range(2):
+    logs.show()
+logging.info('told')
+logging.warning('warned')
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert re.fullmatch(pattern, done.stderr) and not done.stdout, done.stderr

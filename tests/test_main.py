@@ -235,17 +235,18 @@ def test_ctrl_c_does_not_end_the_session_of_python_that_called_a_task(tmp_path, 
 
 
 def test_how_a_task_computes_is_set_between_its_import_and_its_run(tmp_path, monkeypatch):
-    """Before the import there may be no JAX to set it for."""
+    """Before the import there may be no JAX to set it for. Log lines are shown from before it."""
     from configs import report as report_config
     from gpt1_jax import main
     from gpt1_jax.tasks import report
 
     order, import_module = [], main.importlib.import_module
     monkeypatch.setattr(main.importlib, 'import_module', lambda name: order.append('import') or import_module(name))
+    monkeypatch.setattr(main.logs, 'show', lambda: order.append('show'))
     monkeypatch.setattr(main, 'compute_in_this_thread', lambda: order.append('set'))
     monkeypatch.setattr(report, 'run', lambda config, workdir: order.append('run'))
     main.run_task(report_config.get_config(), str(tmp_path / 'run'))
-    assert order == ['import', 'set', 'run']
+    assert order == ['show', 'import', 'set', 'run']
 
 
 def test_a_workdir_of_another_config_is_refused_and_kept(folder, language_model):
