@@ -9,6 +9,7 @@ import difflib
 import itertools
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -178,6 +179,9 @@ def _check_value(key, default, value):
 
 
 def _read_config(path):
+    folder = pathlib.Path(path.partition(':')[0]).absolute().parent
+    if folder.name == 'configs':  # whose files import common.py as `configs.common`, wherever the program was started
+        sys.path.append(str(folder.parent))
     try:
         config = flags.FLAGS['config'].parser.parse(path)
         if getattr(config, 'task', None) is None or not isinstance(config, ConfigDict):

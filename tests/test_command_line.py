@@ -2,6 +2,7 @@
 
 import collections
 import importlib
+import pathlib
 import random
 import sys
 
@@ -207,6 +208,15 @@ IMPOSSIBLE = 'is not possible. It must be'
 )
 def test_a_mistake_is_one_line(refusal, flags, message):
     assert message in refusal(*f'--config=configs/{flags}'.split(' '))
+
+
+def test_a_config_file_is_read_from_any_folder(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [path for path in sys.path if path and pathlib.Path(path) != ROOT])
+    for name in [name for name in sys.modules if name.split('.')[0] == 'configs']:
+        monkeypatch.delitem(sys.modules, name)
+    assert given(f'--config={ROOT}/configs/finetune.py:sst2', '--config.seed=3').seed == 3
+    assert importlib.import_module('configs.generate')  # as the paper's plan does
 
 
 @pytest.mark.parametrize(
