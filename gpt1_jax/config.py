@@ -16,15 +16,7 @@ from gpt1_jax.files import exists, make_directory, read_json, write_atomically, 
 
 # These may change when a run is resumed: they change no number by more than rounding.
 MAY_CHANGE = (
-    'mesh',
-    'checkpoint',
-    'log',
-    'workers',
-    'data.workers',
-    'data.cache',
-    'data.download',
-    'model.scan',
-    'model.remat',
+    *'mesh checkpoint log workers data.workers data.cache data.download model.scan model.remat'.split(),
     'model.attention',
     'optimizer.on_divergence',  # nothing as long as the loss does not diverge
 )
@@ -51,6 +43,8 @@ _KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add t
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
 _PATHS = (*_PLACES, 'prompts', 'target', 'runs', 'cache')
+# Ends of keys that may be None, which stands for a default.
+_OPTIONAL = 'batch_size heads init_std layers limit max_length mlp_width n_positions n_transfer scan stride units width'
 
 MOST_LAYERS = 2**12  # each of which is traced, and compiled unless model.scan is set
 MOST_SIZE = 2**17  # of a model: far beyond what fits anywhere, far below what overflows
@@ -127,6 +121,8 @@ def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
         if isinstance(value, ml_collections.ConfigDict):
             check(value, f'{full}.')
             continue
+        if value is None and full.rpartition('.')[2] not in _OPTIONAL.split():
+            raise UserError(f'{full}: None is not possible. Give a value, or leave it as the config file has it.')
         if isinstance(value, str) and full.rpartition('.')[2] in _PATHS:
             check_place(full, value)
         ranges = [(test, words) for keys, test, words in _RANGES if is_one_of(keys.split())]
@@ -150,7 +146,7 @@ def check_place(key: str, value: str) -> None:
 
 
 def _elements(value):
-    """Those of a tuple; of anything else itself; of None, which stands for a default, nothing."""
+    """Those of a tuple; of anything else itself; of None nothing."""
     return value if isinstance(value, tuple) else () if value is None else (value,)
 
 

@@ -94,6 +94,37 @@ def test_senseless_values_are_named(key, value, words):
     assert str(caught.value).startswith(f'{key}: {value!r} is ') and words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ('config', 'key'),
+    [
+        (generate, 'prompt'),
+        (finetune, 'data.source'),
+        (finetune, 'init_from'),
+        (pretrain, 'data.tokens'),
+        (quickstart, 'pretrain.seed'),
+    ],
+)
+def test_none_is_refused_where_it_stands_for_no_default(config, key):
+    """ml_collections takes it for any key."""
+    config = config.get_config()
+    config.update_from_flattened_dict({key: None})
+    with pytest.raises(UserError, match=f'^{key}: None is not possible. Give a value, or leave it as the config file'):
+        common.check(config)
+
+
+def test_none_is_taken_where_a_config_file_allows_it():
+    names = [path.stem for path in pathlib.Path(common.__file__).parents[1].glob('configs/*.py')]
+    configs = [importlib.import_module(f'configs.{name}').get_config() for name in names if name != 'common']
+    configs += [benchmark.get_config('finetune'), benchmark.get_config('generate'), finetune.get_config('glue')]
+    optional = set()
+    for config in configs:
+        for key in flat_keys(config.to_dict()):
+            if functools.reduce(operator.getitem, key.split('.'), config) is None:
+                optional.add(key.rpartition('.')[2])
+        assert common.check(ml_collections.ConfigDict(config.to_dict())) is None  # without its references
+    assert optional == set(common._OPTIONAL.split())
+
+
 @pytest.mark.parametrize('uri', ['http://x/y', 'text:https://x', 'shards:file:///x', 's3://bucket/a'])
 def test_a_place_that_no_file_is_read_from_is_named(uri):
     config = pretrain.get_config()
