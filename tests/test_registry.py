@@ -296,3 +296,23 @@ def test_a_custom_set_of_a_config():
     del data.choices  # as in the config of a run of an earlier version
     data.update(fields='story,ends')
     assert dataset_of(data).choices == () and dataset_of(data).fields == ('story', 'ends')
+
+
+@pytest.mark.parametrize(
+    ('text', 'names'),
+    [
+        ("['premise','hypothesis']", ('premise', 'hypothesis')),
+        ('("premise", "the hypothesis")', ('premise', 'the hypothesis')),
+        ('[premise, hypothesis]', ('premise', 'hypothesis')),
+        ("'premise',hypothesis,", ('premise', 'hypothesis')),
+        ('[1],[2]', ('[1]', '[2]')),
+        ('premise (en),hypothesis (en)', ('premise (en)', 'hypothesis (en)')),
+        ("it's,the authors'", ("it's", "the authors'")),
+    ],
+)
+def test_names_are_taken_in_brackets_and_quotes_too(text, names):
+    data = finetune.get_config('custom').data
+    data.update(kind='entailment', fields=text, labels=text, label_field='answer', source='files:x')
+    assert dataset_of(data).fields == dataset_of(data).labels == names
+    data.update(metrics="['accuracy']")
+    assert dataset_of(data).metrics == ('accuracy',)

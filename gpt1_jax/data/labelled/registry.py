@@ -6,6 +6,7 @@ TensorFlow Datasets; `aliases` and `columns` are those of the files that GLUE an
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
@@ -293,16 +294,22 @@ def custom_dataset(
 def dataset_of(data: ConfigDict) -> Dataset:
     """The data set that `config.data` names: of the registry, or a custom one. Raises UserError."""
     if data.dataset == 'custom':
-        names = lambda text: tuple(name.strip() for name in text.split(',') if name.strip())
         return custom_dataset(
             kind=data.kind,
-            fields=names(data.fields),
-            labels=names(data.labels) or None,
-            metrics=names(data.metrics),
+            fields=_names(data.fields),
+            labels=_names(data.labels) or None,
+            metrics=_names(data.metrics),
             label_field=data.label_field,
             uri=data.source,
             max_score=data.max_score,
-            choices=names(data.get('choices', '')),  # a run of an earlier version has no such key
+            choices=_names(data.get('choices', '')),  # a run of an earlier version has no such key
         )
     check_choice('data.dataset', data.dataset, (*REGISTRY, 'custom'))
     return REGISTRY[data.dataset]
+
+
+def _names(text):
+    """Names with commas between, in brackets and quotes or without."""
+    inside = re.fullmatch(r'\s*[\[(]([^][()]*)[\])]\s*', text)  # brackets that are not of the names
+    words = (word.strip() for word in (inside[1] if inside else text).split(','))
+    return tuple(re.sub(r"""^(['"])(.+)\1$""", r'\2', word) for word in words if word)
