@@ -75,3 +75,23 @@ def test_without_the_code_a_sentence(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match='Give the git URL'):
         exec(CODE[0], {})
+
+
+def test_the_code_is_that_of_the_repository_that_is_named(monkeypatch, tmp_path):
+    """Also where the notebook lies in another one."""
+    other, cells = tmp_path / 'other', {}
+    (other / 'gpt1_jax').mkdir(parents=True)
+    (other / 'gpt1_jax/main.py').write_text('')
+    git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false', '-C', str(other)]
+    for command in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'Code']):
+        subprocess.run([*git, *command], check=True)
+    here = tmp_path / 'here'
+    (here / 'gpt1_jax').mkdir(parents=True)
+    (here / 'gpt1_jax/main.py').write_text('')
+    monkeypatch.chdir(here)
+    for repository in (f'file://{other}', f'file://{other}', str(other), ''):
+        monkeypatch.setenv('GPT1_JAX_REPOSITORY', repository)
+        exec(CODE[0], cells)
+        root, is_clone = cells['root'], repository.startswith('file:')
+        assert root.is_absolute() and (root / 'gpt1_jax/main.py').exists()
+        assert (root.parent == here and root != here) if is_clone else root == (other if repository else here)
