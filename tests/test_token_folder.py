@@ -9,7 +9,7 @@ import pytest
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.sequences import Encoded
-from gpt1_jax.data.labelled.token_folder import read_tokens, tokens_splits, write_tokens
+from gpt1_jax.data.labelled.token_folder import cut_to, read_tokens, tokens_splits, write_tokens
 from gpt1_jax.errors import UserError
 
 KEY = dict(fingerprint='abc', max_length=8, rule='longest')
@@ -88,6 +88,16 @@ def test_another_run_s_sequences_are_refused(folder, changes, message):
     read_tokens(folder, 'mrpc', 'train', **KEY | {'rule': ''})
     with pytest.raises(UserError, match=message):
         read_tokens(folder, **{'dataset': 'mrpc', 'split': 'train', **KEY, **changes})
+
+
+@pytest.mark.parametrize('name', ['dataset', 'tokenizer_fingerprint', 'max_length', 'rule', 'splits'])
+def test_an_index_that_lacks_something_is_named(folder, name):
+    index = json.loads((folder / 'index.json').read_text())
+    del index[name]
+    (folder / 'index.json').write_text(json.dumps(index))
+    for read in (cut_to, tokens_splits):
+        with pytest.raises(UserError, match=f'index.json: The file is damaged .*{name}'):
+            read(folder)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from gpt1_jax.files import check_form, make_directory, read_json, write_atomical
 FORMAT_VERSION = 1
 _AGAIN = 'Copy the folder again.'
 _SPLIT = {'sha256': str, 'examples': int, 'cut_sequences': int, 'cut_tokens': int}
-_FORM = {'dataset': str, 'tokenizer_fingerprint': str, 'rule': str, 'splits': {str: _SPLIT}}
+_FORM = {'dataset': str, 'tokenizer_fingerprint': str, 'max_length': int, 'rule': str, 'splits': {str: _SPLIT}}
 
 
 def write_tokens(
