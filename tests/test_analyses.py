@@ -38,7 +38,7 @@ def with_settings(line, owner, **settings):
 def test_layer_transfer_has_a_solid_and_a_dashed_curve(drawn):
     blocks = analyses.layer_transfer(runs_and_lines()[1])
     ((axes, (dev, train)),) = drawn.values()
-    assert (axes.x, axes.log, axes.title) == ('layers transferred', False, 'from pretrain, other layers absent')
+    assert (axes.x, axes.log, axes.title) == ('layers transferred', False, 'from pretrain, other layers fresh')
     assert (dev.label, dev.dashed, train.label, train.dashed) == ('race dev', False, 'race train', True)
     assert dev.x == train.x == [0, 1, 2, 3, 4] and dev.look == train.look
     for curve, split in ((dev, 'dev'), (train, 'train')):
@@ -78,10 +78,10 @@ def test_two_sweeps_of_one_set_are_two_curves(drawn):
 
 def test_other_layers_absent_and_fresh_are_two_figures(drawn):
     lines = [line for line in runs_and_lines()[1] if line.owner.task == 'layer_transfer']
-    fresh = [with_settings(line, line.owner.name, rest='fresh') for line in lines]
-    analyses.layer_transfer(lines + fresh)
+    absent = [with_settings(line, line.owner.name, rest='absent') for line in lines]
+    analyses.layer_transfer(lines + absent)
     titles = [axes.title for axes, _ in drawn.values()]
-    assert titles == ['from pretrain, other layers absent', 'from pretrain, other layers fresh']
+    assert titles == ['from pretrain, other layers fresh', 'from pretrain, other layers absent']
 
 
 def test_zero_shot_curves_are_solid_for_the_transformer_and_dashed_for_the_lstm(drawn):
@@ -209,9 +209,9 @@ def test_figures_from_two_models_of_one_name_are_two(drawn):
     changed = [with_settings(line, name, init_from=path) for name, path in of.items() for line in lines]
     blocks = analyses.layer_transfer(changed)
     assert [axes.title for axes, _ in drawn.values()] == [
-        'from pretrain, other layers absent: a/moved',
-        'from pretrain, other layers absent: b/moved',
-        'from pretrain@10, other layers absent',
+        'from pretrain, other layers fresh: a/moved',
+        'from pretrain, other layers fresh: b/moved',
+        'from pretrain@10, other layers fresh',
     ]
     rows = recorded.tables(blocks)['All layers that were tried, less fewer']
     assert [row['run'] for row in rows] == [name for name in of for _ in range(4)]
@@ -236,9 +236,9 @@ def test_other_variants_in_the_folder_of_a_study_are_left_out_of_it(drawn):
 def test_what_layers_are_from_is_told_by_their_runs(drawn):
     """The config of the study may be that of a later command, which was refused."""
     lines = [line for line in runs_and_lines()[1] if line.owner.task == 'layer_transfer']
-    owner = dataclasses.replace(lines[0].owner, config={'task': 'layer_transfer', 'init_from': 'b', 'rest': 'fresh'})
+    owner = dataclasses.replace(lines[0].owner, config={'task': 'layer_transfer', 'init_from': 'b', 'rest': 'absent'})
     analyses.layer_transfer([dataclasses.replace(line, owner=owner) for line in lines])
-    assert [axes.title for axes, _ in drawn.values()] == ['from pretrain, other layers absent']
+    assert [axes.title for axes, _ in drawn.values()] == ['from pretrain, other layers fresh']
 
 
 def test_the_runs_of_a_study_are_shown_also_when_its_folder_was_used_for_another(drawn):
