@@ -58,7 +58,7 @@ def get_config(arg: str = 'pretrain') -> ml_collections.ConfigDict:
         return config
     config.sweep = False  # try settings, and print the fastest
     config.optimizer = common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000)
-    config.data = ml_collections.ConfigDict(dict(batch_size=common.optional_int()))  # None: 64 (8 on a CPU)
+    config.data = ml_collections.ConfigDict(dict(batch_size=common.optional(int)))  # None: 64 (8 on a CPU)
     if work == 'pretrain':
         config.data.source = ''  # shards:/path; empty: random tokens
         return config

@@ -17,7 +17,7 @@ def model_defaults() -> ml_collections.ConfigDict:
             residual_dropout=0.1,  # of the output of each sub-layer, and of the LSTM's layer
             embedding_dropout='table',  # what `dropout` drops from: table (the release) or sum (the Hugging Face port)
             softmax_rows='all',  # rows that compete in training: all (the release) or tokens (without positions)
-            init_std=config_dict.placeholder(float),  # of initial values; None: 0.02 at width 768, narrower more
+            init_std=optional(float),  # standard deviation of initial values; None: 0.02 at width 768, narrower more
             scan=True,  # compile one layer and loop (compiles fast), or every layer (runs fast)
             remat=False,  # recompute activations in the backward pass to save memory
             attention='auto',  # xla, kernel, or auto (the kernels of a TPU or GPU, where they fit the model)
@@ -30,7 +30,7 @@ def model_of_any_size() -> ml_collections.ConfigDict:
     """`model_defaults` with the sizes of models of all kinds; None: that of the config's key `size`."""
     model = model_defaults()
     for name in dict.fromkeys(name for named in SIZES.values() for name in named.sizes):
-        model[name] = optional_int()
+        model[name] = optional(int)
     return model
 
 
@@ -129,6 +129,6 @@ def mesh_defaults() -> ml_collections.ConfigDict:
     )
 
 
-def optional_int() -> config_dict.FieldReference:
-    """A key that is None until it is set to an integer."""
-    return config_dict.placeholder(int)
+def optional(kind: type) -> config_dict.FieldReference:
+    """A key that is None until it is set to a value of this kind."""
+    return config_dict.placeholder(kind)

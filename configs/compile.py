@@ -19,7 +19,6 @@ WORKDIR/table.txt, and all figures as the facts of WORKDIR/results.json.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 from gpt1_jax.meter import slices
@@ -28,7 +27,7 @@ from gpt1_jax.meter import slices
 def get_config(arg: str = 'v5e-8') -> ml_collections.ConfigDict:
     slices.named(arg or 'v5e-8')
     model = common.model_of_any_size()
-    model.scan = config_dict.placeholder(bool)  # None: as their configs have it, pre-training not and fine-tuning so
+    model.scan = common.optional(bool)  # None: as their configs have it, pre-training not and fine-tuning so
     model.head_dropout = 0.1
     return ml_collections.ConfigDict(
         dict(

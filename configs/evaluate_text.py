@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             task='evaluate_text',
             init_from='',  # the model
             sentences=False,  # every line is a text of its own
-            stride=common.optional_int(),  # None: half of the positions
+            stride=common.optional(int),  # None: half of the positions
             data=ml_collections.ConfigDict(dict(**common.text_defaults(), batch_size=8)),
             model=common.model_defaults(),  # only what concerns computation; the architecture is that of `init_from`
             mesh=common.mesh_defaults(),

@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
                 dict(
                     source='',  # URI of the data sets, see above
                     download=True,  # fetch what is not here, of tfds: and hf:
-                    limit=common.optional_int(),  # of the examples of each split, evenly spread; None: all
+                    limit=common.optional(int),  # of the examples of each split, evenly spread; None: all
                     batch_size=8,  # sequences of the model's positions
                 )
             ),

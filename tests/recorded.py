@@ -233,6 +233,19 @@ def write_sweep(folder, config, sets, variants, *, seeds, unfinished=0):
         _write(folder, Result(config.task, [], {'left_out': {'wnli': 'no folder for it'}}, None, as_json(config), 90.0))
 
 
+def write_few(folder):
+    """A sweep of two runs, the model that it starts from, and samples of that; returns the folder."""
+    write_pretraining(folder / 'pretrain', 'tiny', MODEL, 6.0)
+    write_samples(folder / 'samples', folder / 'pretrain', 10)
+    write_sst2(folder / 'tuned', seeds=2)
+    return folder
+
+
+def named(folder):
+    """Name -> run, of those that the report finds."""
+    return {run.name: run for run in collect.collect(folder)}
+
+
 def write_sst2(folder, *, seeds):
     """The smallest sweep."""
     write_sweep(folder, finetune.get_config('all'), ('sst2',), {'': 0.8}, seeds=seeds)

@@ -15,20 +15,11 @@ from gpt1_jax.report import collect
 
 @pytest.fixture
 def folder(tmp_path):
-    """A sweep of two runs, and the model that it starts from."""
-    folder = epath.Path(tmp_path) / 'runs'
-    recorded.write_pretraining(folder / 'pretrain', 'tiny', recorded.MODEL, 6.0)
-    recorded.write_samples(folder / 'samples', folder / 'pretrain', 10)
-    recorded.write_sst2(folder / 'tuned', seeds=2)
-    return folder
-
-
-def named(folder):
-    return {run.name: run for run in collect.collect(folder)}
+    return recorded.write_few(epath.Path(tmp_path) / 'runs')
 
 
 def test_all_runs_are_found_with_what_they_left(folder):
-    runs = named(folder)
+    runs = recorded.named(folder)
     assert list(runs) == ['pretrain', 'samples', 'tuned', 'tuned/sst2/seed0', 'tuned/sst2/seed1']
     run = runs['tuned/sst2/seed1']
     assert (run.task, run.state, run.label) == ('finetune', 'finished', 'tuned/sst2/seed1')
@@ -68,7 +59,7 @@ def test_lines_join_the_seeds_of_a_sweep_and_leave_other_runs_alone(folder):
 def test_unfinished_runs_are_told_from_finished_ones(folder):
     (folder / 'tuned/sst2/seed0/results.json').unlink()
     recorded.write_pretraining(folder / 'half', 'tiny', recorded.MODEL, 6.0, finished=False)
-    runs = named(folder)
+    runs = recorded.named(folder)
     assert runs['tuned/sst2/seed0'].state == runs['half'].state == 'unfinished'
     assert runs['half'].facts == runs['half'].model == {}
     assert runs['half'].model_words == 'transformer, 4 layers, 128 wide'  # of its config
@@ -77,7 +68,7 @@ def test_unfinished_runs_are_told_from_finished_ones(folder):
 def test_without_its_plan_a_sweep_has_its_runs_by_their_paths(folder):
     (folder / 'tuned/runs.json').write_text('[{"dataset": "sst2"}]')
     runs = collect.collect(folder)
-    assert "[0] lacks 'variant'" in named(folder)['tuned'].damage[0]
+    assert "[0] lacks 'variant'" in recorded.named(folder)['tuned'].damage[0]
     (line,) = collect.lines(runs)
     assert (line.label, line.dataset, line.variant, len(line.finished)) == ('tuned', 'sst2', '', 2)
 
@@ -103,17 +94,17 @@ def test_runs_in_the_folder_of_a_sweep_are_never_runs_of_their_own(folder):
 def test_checkpoints_are_not_searched_and_links_that_run_round_end(folder):
     shutil.copytree(folder / 'samples', folder / 'pretrain/checkpoints/10')
     os.symlink(folder, folder / 'samples/again')
-    assert len(named(folder)) == 5
+    assert len(recorded.named(folder)) == 5
     shutil.copytree(folder / 'pretrain', folder.parent / 'elsewhere')
     os.symlink(folder.parent / 'elsewhere', folder / 'linked')
-    assert len(named(folder)) == 6  # runs may be linked into one folder
+    assert len(recorded.named(folder)) == 6  # runs may be linked into one folder
 
 
 def test_a_run_with_a_link_to_it_counts_once(folder):
-    before = list(named(folder))
+    before = list(recorded.named(folder))
     os.symlink('tuned', folder / 'latest')
     os.symlink('../pretrain', folder / 'samples/of')
-    assert list(named(folder)) == before
+    assert list(recorded.named(folder)) == before
     shutil.move(folder / 'tuned/sst2/seed1', folder / 'moved')
     os.symlink(folder / 'moved', folder / 'tuned/sst2/seed1')
     (line,) = collect.lines(collect.collect(folder))
@@ -128,7 +119,7 @@ def test_reports_and_the_paper_task_are_no_runs(folder):
     for task in ('report', 'paper'):
         (folder / task).mkdir()
         (folder / task / 'config.json').write_text(json.dumps({'task': task}))
-    assert len(named(folder)) == 5
+    assert len(recorded.named(folder)) == 5
 
 
 def test_where_there_are_no_runs_it_says_so(tmp_path):
@@ -194,7 +185,7 @@ def test_vocabularies_differ_only_where_that_is_known(vocabularies, words):
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_the_rest_is_read(folder, monkeypatch):
-    before, kind = list(named(folder)), type(folder)
+    before, kind = list(recorded.named(folder)), type(folder)
     (folder / 'lost+found').mkdir()
     read = kind.iterdir
 
@@ -204,7 +195,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_rest_is_read(folder, monk
         return read(path)
 
     monkeypatch.setattr(kind, 'iterdir', refuse)
-    runs = named(folder)
+    runs = recorded.named(folder)
     assert runs.pop('lost+found').damage == ('The folder cannot be read (Permission denied).',)
     assert list(runs) == before
 
@@ -213,7 +204,7 @@ def test_a_folder_of_runs_may_be_called_checkpoints(folder):
     for name in ('checkpoints', 'compiled', 'tensorboard'):
         shutil.copytree(folder / 'samples', folder / name / 'mine')
         shutil.copytree(folder / 'samples', folder / 'pretrain' / name / 'mine')
-    assert {name for name in named(folder) if 'mine' in name} == {
+    assert {name for name in recorded.named(folder) if 'mine' in name} == {
         *('checkpoints/mine', 'compiled/mine', 'tensorboard/mine')
     }
 

@@ -530,3 +530,4 @@ def test_an_earlier_finished_run_is_the_same(tmp_path, name):
 def test_results_that_tell_no_config_bind_no_run(tmp_path, text):
     (tmp_path / 'results.json').write_text(text)
     common.open_workdir(finetune.get_config(), epath.Path(tmp_path), write=True)
+    assert (tmp_path / 'config.json').exists()

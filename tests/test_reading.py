@@ -7,21 +7,11 @@ import pytest
 from etils import epath
 
 import recorded
-from gpt1_jax.report import collect
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A sweep of two runs, and the model that it starts from."""
-    folder = epath.Path(tmp_path) / 'runs'
-    recorded.write_pretraining(folder / 'pretrain', 'tiny', recorded.MODEL, 6.0)
-    recorded.write_samples(folder / 'samples', folder / 'pretrain', 10)
-    recorded.write_sst2(folder / 'tuned', seeds=2)
-    return folder
-
-
-def named(folder):
-    return {run.name: run for run in collect.collect(folder)}
+    return recorded.write_few(epath.Path(tmp_path) / 'runs')
 
 
 def corrupt_archive(path):
@@ -63,10 +53,10 @@ def pickled(path):
     ],
 )
 def test_what_is_damaged_is_named_and_the_rest_is_read(folder, file, content, words):
-    before = named(folder)
+    before = recorded.named(folder)
     path = folder / 'tuned/sst2/seed0' / file
     content(path) if callable(content) else path.write_text(content)
-    runs = named(folder)
+    runs = recorded.named(folder)
     damaged = runs.pop('tuned/sst2/seed0')
     assert damaged.state == 'damaged' and damaged.damage[0].startswith(words), damaged.damage
     assert str(folder) not in damaged.damage[0]
@@ -85,7 +75,7 @@ def test_a_score_that_is_no_number_is_damage(folder):
     stored['scores'][0]['value'] = 'high'
     path.write_text(json.dumps(stored))
     assert (
-        named(folder)['tuned/sst2/seed0']
+        recorded.named(folder)['tuned/sst2/seed0']
         .damage[0]
         .startswith("results.json: The file is damaged (scores[0].value is 'high').")
     )
@@ -98,7 +88,7 @@ def test_a_score_that_is_not_possible_is_damage(folder, changes):
     stored['scores'][0] |= changes
     del stored['sha256']  # as an earlier version wrote it
     path.write_text(json.dumps(stored))
-    assert named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is not possible.',)
+    assert recorded.named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is not possible.',)
 
 
 def test_rollbacks_that_are_not_possible_are_damage(folder):
@@ -108,14 +98,14 @@ def test_rollbacks_that_are_not_possible_are_damage(folder):
     for batches, words in (([1, 2], ()), ([1], ('results.json: The batches of a rollback are not possible.',))):
         stored['facts']['rollbacks'] = [{'step': 1, 'times': 1, 'batches': batches}]
         path.write_text(json.dumps(stored))
-        assert named(folder)['tuned/sst2/seed0'].damage == words
+        assert recorded.named(folder)['tuned/sst2/seed0'].damage == words
 
 
 def test_a_last_line_that_was_cut_short_is_no_damage(folder):
     for file in ('metrics.jsonl', 'dev_errors.jsonl'):
         path = folder / 'tuned/sst2/seed0' / file
         path.write_text(path.read_text() + '{"step": 61, "lo')
-    run = named(folder)['tuned/sst2/seed0']
+    run = recorded.named(folder)['tuned/sst2/seed0']
     assert run.state == 'finished' and len(run.errors) == 15 and run.metrics[-1]['step'] == 60
 
 
@@ -123,6 +113,6 @@ def test_the_config_of_a_result_counts_and_not_that_of_a_later_command(folder):
     path = folder / 'tuned/config.json'
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {'init_from': 'other', 'seeds': 9}))
-    assert named(folder)['tuned'].config == config
+    assert recorded.named(folder)['tuned'].config == config
     (folder / 'tuned/results.json').unlink()
-    assert named(folder)['tuned'].setting('init_from') == 'other'
+    assert recorded.named(folder)['tuned'].setting('init_from') == 'other'
