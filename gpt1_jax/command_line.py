@@ -1,7 +1,7 @@
 """The command line: flags, and values for the keys of a config, with one sentence for each mistake.
 
-absl parses the flags, and ml_collections reads the config and sets its keys. What they would report as a traceback, or
-take for something else, is found here before.
+absl parses the flags, and ml_collections reads the config and sets its keys. Mistakes that they would misread, or
+report with a traceback, are caught here first.
 """
 
 import ast
@@ -21,19 +21,21 @@ from gpt1_jax.errors import UserError
 
 ARGUMENTS: list[str] = []  # where ml_collections looks for keys; sys.argv may name a file that is not there
 _FLAGS = ('config', 'workdir', 'distributed', 'coordinator', 'process_id', 'processes', 'flagfile')
-_CHANGES = ('variants', 'pretrained', 'scratch')  # parts of a config that hold any keys of another
+_CHANGES = ('variants', 'pretrained', 'scratch')  # parts of a config that may hold any key of another config
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses a command line that begins with the program's name; returns what is no flag, after that. Raises UserError.
+    """Parses a command line; returns its first word, the program's name, and those that are not flags.
 
-    The program has a flag `config`, which is of ml_collections with sys_argv=ARGUMENTS.
+    The program must define a flag `config` with ml_collections, with sys_argv=ARGUMENTS. Raises UserError.
     """
     try:
         arguments = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     except (flags.Error, OSError, UnicodeDecodeError) as error:
         reason = str(error).removeprefix('ERROR:: ')
-        raise UserError(f'--flagfile: The file cannot be read ({reason}). Name one with a flag a line.') from None
+        raise UserError(
+            f'--flagfile: The file cannot be read ({reason}). Name a file with one flag per line.'
+        ) from None
     _check(arguments[1:])
     ARGUMENTS[:] = arguments
     try:
@@ -83,7 +85,7 @@ class _Bool(flags.BooleanParser):
 
 
 class _Tuple(tuple_parser.TupleParser):
-    """Values with commas between, in brackets and quotes or without: a,b is ('a', 'b')."""
+    """Values separated by commas, with or without brackets and quotes: a,b is ('a', 'b')."""
 
     def parse(self, argument):
         if not isinstance(argument, str):
@@ -94,7 +96,7 @@ class _Tuple(tuple_parser.TupleParser):
             value = tuple(_literal(word) for word in words if word)
         value = value if isinstance(value, tuple | list) else (value,)
         if not all(isinstance(element, str | int | float | tuple) for element in value):
-            raise ValueError('This is no list of words or numbers. Write them with commas between.')
+            raise ValueError('This is not a list of words or numbers. Separate them with commas.')
         return tuple(value)
 
 
@@ -123,7 +125,7 @@ def _check(arguments):
     for word in itertools.takewhile(lambda word: word != '--', words):
         found = re.fullmatch('--?([^=]+)(=)?(.*)', word, re.DOTALL)
         if not found:
-            continue  # no flag, which `main` names
+            continue  # not a flag: `main` refuses it
         name, equals, value = found.groups()
         key = re.sub('^(no)?config[.]', '', name)
         if key == name:
@@ -163,7 +165,7 @@ def _is_boolean(name, keys):
 
 
 def _check_value(key, default, value):
-    """Raises UserError for what the parser of the key's type, which does not know the key, cannot tell."""
+    """Raises UserError for values that the parser of the key's type would accept, because it does not know the key."""
     if key.rpartition('.')[2] == 'task' and value != default:
         raise UserError(f'{key}: There is no task {value!r} in this config. Use the config file of the task you want.')
     if type(default) is int and _is_none(value):
@@ -180,7 +182,7 @@ def _check_value(key, default, value):
 
 def _read_config(path):
     folder = pathlib.Path(path.partition(':')[0]).absolute().parent
-    if folder.name == 'configs':  # whose files import common.py as `configs.common`, wherever the program was started
+    if folder.name == 'configs':  # its files import `configs.common`, wherever the program was started
         sys.path.append(str(folder.parent))
     try:
         config = flags.FLAGS['config'].parser.parse(path)
@@ -193,7 +195,7 @@ def _read_config(path):
         reason = str(error.__cause__ or error).splitlines()[-1].strip()
         raise UserError(f'{path}: The config file cannot be read ({reason}). {_nearest_file(path)}') from None
     except Exception as error:
-        error = error.__context__ or error  # ml_collections puts the traceback into the message of some
+        error = error.__context__ or error  # ml_collections puts the traceback into some messages
         raise UserError(
             f'{path}: The config file has an error ({type(error).__name__}: {error}). Correct it, or '
             'use one of configs/.'

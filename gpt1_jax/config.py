@@ -18,7 +18,7 @@ from gpt1_jax.files import exists, make_directory, read_json, write_atomically, 
 MAY_CHANGE = (
     *'mesh checkpoint log workers data.workers data.cache data.download model.scan model.remat'.split(),
     'model.attention',
-    'optimizer.on_divergence',  # nothing as long as the loss does not diverge
+    'optimizer.on_divergence',  # without effect as long as the loss does not diverge
 )
 
 # Keys that were added later, with the value that keeps the behaviour of older runs.
@@ -38,12 +38,12 @@ _BEFORE = {
     'optimizer.on_divergence': 'stop',
 }
 _ABSENT = 'nothing'
-_ONCE = ('model.init_std', 0.02, None)  # key, default of before and of today: a run goes on with what it began with
-_KEPT = ('checkpoints', 'zero_shot.json')  # what only the same config may add to, in a workdir
+_ONCE = ('model.init_std', 0.02, None)  # key, former default, default of today: a run keeps what it began with
+_KEPT = ('checkpoints', 'zero_shot.json')  # in a workdir: only a run with the same config may add to these
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
-_PLACES = ('source', 'init_from', 'tokenizer', 'output')  # ends of keys whose values name a place
+_PLACES = ('source', 'init_from', 'tokenizer', 'output')  # last parts of the keys whose values name a place
 _PATHS = (*_PLACES, 'prompts', 'target', 'runs', 'cache')
-# Ends of keys that may be None, which stands for a default.
+# Last parts of the keys that may be None, which stands for a default.
 _OPTIONAL = 'batch_size heads init_std layers limit max_length mlp_width n_positions n_transfer scan stride units width'
 
 MOST_LAYERS = 2**12  # each of which is traced, and compiled unless model.scan is set
@@ -99,9 +99,9 @@ _RANGES = (
     ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
     ('mesh.shape batches layers', lambda x: x == int(x), 'a whole number'),
 )
-# Of every fraction, also those that the step never sees: in float32 another would be 0, or not finite.
+# For every float, also those that the step never sees: beyond these limits float32 has 0 or infinity.
 _FLOAT32 = lambda x: not isinstance(x, float) or x == 0 or 1e-37 <= abs(x) <= 1e38, '0, or from 1e-37 to 1e38'
-_FILLED = {'batches': '1,8', 'sets': 'sst2,race', 'works': 'pretrain,sst2'}  # lists of at least one, such as this one
+_FILLED = {'batches': '1,8', 'sets': 'sst2,race', 'works': 'pretrain,sst2'}  # lists that may not be empty: an example
 _CHOICES = {
     'model.embedding_dropout': ('table', 'sum'),
     'model.softmax_rows': ('all', 'tokens'),
@@ -114,7 +114,7 @@ _CHOICES = {
 
 
 def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
-    """Raises UserError for the first impossible value. prefix: of the keys, if the config is part of another."""
+    """Raises UserError for the first impossible value. prefix: of its keys, where the config is a part of another."""
     for name, value in config.items():
         full = prefix + name
         is_one_of = lambda keys: any(f'.{full}'.endswith(f'.{key}') for key in keys)
@@ -146,7 +146,7 @@ def check_place(key: str, value: str) -> None:
 
 
 def _elements(value):
-    """Those of a tuple; of anything else itself; of None nothing."""
+    """The elements of a tuple; any other value alone, but () for None."""
     return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
@@ -175,7 +175,7 @@ def as_json(config: ml_collections.ConfigDict) -> dict:
 
 
 def check_same(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError if this process has another config than process 0 of its run. Paths may be other ones."""
+    """Raises UserError if the config of this process is not that of process 0 of its run. Paths may differ."""
     given = as_json(config)
     differences = _differences(peers.agree(given)[0], given)
     if found := {key: pair for key, pair in differences.items() if key.rpartition('.')[2] not in _PATHS}:
@@ -197,8 +197,8 @@ def open_workdir(
 
     Args:
       write: whether this process writes.
-      fingerprint: `data.source` -> what tells its content from any other; '' where that is unknown. A run goes on with
-        the same content in another place, and not with another content; workdir/source.txt keeps its fingerprint.
+      fingerprint: `data.source` -> a string that identifies its content; '' if it is unknown. A run may go on with the
+        same content in another place, but not with other content; workdir/source.txt keeps its fingerprint.
     Raises:
       UserError: keys other than MAY_CHANGE differ from those of the run in the workdir, or its config.json is missing.
     """
@@ -220,7 +220,7 @@ def open_workdir(
         make_directory(workdir)
         write_json(path, given)
     if write and stored is None:
-        (workdir / _CONTENT).unlink(missing_ok=True)  # of a start before, which kept nothing
+        (workdir / _CONTENT).unlink(missing_ok=True)  # of an earlier start that kept nothing else
     if write and now and not of_run:
         write_atomically(workdir / _CONTENT, [now.encode()])
 
@@ -233,7 +233,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> Non
 
 
 def _of_run(workdir, given):
-    """The config of the run in the workdir that only the same one may go on with or replace; None without such a run.
+    """The config of the run in the workdir, if only a run with the same config may continue or replace it; else None.
 
     given: the config of the run that is to begin.
     """
@@ -245,7 +245,7 @@ def _of_run(workdir, given):
     results = workdir / 'results.json'
     try:
         stored = read_json(results, {'config': dict})['config'] if exists(results) else None
-    except UserError:  # damaged, which is told where it is read, or of a version that kept none
+    except UserError:  # damaged, which is reported where it is read; or of a version that kept no config
         return None
     # What was trained is not replaced, and `finetune` takes any results for its own; other tasks write theirs anew.
     is_kept = stored and (stored.get('task') in ('pretrain', 'finetune') or given.get('task') == 'finetune')
@@ -258,7 +258,7 @@ def _refuse(workdir, given, differences):
     if differences:
         words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in differences.items())
         raise UserError(
-            f'{workdir}: It holds a run of another config ({words}). Give the same config to resume it, or '
+            f'{workdir}: It holds a run with another config ({words}). Give the same config to resume it, or '
             f'another --workdir.{_advice(workdir, given, differences)}'
         )
 
@@ -271,8 +271,8 @@ def keep_content(workdir: epath.Path, source: str, content: str, *, write: bool)
     of_run = _content(workdir) if any(exists(workdir / name) for name in _KEPT) else ''
     if of_run and of_run != content:
         raise UserError(
-            f'{workdir}: Its run began with other data: what {source} holds has changed since. Put back what it held '
-            'to resume the run, or name another --workdir.'
+            f'{workdir}: Its run began with other data: the content of {source} has changed since. Restore it to '
+            'resume the run, or name another --workdir.'
         )
     if write and not of_run:
         write_atomically(workdir / _CONTENT, [content.encode()])
@@ -285,8 +285,10 @@ def _content(workdir):
 
 
 def compare(old: dict, new: dict) -> dict[str, tuple]:
-    """Dotted key -> (old value, new value) where two configs, as JSON types, are not of the same run: in keys other
-    than MAY_CHANGE. A key that came later has its old value; two ways to write one path are no difference."""
+    """Dotted key -> (old value, new value) where two configs (JSON types) differ, except in MAY_CHANGE.
+
+    A key that was added after the old config has its former value there. Two spellings of one path are the same.
+    """
     is_free = lambda key: any(f'.{name}.' in f'.{key}.' for name in MAY_CHANGE)
     is_same = lambda key, a, b: (is_place(key) and _place(a) == _place(b)) or (key, a, b) == _ONCE
     differences = sorted(_differences(old, new).items())
@@ -296,7 +298,7 @@ def compare(old: dict, new: dict) -> dict[str, tuple]:
 def _source(config):
     data = config.get('data')
     source = data.get('source') if isinstance(data, dict) else ''
-    return source if isinstance(source, str) else ''  # of a damaged config.json, anything
+    return source if isinstance(source, str) else ''  # in a damaged config.json it may be anything
 
 
 def is_place(key: str) -> bool:
@@ -305,13 +307,13 @@ def is_place(key: str) -> bool:
 
 
 def _place(value):
-    """The same for every way to write a path of this machine, alone or after a scheme."""
+    """The value with its local path, if it has one, in canonical form; a scheme may stand before it."""
     scheme, colon, path = value.rpartition(':') if isinstance(value, str) else ('', '', '')
     if not path or '://' in value:
         return value
     try:
         return f'{scheme}{colon}{os.path.realpath(os.path.expanduser(path))}'
-    except ValueError:  # NUL, or half a character: no path
+    except ValueError:  # NUL, or half a character: not a path
         return value
 
 

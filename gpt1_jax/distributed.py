@@ -1,7 +1,7 @@
 """Several processes that train together: whether this is one of them, a roll call before JAX waits for them, and the
 end.
 
-JAX itself ends all processes with a page of C++ stack if one of them does not come, or dies.
+By itself JAX ends all processes with a page of C++ stack if one of them does not come, or dies.
 """
 
 import contextlib
@@ -56,15 +56,15 @@ def explicit(coordinator: str | None, process_id: int | None, processes: int | N
             f'{missing[0]}: It is missing. Give {", ".join(given)}, the first and the last the same in every process.'
         )
     if not re.fullmatch(r'[^:/\s]+:\d{1,5}', coordinator) or not 0 < int(coordinator.rpartition(':')[2]) < 65535:
-        raise UserError(f'--coordinator: {coordinator!r} is no address. Write HOST:PORT of process 0.')
+        raise UserError(f'--coordinator: {coordinator!r} is not an address. Write HOST:PORT of process 0.')
     if not 0 <= process_id < processes:
         raise UserError(f'--process_id: {process_id} is not possible. It must be from 0 to {processes - 1}.')
     return Cluster(coordinator, processes, process_id)
 
 
 def detected(environment: Mapping[str, str] = os.environ) -> Cluster | None:
-    """The cluster that the environment describes: the tasks of an `srun`, or the hosts of a TPU slice on GKE; None
-    where it describes none or a single process. For all else see `found_by_jax`.
+    """The cluster that the environment describes: the tasks of an `srun`, or the hosts of a TPU slice on GKE; None if
+    there is none, or only one process. For other environments see `found_by_jax`.
     """
     if {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'} <= environment.keys():
         processes = int(environment['SLURM_NTASKS'])
@@ -97,7 +97,7 @@ def found_by_jax(seconds: float = SECONDS) -> Cluster:
         ) from error
     if None in found:
         raise UserError(
-            '--distributed: The environment describes no other processes. Leave it out, or give --coordinator, '
+            '--distributed: The environment describes no other processes. Leave this flag out, or give --coordinator, '
             '--process_id and --processes.'
         )
     return Cluster(*found)
@@ -105,19 +105,21 @@ def found_by_jax(seconds: float = SECONDS) -> Cluster:
 
 def start(cluster: Cluster, seconds: float = SECONDS, *, alone: bool = False) -> None:
     """Makes this process one of the cluster: they compute together, and end together (`peers.current`). Call `finish`
-    at the end. Does nothing where it is the only one.
+    at the end. Does nothing if it is the only one.
 
     Args:
       alone: only process 0 works, without the others' devices.
     Raises:
-      UserError: others do not come.
+      UserError: some processes do not come.
     """
     if cluster.processes == 1:
         return
-    _join(cluster, seconds)
+    hosts, connections = call_roll(cluster, seconds)
+    names = [cluster._replace(hosts=hosts).name(process) for process in range(cluster.processes)]
+    peers.current = peers.Peers(names, cluster.process_id, connections)
     if alone:
         return
-    jax = importlib.import_module('jax')  # not at the top, because it reads what main sets before
+    jax = importlib.import_module('jax')  # not at the top, because it reads environment variables that main sets
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM, which gpt1_jax/stopping.py has
     logging.info('distributed: process %d of %d', cluster.process_id, cluster.processes)
     local = os.environ.get('SLURM_LOCALID')  # a task for each GPU of a node
@@ -132,7 +134,7 @@ def start(cluster: Cluster, seconds: float = SECONDS, *, alone: bool = False) ->
 
 
 def finish() -> None:
-    """Returns once all processes have done their work. Does nothing where there is only one."""
+    """Returns once all processes have done their work. Does nothing if there is only one."""
     if peers.current:
         peers.current.agree()
         if jax := sys.modules.get('jax'):
@@ -141,16 +143,10 @@ def finish() -> None:
         peers.current = None
 
 
-def _join(cluster, seconds):
-    hosts, connections = call_roll(cluster, seconds)
-    names = [f'process {process} ({host})' for process, host in enumerate(hosts)]
-    peers.current = peers.Peers(names, cluster.process_id, connections)
-
-
 def _passage(coordinator):
     """The address of a port of this process that leads to JAX's service in process 0.
 
-    If that process dies, the passage stays open: JAX would abort this process before it can say why.
+    It stays open if process 0 dies: otherwise JAX would abort this process before it could say why.
     """
     server = socket.create_server(('127.0.0.1', 0))
     host, _, port = coordinator.rpartition(':')
@@ -183,7 +179,7 @@ def _passage(coordinator):
 def call_roll(cluster: Cluster, seconds: float) -> tuple[list[str], dict[int, socket.socket]]:
     """Returns when all processes are there: the hosts of all, and the connections for `peers.Peers`.
 
-    Raises UserError in all that are there, with the names of those that are not.
+    Raises UserError, which names those that are not, in each process that is there.
     """
     host, _, port = cluster.coordinator.rpartition(':')
     end = time.monotonic() + seconds

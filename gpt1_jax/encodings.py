@@ -18,17 +18,17 @@ _NOT_IN_1252 = re.compile(rb'[\x81\x8d\x8f\x90\x9d]')
 
 
 def file_format(beginning: bytes) -> str:
-    """What a file is that holds no text, by its first bytes; '' if these do not say."""
+    """The kind of a file that is not text, by its first bytes; '' if they do not tell."""
     return next((name for magic, name in _FORMATS.items() if beginning.startswith(magic)), '')
 
 
 def marked_encoding(data: bytes) -> str:
-    """The encoding that a byte order mark names, but for that of UTF-8; '' if there is none."""
+    """The encoding that a byte order mark other than UTF-8's names; '' if there is none."""
     return next((name for mark, name in _MARKS if data.startswith(mark)), '')
 
 
 def wide_encoding(data: bytes, share: float) -> str:
-    """UTF-16LE or UTF-16BE if at least the share of every second byte of `data` is NUL, and hardly others; else ''."""
+    """UTF-16LE or UTF-16BE if at least `share` of every second byte is NUL, and hardly any of the others; else ''."""
     first, second = data[::2].count(0), data[1::2].count(0)
     if max(first, second) < max(4, share * len(data) / 2) or min(first, second) > max(first, second) / 20:
         return ''
@@ -46,10 +46,10 @@ def hidden_encoding(data: bytes) -> str:
 
 
 def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
-    """iconv's name of the encoding that text is probably in which is not UTF-8; '' where it is no text.
+    """iconv's name of the encoding of text that is not UTF-8, probably; '' if it is not text.
 
     Args:
-      data: of the text, from its beginning on where that may hold a byte order mark.
+      data: bytes of the text, its first ones if these may be a byte order mark.
       rest: what comes after `data`, in parts: iconv must know all its bytes.
     """
     if name := marked_encoding(data) or wide_encoding(data, 0.01) or hidden_encoding(data):
@@ -62,7 +62,7 @@ def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
 def conversion(path: os.PathLike | str, encoding: str, *, drop: bool = False) -> str:
     """The shell command that converts a file, or the text in a .gz file, to UTF-8, in its place.
 
-    The file as it was stays, as PATH.bak, for its encoding may be another. drop: bytes that are not in the encoding.
+    The original stays as PATH.bak, because the encoding is a guess. drop: leave out bytes that are not in the encoding.
     """
     file, converted, kept = (shlex.quote(f'{os.fspath(path)}{suffix}') for suffix in ('', '.utf8', '.bak'))
     exchange = f'mv {file} {kept} && mv {converted} {file}'

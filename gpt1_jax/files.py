@@ -28,15 +28,15 @@ _PASSING = {
 }
 _WAITS = (0.1, 0.5, 2.0)  # seconds before each further attempt
 
-_MOST_JSON = 2**26  # bytes of a JSON file; what is read of it takes up to 40 times as much memory
-_DEEPEST_JSON = 100  # lists in lists; what reads them further calls itself for each
+_MOST_JSON = 2**26  # bytes of a JSON file; its value takes up to 40 times as much memory
+_DEEPEST_JSON = 100  # lists in lists; the functions that take the value call themselves for each
 
 T = TypeVar('T')
 
 
 def patiently(operation: Callable[[], T]) -> T:
-    """What `operation` returns, which only reads. After an error of the disk or the network that may pass, it is called
-    again, three times within three seconds. Raises OSError, the last one."""
+    """What `operation`, which must only read, returns. After an error of the disk or network that may pass, it is
+    called again, up to three times within three seconds. Raises the last OSError."""
     for seconds in _WAITS:
         try:
             return operation()
@@ -49,8 +49,8 @@ def patiently(operation: Callable[[], T]) -> T:
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether there is something. Raises OSError where that cannot be known: `path.exists()` then says no, and what
-    counts as absent is made anew."""
+    """Whether there is something at a path. Raises OSError if that cannot be known: `path.exists()` would say no, and
+    its caller would make anew what is there."""
     if not is_local(path):
         return path.exists()
     try:
@@ -66,16 +66,15 @@ def size_of(path: epath.Path) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or XLA, which has several words for it, lacks memory."""
+    """Whether an error says that Python or XLA, which has several messages for it, is out of memory."""
     return isinstance(error, MemoryError) or bool(re.search('RESOURCE_EXHAUSTED|INTERNAL: .*Out of memory', str(error)))
 
 
 def explain(error: BaseException) -> str:
-    """The sentence for an error of the file system, of gs:// or for lack of memory that nothing handled; '' for other
-    errors."""
+    """The message for an unhandled error of the file system or gs://, or for lack of memory; '' for other errors."""
     if is_out_of_memory(error):
         reason = ' '.join(str(error).split())[:200].rstrip('.') or 'MemoryError'
-        return f'memory: There is too little of it ({reason}). Make batches or model smaller, or use more devices.'
+        return f'memory: There is not enough ({reason}). Make the batch or the model smaller, or use more devices.'
     if not isinstance(error, OSError) or not error.errno:
         return ''
     advice = {
@@ -92,7 +91,7 @@ def explain(error: BaseException) -> str:
 
 
 def _fix(path, of_disk):
-    """What to do about an error, `of_disk` if it is one of this machine."""
+    """What to do about an error at a path: `of_disk` if it is on this machine."""
     of_store = 'Check the path, the network, and what your account may do (gcloud auth application-default login).'
     return of_disk if is_local(path) else of_store
 
@@ -129,8 +128,8 @@ def import_tensorflow() -> types.ModuleType:
 
 @contextlib.contextmanager
 def local_copy(path: epath.Path) -> Iterator[os.PathLike | str]:
-    """For libraries that read only files of this machine: the path itself, or a copy of what it is in a remote store,
-    which is there for the length of the block. What is opened or mapped in it can be read on."""
+    """For libraries that read only local files: the path itself, or, if it is in a remote store, a copy that is there
+    for the length of the block. What was opened or mapped in the block stays readable after it."""
     if is_local(path):
         yield path
         return
@@ -144,7 +143,7 @@ def write_atomically(path: epath.Path, parts: Iterable, suffix: str = '.tmp') ->
     """Writes the parts (bytes or arrays) such that `path` never holds only some of them.
 
     Args:
-      suffix: of the file's name meanwhile; no other process may use it at that time.
+      suffix: of the temporary file's name; no other process may use the same one at that time.
     Raises:
       UserError: the disk is full, or the path cannot be written to.
     """
@@ -163,7 +162,7 @@ def write_atomically(path: epath.Path, parts: Iterable, suffix: str = '.tmp') ->
 
 
 def make_directory(path: epath.Path) -> None:
-    """Makes a folder and those above it; raises UserError where that is impossible."""
+    """Makes a folder and those above it; raises UserError if that is impossible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -172,8 +171,8 @@ def make_directory(path: epath.Path) -> None:
 
 
 def check_renaming(directory: epath.Path) -> None:
-    """Makes the folder, and raises UserError where folders in it cannot be renamed, as in a mounted bucket: a local
-    checkpoint becomes whole by that. In a remote store it needs no renaming."""
+    """Makes the folder, and raises UserError if folders in it cannot be renamed, as in a mounted bucket: a local
+    checkpoint becomes valid by a renaming. In a remote store it needs none."""
     make_directory(directory)
     if not is_local(directory):
         return
@@ -194,27 +193,28 @@ def check_renaming(directory: epath.Path) -> None:
 
 
 def write_json(path: epath.Path, value: object) -> None:
-    """Writes JSON whole or not at all. Raises UserError where that is impossible."""
+    """Writes JSON whole or not at all. Raises UserError if that is impossible."""
     write_atomically(path, [json.dumps(value, indent=2).encode() + b'\n'])
 
 
 def sealed(value: dict) -> dict:
-    """JSON types with the key sha256, a checksum of the others: what is believed, where nothing else would show that a
-    bit of it has changed."""
+    """`value` (JSON types) with the key sha256, a checksum of the others: for files where nothing else would show that
+    a bit has changed."""
     content = json.loads(json.dumps({name: of_name for name, of_name in value.items() if name != 'sha256'}))
     checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {**value, 'sha256': checksum}
 
 
 def check_seal(path: epath.Path, value: dict, fix: str) -> None:
-    """Raises UserError, which names a file, if what it holds is not as it was `sealed`; earlier versions did not."""
+    """Raises UserError, which names the file, if its value is not as it was `sealed`; one without a checksum, of an
+    earlier version, passes."""
     if 'sha256' in value and value['sha256'] != sealed(value)['sha256']:
         raise UserError(f'{path}: The file is damaged (it has another checksum). {fix}')
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError if it is none, if one key has two values, or if it nests deeper than
-    anything here does."""
+    """The value of a JSON text. Raises ValueError if it is not JSON, if one key has two values, or if it nests deeper
+    than anything here does."""
     try:
         text = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
         value = _DECODER.decode(text)
@@ -254,7 +254,7 @@ def read_json(path: epath.Path, form: Any = dict, fix: str = 'Put a copy back, o
         with any keys. Whole numbers have 64 bits.
       fix: what to do where it has another one.
     Raises:
-      UserError: it is no JSON of this form. OSError: it is not there, or cannot be read.
+      UserError: it is not JSON of this form. OSError: it is not there, or cannot be read.
     """
     try:
         value = parse_json(patiently(lambda: _read_start(path)))
@@ -267,11 +267,11 @@ def read_json(path: epath.Path, form: Any = dict, fix: str = 'Put a copy back, o
 def check_file(path: os.PathLike) -> None:
     """Raises UserError for a folder, a pipe or a device in the place of a file: reading some would never end."""
     if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f'{path}: This is no ordinary file. Put the file there, or name another.')
+        raise UserError(f'{path}: This is not an ordinary file. Put the file there, or name another.')
 
 
 def check_form(path: epath.Path, value: object, form: Any, fix: str) -> None:
-    """Raises UserError, which names a file, if the value in it has not the form; see `read_json`."""
+    """Raises UserError, which names the file, if its value does not have the form; see `read_json`."""
     if fault := _misfit(value, form, ''):
         raise UserError(f'{path}: The file is damaged ({fault}). {fix}')
 
@@ -286,14 +286,14 @@ def _read_start(path):
 
 
 def _misfit(value, form, name: str) -> str:
-    """What of a value has not the form, in words; '' if it fits. name: of the value."""
+    """Which part of a value does not have the form, in words; '' if all do. name: of the value."""
     what = name.removeprefix('.') or 'it'
     if isinstance(form, tuple):
         faults = [_misfit(value, one, name) for one in form]
         return faults[0] if all(faults) else ''
     if isinstance(form, list | dict):
         if not isinstance(value, type(form)):
-            return f'{what} is no {"list" if isinstance(form, list) else "object"}'
+            return f'{what} is not {"a list" if isinstance(form, list) else "an object"}'
         if isinstance(form, list):
             parts = ((f'{name}[{i}]', one, form[0]) for i, one in enumerate(value))
         elif str in form:

@@ -1,7 +1,7 @@
 """Repositories of the Hugging Face hub, fetched by huggingface_hub into its cache, and local copies of them.
 
-What huggingface_hub reads from its environment holds: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.
-Its locks see to it that of several processes one downloads a file.
+huggingface_hub obeys HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT of the environment, and locks a
+file while it downloads it, so that several processes download it once.
 """
 
 import functools
@@ -36,9 +36,9 @@ class Repository(NamedTuple):
 
     Attributes:
       where: its URI, for messages.
-      commit: '' of a local folder.
+      commit: '' for a local folder.
       sizes: file -> bytes.
-      get: fetches those of some files that are not here yet; the folder that holds them. Raises UserError.
+      get: fetches those of the given files that are not here yet; returns the folder that holds all. Raises UserError.
     """
 
     where: str
@@ -48,7 +48,7 @@ class Repository(NamedTuple):
 
 
 def parse(text: str) -> Name | None:
-    """The parts of a name on the hub; None if it can be none."""
+    """The parts of a name on the hub; None if it cannot be one."""
     found = _NAME.fullmatch(text)
     return Name(found[1], found[2], found[3] or '') if found else None
 
@@ -60,7 +60,7 @@ def open_folder(where: str, folder: epath.Path) -> Repository:
 
 @functools.cache  # so that all parts of a run read the same commit
 def open_repository(where: str, name: Name, kind: str, download: bool = True) -> Repository:
-    """A repository of the hub; where the hub cannot be asked, what its cache has of it, with a warning.
+    """A repository of the hub; if the hub cannot be asked, what its cache has of it, with a warning.
 
     Args:
       where: its URI, for messages.
@@ -108,7 +108,7 @@ class _Remote:
             info = network.within(network.SECONDS, look_up)
         except errors.GatedRepoError as error:
             raise self._refusal(
-                f'{self._page} is open only to those whom its owner lets in. Ask there, log in with  hf auth login , '
+                f'{self._page} needs the permission of its owner. Ask for it there, log in with  hf auth login , '
                 'and run the command again'
             ) from error
         except errors.RevisionNotFoundError as error:
@@ -132,7 +132,7 @@ class _Remote:
         if climbing or not re.fullmatch('[0-9a-f]{40}', info.sha or ''):
             raise self._refusal(f'{self._page} has impossible names ({[info.sha, *climbing][-1]!r}). Use another one')
         sizes = {name: file.lfs.size if file.lfs else file.size for name, file in files.items()}
-        try:  # for when the hub cannot be asked: which commit this is, and all files that belong to it
+        try:  # for times when the hub cannot be asked: which commit this is, and the files that belong to it
             self._reference.parent.mkdir(parents=True, exist_ok=True)
             self._record(info.sha).parent.mkdir(parents=True, exist_ok=True)
             own = f'.{uuid.uuid4().hex}'  # the processes of a run do this at the same time
@@ -237,7 +237,7 @@ def _sizes_below(folder):
 
 
 def _checked(folder, files, sizes):
-    """The folder, if none of the files was cut."""
+    """The folder. Raises UserError if one of the files is truncated."""
     for file in files:
         size = size_of(folder / file)
         if sizes.get(file) not in (None, size):

@@ -1,8 +1,8 @@
 """One writer for a folder: a second run in it is told of the first, and one that crashed does not stand in the way.
 
-On a disk of this machine the kernel keeps the lock, and frees it when the process ends in whatever way. Network file
-systems and gs:// cannot be relied on for that: there the holder says every BEAT_SECONDS in the file that it lives, and
-whoever finds a file that says nothing new for STALE_SECONDS takes it over. No clocks are compared.
+On a disk of this machine the kernel keeps the lock, and frees it when the process ends, in whatever way. Network file
+systems and gs:// cannot be relied on for that: there the holder writes a sign of life to the file every BEAT_SECONDS,
+and another run takes over a file that does not change for STALE_SECONDS. No clocks are compared.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _held: dict[str, '_KernelLock | _HeartbeatLock'] = {}  # by this process
 
 @contextlib.contextmanager
 def hold(folder: epath.PathLike, *, write: bool = True) -> Iterator[None]:
-    """Holds a folder, which is made where it is not there, for the length of the block. Blocks may be nested.
+    """Holds a folder, which is made if it is not there, for the length of the block. Blocks may be nested.
 
     Args:
       write: whether this process writes there; only one of a run of many does. If not, nothing is held.
@@ -183,7 +183,7 @@ def _acquire(path):
 
 
 def _watch(path, other):
-    """Returns when the holder of a file is silent for STALE_SECONDS. Raises UserError if it is not."""
+    """Returns once the holder of a file has been silent for STALE_SECONDS; raises UserError if it is alive."""
     logging.info(
         '%s: This lock is there already. In %.0f s it will be clear whether its run is still alive.',
         path,
@@ -205,7 +205,7 @@ def _refusal(folder, other):
 
 
 def _holder():
-    """What the file says of this process, as JSON types."""
+    """What the file says about this process, as JSON types."""
     return {
         'host': socket.gethostname(),
         'pid': os.getpid(),
@@ -216,7 +216,7 @@ def _holder():
 
 
 def _machine():
-    """Tells where a process id means the same process: the boot of a machine, and the container. '' if unknown."""
+    """Identifies where a process id means one process: the boot of a machine, and the container. '' if unknown."""
     try:
         with open('/proc/sys/kernel/random/boot_id') as file:
             return f'{file.read().strip()} {os.stat("/proc/self/ns/pid").st_ino}'
@@ -228,13 +228,13 @@ def _is_dead(other):
     """Whether the process that wrote a file is known to have ended."""
     if not other or not other['machine'] or other['machine'] != _machine():
         return False
-    if other['pid'] == os.getpid():  # an id that was given anew
+    if other['pid'] == os.getpid():  # this process has got the id of one that ended
         return True
     try:
         os.kill(other['pid'], 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # of another user; no number of a process
+    except (OSError, OverflowError):  # a process of another user; a number that is not an id
         pass
     return False
 
@@ -261,7 +261,7 @@ def _key(folder):
 
 
 def _missing(folder):
-    """Of a local folder and those above it, the ones that are not there, from below."""
+    """Those of a local folder and its parents that are not there, from the innermost on."""
     if not is_local(folder):
         return []
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]

@@ -1,4 +1,4 @@
-"""How log lines look, and that a warning is said once."""
+"""How log lines look, and that each warning is logged once."""
 
 import contextlib
 import logging as standard_logging
@@ -8,7 +8,7 @@ from absl import flags, logging
 
 
 def set_up(name: str = '') -> None:
-    """Gives log lines the time and, where several processes write them, a name; hides what libraries tell."""
+    """Gives log lines the time and, if several processes write them, a name; hides the notes of libraries."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     name = name.replace('%', '%%') + ': ' if name else ''
@@ -18,21 +18,21 @@ def set_up(name: str = '') -> None:
 
 
 def show() -> None:
-    """Shows what a run decides to a caller in Python who has not chosen how much is logged, by absl's verbosity or the
-    level of the root logger. Where there are handlers already, they alone show it."""
+    """Shows a run's log lines to a caller in Python who has not chosen how much is logged, by absl's verbosity or the
+    level of the root logger. If there are handlers already, only they show them."""
     chosen = not flags.FLAGS['verbosity'].using_default_value
     if chosen or logging.get_absl_logger().getEffectiveLevel() != standard_logging.WARNING:
         return
     if standard_logging.getLogger().handlers:
         logging.set_verbosity(logging.INFO)
     else:
-        flags.FLAGS.mark_as_parsed()  # else absl would note that there are none
+        flags.FLAGS.mark_as_parsed()  # else absl would log that they are not
         set_up()
 
 
 @contextlib.contextmanager
 def each_warning_once() -> Iterator[None]:
-    """The same data are read several times in a run, to count them, encode them and show them."""
+    """Drops repeated warnings in the block: a run reads the same data several times, to count, encode and show them."""
     said = set()
 
     def is_new(record):

@@ -39,9 +39,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
     'whether this is one of several processes that train together; by default in the tasks of an srun and on the hosts '
     'of a TPU slice on GKE',
 )
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'with --coordinator: of this process, from 0')
-_PROCESSES = flags.DEFINE_integer('processes', None, 'with --coordinator: their number')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if nothing else tells it')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'with --coordinator: the number of this process, from 0')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'with --coordinator: how many processes there are')
 
 _ALONE = ('prepare', 'convert', 'compile', 'report')  # tasks of process 0, for which the others wait
 
@@ -163,7 +163,7 @@ if __name__ == '__main__':
         stopping.end_if_asked()  # by a signal that came when the task was done
         stopping.end_soon(getattr(ended, 'code', 130) or 0)
         raise
-    except BaseException:  # as Python ends it, but no thread is waited for
+    except BaseException:  # as Python does, but without waiting for threads
         traceback.print_exc()
         stopping.end_soon(1)
         sys.exit(1)

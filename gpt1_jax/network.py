@@ -1,4 +1,4 @@
-"""Whether servers answer, found out in seconds: where there is no network, libraries wait and retry for minutes."""
+"""Whether servers answer, found out in seconds: without a network, libraries wait and retry for minutes."""
 
 import http.client
 import queue
@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 SECONDS = 10.0  # that a server may be silent
-_AFTER_FAULTS = 3.0  # where none has answered yet
+_AFTER_FAULTS = 3.0  # after others, if none has answered yet
 
 T = TypeVar('T')
 _faults: dict[str, str] = {}  # server -> why it cannot be reached, or ''
 
 
 def unreachable(url: str) -> str:
-    """Why the server of a URL cannot be reached, '' if it answers: asked once a process, in at most SECONDS.
+    """Why the server of a URL cannot be reached; '' if it answers. Asks once per process, for at most SECONDS.
 
-    Where the servers before it could not be reached, in less: several may have the same data.
+    Less if none of the servers asked before could be reached: several may have the same data.
     """
     server = '{0.scheme}://{0.netloc}'.format(urllib.parse.urlsplit(url))
     if server not in _faults:
@@ -33,7 +33,7 @@ def unreachable(url: str) -> str:
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """What `function` returns or raises; TimeoutError where it takes longer, and it is then left alone in its thread.
+    """What `function` returns or raises; TimeoutError if it takes longer, and its thread is then left alone.
 
     Timeouts of sockets do not cover the search for an address, nor an answer that comes byte by byte.
     """
@@ -60,7 +60,7 @@ def _ask(server: str, seconds: float) -> str:
         urllib.request.urlopen(urllib.request.Request(server, method='HEAD'), timeout=seconds).close()
     except (urllib.error.HTTPError, http.client.HTTPException):  # an answer
         return ''
-    except (OSError, ValueError) as error:  # ValueError: no URL
+    except (OSError, ValueError) as error:  # ValueError: not a URL
         reason = getattr(error, 'reason', error)
         if isinstance(reason, ssl.SSLError):  # an answer: the library that asks next has its own certificates
             return ''

@@ -47,8 +47,8 @@ def check_same(content: str, where: str) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """The sentence for an error of JAX that tells that the processes, which all live, do not reach each other; '' for
-    other errors."""
+    """The message for an error of JAX that means that the processes live, but do not reach each other; '' for other
+    errors."""
     if not current or type(error).__name__ != 'JaxRuntimeError' or not _APART.search(str(error)):
         return ''
     reason = ' '.join(str(error).split())[:200].rstrip('.')
@@ -67,7 +67,7 @@ class Peers:
     def __init__(self, names: Sequence[str], process: int, connections: Mapping[int, socket.socket]):
         self.process = process
         self._names, self._sockets = names, connections
-        self._begun = dict.fromkeys(connections, b'')  # lines
+        self._begun = dict.fromkeys(connections, b'')  # incomplete lines
         self._silent = dict.fromkeys(connections, 0.0)  # seconds
         self._others_silent = 0.0  # seconds, as process 0 says
         self._left = set()
@@ -205,7 +205,7 @@ class Peers:
             self._changed.notify_all()
 
     def _freeze(self):
-        """`should_stop` now waits until it is known at which call all can stop: the next one of who is ahead."""
+        """`should_stop` now waits until it is known at which call all can stop: the next one of the process ahead."""
         with self._changed:
             self._frozen = True
         if self.process:

@@ -72,7 +72,7 @@ def keep_freed_memory() -> None:
 def release_freed_memory() -> None:
     """Gives the memory that is free now back to Linux in spite of `keep_freed_memory`.
 
-    For after something that is done but once, such as compiling: it leaves many small pieces, among which the large
+    Call it after work that is done once, such as compiling: that leaves many small pieces, between which the large
     blocks of steps find no room.
     """
     if platform.libc_ver()[0] == 'glibc':
@@ -80,10 +80,10 @@ def release_freed_memory() -> None:
 
 
 def compute_in_this_thread() -> None:
-    """Makes JAX, which must be imported but not in use yet, compute in the thread that asks for it, where the platform
-    is a CPU with one device: only the first thread has a heap that takes large blocks, for `keep_freed_memory`.
+    """Makes JAX compute in the calling thread on a CPU with one device: only the first thread has a heap that takes
+    large blocks, which `keep_freed_memory` needs. Call it when JAX is imported but not in use yet.
 
-    A step then ends before its call returns. Little would be done beside it: it has all cores.
+    A step then ends before its call returns. Little could be done meanwhile: it uses all cores.
     """
     if jax := sys.modules.get('jax'):  # not every task needs it
         jax.config.update('jax_cpu_enable_async_dispatch', False)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-quiet = False  # in a process whose parent tells how far it is, and that it stops
+quiet = False  # True in a process whose parent shows how far it is, and that it stops
 _LINE_SECONDS = 10
 _FORMATS = {'loss': 'loss {:.4f}', 'tokens_per_second': '{:,.0f} tokens/s', 'mfu': 'MFU {:.1%}'}
 
@@ -99,8 +99,8 @@ def _say(line):
 
 @contextlib.contextmanager
 def waiting(what: str, *, show: bool = True) -> Iterator[None]:
-    """Says on stderr, every 10 s, how long something has taken that does not tell how far it is: `what`, for example
-    'compiling the step'."""
+    """Says on stderr, every 10 s, how long the block has taken, which does not tell how far it is. what: its name, such
+    as 'compiling the step'."""
     began, ended = time.monotonic(), threading.Event()
 
     def tell():

@@ -20,7 +20,7 @@ from gpt1_jax.errors import UserError
 
 # Of TensorFlow, which reads them when it is loaded. It tries again after 1, 2, 4, 8, 16, 16 seconds, and a failed
 # upload as a whole seven times: a fault of half a minute passes unnoticed, one of five minutes ends the run. A server
-# that is silent is given up after 30 seconds. Its memory of what is there would also say so of what others delete.
+# that is silent is given up after 30 seconds. Its cache of what is there would still have what others delete.
 for _name, _value in {
     'GCS_RETRY_CONFIG_MAX_RETRIES': 6,
     'GCS_RETRY_CONFIG_MAX_DELAY_TIME_US': 16_000_000,
@@ -37,7 +37,7 @@ _NUMBERS = {  # of the errors of TensorFlow and of epath
     'NotADirectoryError': errno.ENOTDIR,
     'IsADirectoryError': errno.EISDIR,
 }
-_OTHER = errno.ENETRESET  # it has been tried again already
+_OTHER = errno.ENETRESET  # not one that `files.patiently` tries again: TensorFlow has done so
 _BUFFER = 2**20  # bytes
 
 
@@ -182,7 +182,7 @@ class _File(io.RawIOBase):
                 with _named_errors(self._path):
                     self._file.close()
             except OSError:
-                # Otherwise its end would upload again, for minutes, while no other thread may run.
+                # Kept alive: its destructor would upload again, for minutes, while no other thread may run.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file))
                 raise
             finally:
@@ -208,7 +208,7 @@ def _named_errors(path):
 
 
 def _reason(message):
-    """What is the matter, without where: one line."""
+    """What is wrong, without the place, in one line."""
     message = ' '.join(message.split())
     if status := re.search(r'HTTP response code (\d+)', message):
         said = re.search(r'"message": *"([^"]*)', message)

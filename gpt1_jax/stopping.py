@@ -24,7 +24,7 @@ LINGER = 60.0  # seconds
 
 last_words: list[Callable[[int, str], None]] = []  # called with the status and the message before the process ends
 dispensable: list[threading.Thread] = []  # what they do is of no use once the program ends
-taken: list[int] = []  # the signals that other handlers than the one here have had
+taken: list[int] = []  # the signals that handlers elsewhere have received
 _asked: list[int] = []  # the signals that came
 _watching = threading.Event()
 _in_order = threading.Event()
@@ -44,7 +44,7 @@ def watch() -> None:
 
 
 def is_for_caller() -> bool:
-    """Whether Ctrl-C has stopped what a session of Python called, which goes on, and not a program that ends."""
+    """Whether Ctrl-C has stopped a call in a Python session, which goes on, and not a program, which ends."""
     return not _watching.is_set() and taken[-1:] == [signal.SIGINT]
 
 

@@ -59,7 +59,7 @@ def test_no_pickle_is_loaded(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'a.npy')
-    with pytest.raises(UserError, match='no ordinary file'):
+    with pytest.raises(UserError, match='not an ordinary file'):
         array_files.load_npy(tmp_path / 'a.npy')
 
 

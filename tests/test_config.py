@@ -376,7 +376,7 @@ def begun(tmp_path, config, **kwargs):
 
 
 def refused(config, workdir, **kwargs):
-    with pytest.raises(UserError, match='It holds a run of another config') as caught:
+    with pytest.raises(UserError, match='It holds a run with another config') as caught:
         common.open_workdir(config, workdir, write=True, **kwargs)
     return str(caught.value)
 
@@ -455,7 +455,7 @@ def test_content_that_is_known_late_is_compared_too(tmp_path):
         common.keep_content(workdir, 'files:/a', content, write=True)
     (workdir / 'checkpoints').mkdir()
     common.keep_content(workdir, 'files:/a', 'two', write=True)  # it raises otherwise
-    with pytest.raises(UserError, match='began with other data: what files:/a holds has changed'):
+    with pytest.raises(UserError, match='began with other data: the content of files:/a has changed'):
         common.keep_content(workdir, 'files:/a', 'one', write=False)
 
 

@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'a.csv')
-    assert 'a.csv: This is no ordinary file' in refusal(tmp_path / 'a.csv')
+    assert 'a.csv: This is not an ordinary file' in refusal(tmp_path / 'a.csv')
 
 
 def test_a_few_zeros_are_text(tmp_path):

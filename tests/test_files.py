@@ -66,7 +66,7 @@ def test_json_without_end_is_not_read(tmp_path, monkeypatch):
     path.unlink()
     os.mkfifo(path)
     for no_file in (path, epath.Path('/dev/zero'), epath.Path(tmp_path)):
-        with pytest.raises(UserError, match='This is no ordinary file'):
+        with pytest.raises(UserError, match='This is not an ordinary file'):
             files.read_json(no_file)
     with pytest.raises(FileNotFoundError):
         files.read_json(epath.Path(tmp_path / 'none'))
@@ -83,10 +83,10 @@ RIGHT = {'a': 1, 'b': [0.5, 2], 'c': {'x': None, 'y': ''}, 'd': [1], 'more': 0}
         ({'a': True}, "a is 'True'"),
         ({'a': 1.0}, "a is '1.0'"),
         ({'a': 2**63}, 'a is'),
-        ({'b': 1}, 'b is no list'),
+        ({'b': 1}, 'b is not a list'),
         ({'b': [1, 'x']}, "b[1] is 'x'"),
         ({'b': [10**400]}, 'b[0] is'),
-        ({'c': []}, 'c is no object'),
+        ({'c': []}, 'c is not an object'),
         ({'c': {'x': 1}}, "c.x is '1'"),
     ],
 )
@@ -104,7 +104,7 @@ def test_the_form_of_json(tmp_path, change, words):
 
 
 def test_a_lack_of_memory_is_one_sentence():
-    assert files.explain(MemoryError()).startswith('memory: There is too little of it (MemoryError). ')
+    assert files.explain(MemoryError()).startswith('memory: There is not enough (MemoryError). ')
     assert '(RESOURCE_EXHAUSTED: 1 TB)' in files.explain(RuntimeError('RESOURCE_EXHAUSTED: 1 TB'))
     dispatched = 'INTERNAL: Error dispatching computation: Out of memory allocating 32768000000 bytes.'  # on a CPU
     assert f'({dispatched[:-1]})' in files.explain(RuntimeError(dispatched))

@@ -138,7 +138,7 @@ def test_a_run_does_not_go_on_with_other_examples(folder, finished, tmp_path, sp
         if split == 'test':
             finetune.run(config, epath.Path(tmp_path / 'run'))
         else:
-            with pytest.raises(UserError, match='Its run began with other data: what files:'):
+            with pytest.raises(UserError, match='Its run began with other data: the content of files:'):
                 finetune.run(config, epath.Path(tmp_path / 'run'))
     finally:
         shutil.rmtree(folder / 'labelled')

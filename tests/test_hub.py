@@ -109,8 +109,8 @@ def test_data_sets_are_other_repositories(server):
 @pytest.mark.parametrize(
     ('status', 'code', 'match'),
     [
-        (403, 'GatedRepo', 'lets in. Ask there, log in with  hf auth login'),
-        (401, 'GatedRepo', 'lets in. Ask there, log in with  hf auth login'),
+        (403, 'GatedRepo', 'permission of its owner. Ask for it there, log in with  hf auth login'),
+        (401, 'GatedRepo', 'permission of its owner. Ask for it there, log in with  hf auth login'),
         (404, 'RepoNotFound', 'has no model someone/some-model, or it is private'),
         (401, '', 'has no model someone/some-model, or it is private'),
         (403, '', 'answers with status 403. Log in'),

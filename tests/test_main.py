@@ -14,7 +14,7 @@ from helpers import checksums, run, sentence
 NOT_WHOLE = '--config.seed=x: This is not a whole number. Write it like 64, 1_000_000 or 1e9.'
 NO_FLAG_FILE = (
     '--flagfile: The file cannot be read (Unable to open flagfile: [Errno 2] No such file or directory: '
-    "'/nowhere'). Name one with a flag a line."
+    "'/nowhere'). Name a file with one flag per line."
 )
 pytestmark = pytest.mark.slow
 

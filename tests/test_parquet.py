@@ -107,7 +107,7 @@ def test_a_name_that_is_no_unicode(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'a.parquet')
-    with pytest.raises(UserError, match='a.parquet: This is no ordinary file'):
+    with pytest.raises(UserError, match='a.parquet: This is not an ordinary file'):
         parquet.open_file(tmp_path / 'a.parquet')
 
 

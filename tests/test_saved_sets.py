@@ -75,7 +75,7 @@ def test_what_is_refused(tmp_path):
         assert "ds.to_json('train.jsonl')" in refusal('sst2', tmp_path)
     first.unlink()
     os.mkfifo(first)
-    assert f'{first}: This is no ordinary file' in refusal('sst2', tmp_path)
+    assert f'{first}: This is not an ordinary file' in refusal('sst2', tmp_path)
 
 
 def test_a_table_with_wrong_offsets(tmp_path):

@@ -58,7 +58,7 @@ TRAIN = ('splits', 'train')
         ((*TRAIN, 'shards', 1, 'file'), '../train-00001.bin', "'../train-00001.bin' with 30 tokens is not file 1"),
         ((*TRAIN, 'shards', 1, 'file'), 'train-00000.bin', "'train-00000.bin' with 30 tokens is not file 1 of train"),
         ((*TRAIN, 'shards'), [], 'the files of train do not have 130 tokens'),
-        ((*TRAIN, 'shards'), {}, 'splits.train.shards is no list'),
+        ((*TRAIN, 'shards'), {}, 'splits.train.shards is not a list'),
         (('splits', 'test'), {'tokens': 0, 'documents': 0, 'shards': []}, 'the splits are train, valid, test'),
         (('splits',), {}, 'the splits are none'),
         (('preparation',), [], 'preparation is'),

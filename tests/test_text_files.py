@@ -104,9 +104,9 @@ def test_files_that_cannot_be_read_are_named_together(tmp_path, monkeypatch):
     assert sorted(corpus.problems) == [
         f'{tmp_path}/gone.txt: The file cannot be read (No such file or directory). Fix or remove it.',
         f'{tmp_path}/locked: The folder cannot be read (Permission denied). Allow it, or move it away.',
-        f'{tmp_path}/pipe.txt: This is no ordinary file. Move it away.',
+        f'{tmp_path}/pipe.txt: This is not an ordinary file. Move it away.',
     ]
-    with pytest.raises(UserError, match='cannot be read|no ordinary file'):
+    with pytest.raises(UserError, match='cannot be read|not an ordinary file'):
         list(corpus.blocks())
     assert [block.name for block in corpus.blocks(found=documents.Findings())] == ['a.txt']
 

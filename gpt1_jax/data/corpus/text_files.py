@@ -189,7 +189,7 @@ def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
     """The documents of a file; None if none is left. To `unpacked` go those of `paths` that are members of it."""
     suffixes = name.lower()
     if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
-        raise DocumentError(f'{path}: This is no ordinary file. Move it away.')
+        raise DocumentError(f'{path}: This is not an ordinary file. Move it away.')
     if suffixes.endswith(_CELLS) or (suffixes.endswith(_JSON) and not has_json_rows(path)):
         raise DocumentError(
             f'{path}: This is a table, not text. Make it JSON lines or parquet, such as with `{_as_rows(path)}`, or '
