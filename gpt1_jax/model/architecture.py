@@ -5,7 +5,7 @@ is called like `Decoder.__call__` (without `cache` and `lengths` if it cannot ge
 
   SIZES: names of the attributes that fix its parameters' shapes, including `n_positions`, `width` and `layers`.
   CANNOT: those of ABILITIES that it lacks.
-  check_sizes(sizes): raises ValueError for sizes that do not fit together, which its words write as NAME=VALUE.
+  check_sizes(sizes): raises ValueError for sizes that do not fit together, which its message gives as NAME=VALUE.
   flops_per_token(lm_head): of training, forward and backward pass.
   transfer(fresh, source, source_special, n_layers): see `Decoder.transfer`.
   empty_cache(batch, length), cache_shardings(sharding): if it can generate, see `Decoder`.
@@ -62,7 +62,7 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
 
     Args:
       model_config: `kind`, its sizes, and settings of the computation; keys that the kind does not know are ignored.
-        An `init_std` of None is that of the width.
+        An `init_std` of None follows from the width (`sizes.init_std`).
       n_special: special rows in its table.
       platform: of the devices that it runs on; a `dtype` of 'auto' is float32 on 'cpu' and bfloat16 elsewhere, an
         `attention` of 'auto' the kernel of the platform, if it has one that fits the model.
@@ -97,7 +97,7 @@ def build(model_config: Mapping, vocab_size: int, n_special: int, platform: str)
 
 
 def _attention(values, platform):
-    """'xla', or what the config says if there is a kernel."""
+    """'xla' if no kernel fits or none is wanted; else what the config says."""
     heads, wanted = values['heads'], values['attention']
     obstacle = attention.obstacle(platform, 1, values['n_positions'], heads, values['width'] // heads)
     if wanted == 'kernel' and obstacle:

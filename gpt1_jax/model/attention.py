@@ -104,10 +104,10 @@ def attend_in_kernel(
     dropout_key: jax.Array | None,
     platform: str,
 ) -> jax.Array:
-    """`attend` by the kernel of the platform, for queries that are also the keys.
+    """`attend` by the kernel of the platform, for queries and keys of the same tokens.
 
     Args:
-      qkv: [3, B, T, H * D], without
+      qkv: [3, B, T, H * D], without the bias.
       bias: [3, H * D].
       heads: H.
       dropout_key: None for no dropout.

@@ -1,8 +1,8 @@
 """Causal attention in XLA's own operations, block by block; `attend` in attention.py is its reference.
 
 Keys in blocks after the queries' are skipped. As in a kernel, the backward pass computes the probabilities again, from
-the logarithm of each softmax's denominator. It has them as [keys, queries], so that no product of two blocks needs a
-transposed one: XLA is slow at that on a CPU.
+the logarithm of each softmax's denominator. It has them as [keys, queries], so that no product of two blocks transposes
+one of them, at which XLA is slow on a CPU.
 """
 
 import functools
@@ -21,7 +21,7 @@ _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, rate: float, dropout_key: jax.Array | None
 ) -> jax.Array:
-    """What `attention.attend` computes, for queries that are also the keys.
+    """What `attention.attend` computes, for queries and keys of the same tokens.
 
     Args:
       query: [B, T, H, D].

@@ -6,7 +6,7 @@ padded, transposed or copied. Keys in blocks after the queries' are skipped. The
 each softmax's denominator; the backward pass computes the probabilities and the dropout's mask again.
 
 Scores are [keys, columns], and a column is a query of one of the group's heads: sums over keys are then plain additions
-of registers, and what there is one of per query is a compact row.
+of registers, and an array with one number per query is a compact row.
 """
 
 import functools
@@ -25,7 +25,7 @@ from gpt1_jax.model import dropout, mesh
 from gpt1_jax.model.attention_blocks import MASKED
 
 LANES = 128  # of a vector register; also the queries in a block
-LONGEST = 1024  # tokens in a row of which 32 MiB of vector memory hold what the backward pass needs, of two heads
+LONGEST = 1024  # tokens in a row: 32 MiB of vector memory hold what its backward pass needs for two heads
 
 # Elementwise operations per score, by line, for the cost that the kernels declare (a test counts them).
 _FORWARD, _BACKWARD, _DROPPED, _AMONG_IDS = 7, 10, 16, 2
@@ -58,12 +58,12 @@ def obstacle(length: int, heads: int, head_dim: int) -> str | None:
 def attend(
     qkv: jax.Array, bias: jax.Array, ids: Sequence[jax.Array], seeds: jax.Array, settings: Settings
 ) -> jax.Array:
-    """What `attention.attend` computes, for queries that are also the keys.
+    """What `attention.attend` computes, for queries and keys of the same tokens.
 
     Args:
-      qkv: [3, B, T, H * D]: queries, keys and values, without
+      qkv: [3, B, T, H * D]: queries, keys and values, without the bias.
       bias: [3, H * D], which the kernels add; they also sum its gradient, for which XLA would read all of qkv's again.
-      ids: each int [B, T]: the segment of a token, and another that it sees; neither, the first, or both.
+      ids: each int [B, T]: a token's segment and its context, another segment that it sees; none, the first, or both.
       seeds: uint32 [2], of the dropout.
 
     Returns:
@@ -254,7 +254,7 @@ def _columns(x, settings):
 
 
 def _own_columns(x, settings):
-    """[LANES, LANES], of each head's lanes its own columns, from [LANES, columns]."""
+    """[LANES, columns] -> [LANES, LANES]: in the lanes of each head, the columns of that head."""
     heads = range(LANES // settings.head_dim)
     lanes = lambda i: slice(i * settings.head_dim, (i + 1) * settings.head_dim)
     return jnp.concatenate([x[lanes(i), i * LANES : (i + 1) * LANES] for i in heads])

@@ -32,7 +32,7 @@ def keep(index: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
 
 
 def threshold(rate: float) -> int:
-    """What hashes are below that are dropped with probability `rate`."""
+    """The number that hashes are below with probability `rate`: these are dropped."""
     return min(round(rate * 2**32), 2**32 - 1)
 
 
@@ -60,7 +60,7 @@ def dropout(
     """`x` with elements zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
 
     key: None (evaluation) returns `x`. broadcast_axes: axes along which one mask is shared.
-    index: uint32 like `x`, if its elements are some, or all, of another array: their row-major positions there.
+    index: uint32, shaped like `x`, if its elements come from another array: their row-major positions there.
     """
     if key is None or rate == 0.0:
         return x

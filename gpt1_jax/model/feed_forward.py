@@ -23,7 +23,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
         normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
-        bias_role = 'norm' if self.roles[1] == 'embed' else self.roles[1]  # a bias is never spread
+        bias_role = 'norm' if self.roles[1] == 'embed' else self.roles[1]  # a bias keeps all of its 'embed' axis
         kernel = self.param('kernel', nn.with_logical_partitioning(normal, self.roles), (x.shape[-1], self.features))
         bias = self.param('bias', nn.with_logical_partitioning(zeros, (bias_role,)), (self.features,))
         kernel = for_use(kernel, self.roles, self.dtype)
@@ -57,13 +57,13 @@ def gelu(x: jax.Array) -> jax.Array:
 
 def _gelu(x):
     plain = lambda x: jax.nn.gelu(x, approximate=True)
-    # XLA rounds each of its operations to bfloat16 on a CPU, which takes longer than all the rest of them.
+    # On a CPU XLA rounds the result of each operation in it to bfloat16, which takes longer than the operations.
     rounded_once = lambda x: plain(x.astype(jnp.float32)).astype(x.dtype)
     return jax.lax.platform_dependent(x, cpu=rounded_once, default=plain)
 
 
 def _backward(x, gradient):
-    # Behind a barrier, because XLA would keep what the forward pass computes: that takes longer than to do it again.
+    # Without the barrier XLA would keep what the forward pass computes, which takes longer than to compute it again.
     return jax.vjp(_gelu, jax.lax.optimization_barrier(x))[1](gradient)
 
 

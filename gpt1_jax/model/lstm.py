@@ -75,7 +75,7 @@ class LSTM(nn.Module):
         return (source if n_layers else fresh) | {'table': table}
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """See `Decoder.empty_cache`; of no length."""
+        """See `Decoder.empty_cache`; `length` does not matter."""
         del length
         zeros = jnp.zeros((batch, self.units), jnp.float32)
         return Cache(zeros.astype(self.dtype), zeros, jnp.zeros((batch,), jnp.int32))
@@ -142,8 +142,8 @@ def _gate_biases(key, shape, dtype=jnp.float32):
 
 
 def _batch_first(shape):
-    """uint32 [T, B, U]: where each element stands in an array [B, T, U]. Its mask then does not depend on the number of
-    rows, whose last are empty on some meshes."""
+    """uint32 [T, B, U]: where each element stands in an array [B, T, U]. The dropout mask then does not depend on the
+    number of rows: on some meshes, empty ones are added at the end."""
     t, b, u = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     return (b * jnp.uint32(shape[0]) + t) * jnp.uint32(shape[2]) + u
 

@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
     Attributes:
       tokens: on this device.
       width: of a token.
-      padded: that, as a power of 2.
+      padded: the width, rounded up to a power of 2.
       block: tokens that a program reads at a time.
       rounds: of a program in the backward pass.
       threshold: hashes below it are dropped; 0 for no dropout.

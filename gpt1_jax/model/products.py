@@ -26,7 +26,7 @@ def outer_products(x: jax.Array, y: jax.Array) -> jax.Array:
     plain = lambda x, y: jnp.dot(x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]))
     if x.shape[-1] <= y.shape[-1]:
         return plain(x, y)
-    # On a CPU the narrower of the two, and the result, are sooner transposed than the wider one.
+    # On a CPU it is faster to transpose the narrower of the two, and the result, than the wider one.
     return jax.lax.platform_dependent(x, y, cpu=lambda x, y: plain(y, x).T, default=plain)
 
 

@@ -67,7 +67,7 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, cache: tuple | None, keys: jax.Array | None, visible: Visible
     ) -> tuple[jax.Array, tuple | None]:
-        """`x` [B, T, width] -> ([B, T, width], cache). keys: of _DROPOUTS; None for none."""
+        """`x` [B, T, width] -> ([B, T, width], cache). keys: one for each of _DROPOUTS; None for no dropout."""
         fused = self._has_norm_kernel(x, cache)
         keys = {} if keys is None else dict(zip(_DROPOUTS, keys))
 
@@ -200,7 +200,7 @@ class Decoder(nn.Module):
           tokens: int [B, T].
           positions: int [B, T], within each sequence; None counts from 0 (from the cache's lengths, if there is one).
           segment_ids: int [B, T]; tokens see only their own segment. None: each row is one sequence.
-          context_ids: int [B, T]; an earlier segment of the row that tokens see as well. None: no other.
+          context_ids: int [B, T]; an earlier segment of the row that tokens see as well. None: there is none.
           train: apply dropout (needs the rng stream 'dropout').
           cache: from `empty_cache`; row b continues its lengths[b] tokens. The layers' parameters may then be a tuple
             of one tree per layer: slices of stacked ones would be copied in each call.
@@ -231,7 +231,8 @@ class Decoder(nn.Module):
             self.platform,
             train,
         )
-        keys, values = [], []  # of no layers too, which have no parameters: a checkpoint cannot hold empty arrays
+        keys, values = [], []
+        # Without layers there are no 'blocks' among the parameters: a checkpoint cannot hold empty arrays.
         if self.layers and cache is None:
             block = nn.remat(Block, prevent_cse=not self.scan) if self.remat and train else Block
             stack = nn.scan(
@@ -310,8 +311,9 @@ def look_up(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _read(tables, places, dtype):
-    """(the sum of rows of each shard's table [shards, rows, width], of values in `dtype`, at each of its places,
-    [shards, N or 1, T]; the tables, for other uses, to whose gradient that of the rows is added in place)"""
+    """(rows, tables). rows: float32 [shards, N, T, width], the rows of each shard's table [shards, rows, width] at its
+    places [shards, N or 1, T], rounded to `dtype`, summed over the places. tables: for other uses; the backward pass
+    adds the gradient of the rows to theirs, in place."""
     read = jax.vmap(lambda table, place: table[place].astype(jnp.float32))
     return sum(read(tables.astype(dtype), place) for place in places), tables
 

@@ -1,6 +1,7 @@
 """What the Triton kernels for NVIDIA GPUs share: the call from JAX, and the hash of dropout.
 
-They are called through jax-triton, because JAX gives up its own way to Triton. Both are optional.
+They are called through jax-triton, because JAX is giving up its own interface to Triton. Triton and jax-triton are
+optional.
 """
 
 import inspect
@@ -50,8 +51,8 @@ def call(
 ) -> Any:
     """Arrays of `shapes` (a tree of `jax.ShapeDtypeStruct`), written by `grid` programs of a kernel.
 
-    sizes: what is fixed when the kernel is compiled, its argument `sizes`. aliases: number of an array -> that of the
-    result which is written in its place.
+    sizes: the kernel's argument `sizes`, which is fixed when it is compiled. aliases: number of an array -> number of
+    the result that is written in its place.
     """
     # jax-triton 0.4 renamed an argument, and may meet a Triton that writes newer PTX than JAX's assembler reads.
     names = {'out_type': shapes, 'backend_options': {'ptx_version': 83}} if _is_new() else {'out_shape': shapes}
@@ -73,8 +74,8 @@ def _is_new():
 
 
 def _lower(context, *arrays, **parameters):
-    """jax-triton's lowering, but as 0.4 does it: to a call that XLA can put into a CUDA graph. The older one would end
-    a graph, and the GPU wait some microseconds for what comes next."""
+    """jax-triton's lowering as in 0.4: to a call that XLA can put into a CUDA graph. The older call would end the
+    graph, and the GPU would wait some microseconds for what comes next."""
     library = jax_triton.triton_lib
     results = library.triton_kernel_call_lowering(library.get_cuda_backend, context, *arrays, **parameters)
     call = results[0].owner.attributes

@@ -14,8 +14,8 @@ _TABLE = ('table_rows', 'table_embed')  # roles of its axes
 def for_use(kernel: jax.Array, roles: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
     """`kernel` in the type of the computation, with all of its 'embed' axis on every device.
 
-    It is cast while each device has its part, and gathered after that: so half as much is moved and kept, and XLA sums
-    the gradient over the devices in parts too.
+    Each device casts its part before the parts are gathered: so half as much is moved and kept, and XLA also leaves the
+    sum of the gradient over the devices in parts.
 
     roles: of its axes.
     """
@@ -32,8 +32,8 @@ def whole(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def copies(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """A copy of `table` [rows, width] for each shard of the batch, rounded to `dtype`: [shards, rows, width].
 
-    A shard's gradients of all uses of its copy are added where they are, and over the devices but once; of that sum
-    each device gets the part that it keeps. Copies have the type of the table, so that these sums have it too.
+    The gradients of all uses of a copy are first added in its shard, then over the shards, once; of that sum each
+    device gets the part that it keeps. Copies have the type of the table, so that these sums have it too.
     """
     each = jnp.broadcast_to(whole(table, dtype).astype(table.dtype), (mesh.shards('batch'), *table.shape))
     return nn.with_logical_constraint(each, ('batch', None, None))
