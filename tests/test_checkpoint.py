@@ -440,13 +440,13 @@ def test_the_best_that_is_whole(make, tmp_path, warnings_seen):
     (folder / '3/record/metadata').unlink()
     assert best() == 1
     assert f'{folder}/3: The checkpoint is damaged (No such file or directory). It has no rank.' in warnings_seen
-    with pytest.raises(DamagedError, match=rf'{folder}/2: .* Take that of step 5, .*: {tmp_path}@5\.$'):
+    with pytest.raises(DamagedError, match=rf'{folder}/2: .* Use that of step 5, .*: {tmp_path}@5\.$'):
         make().restore(2, wanted)
     with pytest.raises(UserError, match=r'no checkpoint of step 9. The steps here are 1, 2, 4, 5\.'):
         make().restore(9, wanted)
     for step in (1, 4, 5):
         os.truncate(largest_files(folder / f'{step}/params', 1)[0], 10)
-    with pytest.raises(DamagedError, match='damaged .* No other one is whole: restore a copy.$'):
+    with pytest.raises(DamagedError, match='damaged .* No other checkpoint is whole: restore a copy.$'):
         make().restore(2, wanted)
 
 

@@ -217,7 +217,7 @@ def test_damaged_checkpoints_of_all_are_left_out(folder, finished, tmp_path, mon
     told = re.findall(r'/(\d+): The checkpoint is damaged .* It is left out\.', '\n'.join(warnings))
     assert told == ['4', '16']
     damage(1)
-    with pytest.raises(DamagedError, match='16: The checkpoint is damaged .* No other one is whole'):
+    with pytest.raises(DamagedError, match='16: The checkpoint is damaged .* No other checkpoint is whole'):
         zero_shot.run(values, epath.Path(tmp_path / 'none'))
 
 

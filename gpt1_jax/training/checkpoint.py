@@ -25,7 +25,7 @@ from gpt1_jax.files import exists, is_local, patiently, write_atomically
 from gpt1_jax.training import checkpoint_folder, checkpoint_noise, room
 from gpt1_jax.training.checkpoint_folder import Damaged, Unreadable, cause, join
 
-_WAIT_SECONDS = 1.0  # for a save, from which on it is worth a word
+_WAIT_SECONDS = 1.0  # for a save: a longer wait is logged
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -39,7 +39,7 @@ class Checkpointer:
       directory: the folder of all checkpoints, created by the first save; `gs://` works.
       keep_latest: how many of the newest checkpoints to keep; None keeps all.
       keep_best: how many of the best to keep as well.
-      counts: step -> whether it is one of the newest; one that is not is kept only until the next save. None: all are.
+      counts: step -> whether it counts as one of the newest; else it is kept only until the next save. None: all do.
       keep: step -> whether to keep it for good; None: none.
       best_metric: the metric that ranks checkpoints, or None. A checkpoint saved without it, or with a value
         that is not finite, is never the best.
@@ -75,8 +75,8 @@ class Checkpointer:
         """Starts writing a checkpoint, which goes on in the background; the caller may donate or delete the arrays.
 
         A step that already exists is not written again, so its metrics must come with its first save. Steps that
-        `restore_latest` found damaged are deleted here, because the resumed run writes them again. While the save
-        before it is going on, this one waits for its end: Orbax gives it 20 minutes.
+        `restore_latest` found damaged are deleted here, because the resumed run writes them again. If the previous save
+        is not complete, this one waits for it: Orbax allows 20 minutes.
 
         Args:
           step: number of updates done.
@@ -113,10 +113,10 @@ class Checkpointer:
         Args:
           abstract_items: name -> pytree of `jax.ShapeDtypeStruct` with shardings, on any mesh; only these are
             read and verified.
-          steps: those that count, ascending; None: all.
+          steps: the steps to try, ascending; None: all.
 
         Returns:
-          (step, items, meta), or None if there is none at all.
+          (step, items, meta), or None if there are no steps to try.
 
         Raises:
           UserError: every checkpoint is damaged; a file cannot be read; or an item, a parameter, a shape or a dtype
@@ -143,13 +143,13 @@ class Checkpointer:
         return restored
 
     def restore_each(self, steps: Iterable[int], abstract_items: Mapping) -> Iterator[tuple[int, dict, dict]]:
-        """Of `steps`, one after the other, those that are not damaged; a warning for the others."""
+        """(step, items, meta) of those of `steps` that are not damaged, in order; logs a warning for the others."""
         self.wait()
         return self._whole(steps, lambda step: (step, *checkpoint_folder.read(self._folder(step), abstract_items)))
 
     def whole_steps(self, item: str) -> Iterator[int]:
-        """The complete steps by rank whose `item`, a tree of dicts, holds what was written; a warning for the others.
-        All of it is read, but once a process. Raises UserError if a file cannot be read."""
+        """The complete steps, by rank, whose `item`, a tree of dicts, holds what was written; logs a warning for the
+        others. A process reads each of them once, as a whole. Raises UserError if a file cannot be read."""
         return self._whole(
             self.steps_by_rank(), lambda step: checkpoint_folder.verify(self._folder(step), item) or step
         )
@@ -170,10 +170,10 @@ class Checkpointer:
         try:
             return step, *checkpoint_folder.read(self._folder(step), abstract_items)
         except Damaged as error:
-            advice = 'No other one is whole: restore a copy.'
+            advice = 'No other checkpoint is whole: restore a copy.'
             others = self.restore_each((other for other in self.steps_by_rank() if other != step), abstract_items)
             if other := next(others, None):
-                advice = f'Take that of step {other[0]}, which is whole: {self._directory.parent}@{other[0]}.'
+                advice = f'Use that of step {other[0]}, which is whole: {self._directory.parent}@{other[0]}.'
             raise DamagedError(f'{self._folder(step)}: The checkpoint is damaged ({error}). {advice}') from error
 
     def steps(self) -> list[int]:
@@ -181,12 +181,12 @@ class Checkpointer:
         if not exists(self._directory):
             return []
         if is_local(self._directory):
-            patiently(lambda: os.listdir(self._directory))  # what comes next takes one that it may not read for empty
+            patiently(lambda: os.listdir(self._directory))  # Orbax would take a folder that it cannot read for empty
         names = ocp.path.step.standard_name_format()
         return sorted(found.step for found in names.find_all(self._directory))
 
     def check_step(self, step: int, where: str = '') -> None:
-        """Raises UserError, with the steps that there are, if there is no such checkpoint. where: for the message."""
+        """Raises UserError, which names the steps that exist, if this one does not. where: for the message."""
         steps = self.steps()
         if step not in steps:
             whole = list(self._whole(steps, lambda step: (step, self._read_record(step))[0]))
@@ -201,8 +201,8 @@ class Checkpointer:
         return list(dict.fromkeys((*self._by_score(steps), *reversed(steps))))
 
     def describe(self, step: int, meta: Mapping, metrics: Mapping[str, float]) -> None:
-        """Gives a complete checkpoint other `meta` and `metrics`, as if it had been saved with these: what then need
-        not be kept is deleted. Raises UserError if that fails."""
+        """Gives a complete checkpoint other `meta` and `metrics`, as if it had been saved with these, and deletes the
+        checkpoints that then need not be kept. Raises UserError if that fails."""
         self.wait()
         metrics = {name: float(value) for name, value in metrics.items()}
         with self._writing():
@@ -223,7 +223,7 @@ class Checkpointer:
                 self._scores.pop(other, None)
 
     def fingerprint(self, step: int) -> str:
-        """64 hex characters that change with a checkpoint; '' if its record cannot be read."""
+        """64 hex characters that change with the checkpoint of a step; '' if its record cannot be read."""
         try:
             return checkpoint_folder.seal(self._read_record(step))['sha256']
         except (Damaged, Unreadable):
@@ -258,7 +258,7 @@ class Checkpointer:
         return self._manager
 
     def _start(self, step, items, record):
-        """Orbax returns when the host has the arrays, because the caller's next step gives their memory away. Where an
+        """Orbax returns once the arrays are on the host, because the caller's next step donates their memory. If an
         accelerator has room for copies, these go to the host in another thread while the next steps run."""
         if self._starts_apart is None:  # several processes must save in the same order as they compute
             self._starts_apart = jax.process_count() == 1 and room.is_spare(items)
@@ -280,7 +280,7 @@ class Checkpointer:
         self._manager.wait_until_finished()
 
     def _delete(self, steps):
-        """Deletes checkpoints: none before all processes know which, because Orbax waits for all of them at each."""
+        """Deletes checkpoints, after all processes have come here: Orbax makes them wait for each other at each one."""
         if steps:
             manager = self._open()
             peers.meet()
@@ -330,8 +330,8 @@ class Checkpointer:
         if waited > _WAIT_SECONDS and not self._waited:
             self._waited = True
             logging.warning(
-                '%s: A save took longer than the steps up to the next one, which waited %.0f s for it. That is not '
-                'said again. Save less often (checkpoint.every, log.eval_every), or to a faster disk.',
+                '%s: A save took longer than the steps up to the next one, which waited %.0f s for it. Save less often '
+                '(checkpoint.every, log.eval_every), or to a faster disk. This warning is not repeated.',
                 self._directory,
                 waited,
             )

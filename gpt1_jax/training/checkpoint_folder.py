@@ -1,8 +1,8 @@
 """One checkpoint: a folder with a sub-folder per item ('params', 'opt_state', ...) and the record, read and verified.
 
 The record is a JSON file with the caller's `meta`, the metrics, and the shape, dtype and checksum of every array.
-Orbax does not notice changed bytes in array files, hence the checksums. Only what does not hold what was written is
-damaged. What cannot be read is tried again, then named.
+Orbax does not notice changed bytes in array files, hence the checksums. A checkpoint is damaged only if it does not
+hold what was written. A file that cannot be read is tried again, then named.
 """
 
 import functools
@@ -29,7 +29,7 @@ _WHOLE, _DAMAGED, _UNREADABLE = range(3)
 _known: set[tuple] = set()  # (folder of an item, checksum of its record) that this process has found whole
 
 if not package_version('google-cloud-storage'):
-    # Orbax asks it whether the folders of a bucket are more than names, to remove empty ones. These do no harm.
+    # Orbax needs this package to find and remove empty folders of a bucket. They do no harm.
     ocp.utils.gcs_utils.is_hierarchical_namespace_enabled = lambda path: False
 
 
@@ -38,7 +38,7 @@ class Damaged(Exception):
 
 
 class Unreadable(UserError):
-    """The system does not let a file be read, which says nothing of what it holds."""
+    """The system does not let a file be read, which says nothing about its content."""
 
     def __str__(self) -> str:
         return f'{self.args[0]}. Give read permission, or repair the disk; then run the same command again.'
@@ -67,7 +67,7 @@ def start_describing(tree: Any) -> Callable[[], dict[str, dict]]:
 
 
 def array_handler() -> ocp.PyTreeCheckpointHandler:
-    """Of the items. Uncompressed: zstd saves 8 % of the space of random-like numbers and costs 4 times the time."""
+    """For the items. Uncompressed: zstd saves 8 % of the space of random-like numbers and takes 4 times as long."""
     return ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
 
 
@@ -77,7 +77,7 @@ def seal(record: dict) -> dict:
 
 
 def read_record(folder: epath.Path) -> dict:
-    """Raises Damaged or Unreadable."""
+    """The record of a checkpoint. Raises Damaged or Unreadable."""
     path = folder / RECORD / 'metadata'
     try:
         stored = json.loads(patiently(path.read_text))
@@ -95,7 +95,7 @@ def read(folder: epath.Path, abstract_items: Mapping) -> tuple[dict, dict]:
 
     abstract_items: name -> pytree of `jax.ShapeDtypeStruct` with shardings; only these are read and verified.
 
-    Raises Damaged, Unreadable, or UserError where an item does not fit.
+    Raises Damaged, Unreadable, or UserError if an item does not fit.
     """
     fault, items = None, {}
     try:
@@ -129,7 +129,7 @@ def verify(folder: epath.Path, item: str) -> None:
 
 
 def cause(error: Exception) -> str:
-    """One line of an error; of TensorStore's long ones the end, which has the system's own error."""
+    """An error in one line; of TensorStore's long ones the end, which has the system's own error."""
     line = getattr(error, 'strerror', None) or (str(error).strip().splitlines() or [''])[0]
     line = re.split(r' See full TensorStore details| \[tensorstore_spec', line)[0]
     return (line if len(line) < 160 else '...' + line[-160:]) or type(error).__name__
@@ -192,7 +192,7 @@ def _check_readable(folder):
     def fail(error):
         raise error
 
-    # os.walk, else, leaves out a folder that it cannot read.
+    # Without `onerror` os.walk leaves out a folder that it cannot read.
     walk = os.walk(folder, onerror=fail) if is_local(folder) else folder.walk()
     where = folder
     try:

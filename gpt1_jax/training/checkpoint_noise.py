@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore say to a terminal that is not for users: errors reach them as one sentence."""
+"""Hides what Orbax and TensorStore print: errors reach the user as one sentence."""
 
 import logging as standard_logging
 import sys
@@ -23,13 +23,13 @@ def _without_orbax(record):
 
 
 def _without_tasks(record):
-    """Log filter. Of the arrays that cannot be read or written, Orbax waits for the first; the others would be
-    tracebacks of tasks and futures."""
+    """Log filter. If several arrays cannot be read or written, Orbax raises the first error; each of the others would
+    be logged as the traceback of a task or future."""
     return 'exception was never retrieved' not in record.getMessage()
 
 
 def _unraisablehook(unraisable):
-    """Hides tracebacks of TensorStore and Orbax. When one array cannot be read, nobody waits for the others, and there
-    would be a traceback for each."""
+    """Hides tracebacks of TensorStore and Orbax. When one array cannot be read, nobody waits for the others, and each
+    of them would print a traceback."""
     if not str(unraisable.exc_value).startswith(('Event loop is closed', 'Encountered error while reading array')):
         stopping.unraisablehook(unraisable)

@@ -13,11 +13,11 @@ _RECENT = 10.0  # seconds
 class Clock:
     """Tells when so many minutes have passed since the last save: by the clock of process 0, in all at the same step.
 
-    The others ask it after half the steps that are left at the present pace, so that few steps have to wait for an
-    answer.
+    The other processes ask process 0 again after half of the steps that are left at the present pace, so that few steps
+    have to wait for an answer.
 
     Args:
-      minutes: 0: a save is never due.
+      minutes: after which a save is due; 0: never.
       step: after which the run begins.
     """
 

@@ -16,12 +16,12 @@ from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.errors import UserError
 from gpt1_jax.model import architecture
 
-CHARACTERS = 4  # of a token, about; of novels with 40,000 pieces 4.17
+CHARACTERS = 4  # in a token, about; 4.17 in novels with 40,000 pieces
 _SPECIAL = 3  # tokens around the texts of a sequence
 _SAMPLE = 500  # examples of a split whose length is measured
 _ROWS = 2**14  # of the matrix that is multiplied
-# Speed of a training step, as a share of that of a matrix product of its width. Measured on 2 CPU cores that other work
-# shared: 0.6 to 1.2, for transformer and LSTM of the sizes tiny and small.
+# Speed of a training step, as a share of that of a matrix product of the same width. Measured on 2 CPU cores that other
+# work shared: 0.6 to 1.2, for transformer and LSTM of the sizes tiny and small.
 _STEP = 0.6
 
 
@@ -69,8 +69,8 @@ class LabelledSet:
 
     Attributes:
       examples: split -> their number, of the splits that can be read; of 'train' and 'dev' only if they are labelled.
-      tokens: of an example in fine-tuning, about; a text that choices share is read once.
-      separate: tokens of an example whose choices are sequences of their own, about.
+      tokens: of an example in fine-tuning, about, if a text that choices share is read once.
+      separate: the same, if each choice is a sequence of its own.
       problem: why nothing can be fine-tuned on it; '' if it can be.
     """
 
@@ -81,7 +81,7 @@ class LabelledSet:
 
 
 def labelled_set(name: str, source: str, n_positions: int, download: bool = True) -> LabelledSet:
-    """The sizes of a set of the registry in a source of many, see loading.uri_of, for a model of that context.
+    """The sizes of a set of the registry in a source of several (see loading.uri_of), for a model with `n_positions`.
 
     download: see loading.load_examples.
     """
@@ -110,7 +110,7 @@ def labelled_set(name: str, source: str, n_positions: int, download: bool = True
 
 
 def _lengths(dataset: Dataset, examples: Examples) -> list[tuple[float, list[float]]]:
-    """Of some examples, about: tokens of what choices share, or 0, and tokens of each sequence without that."""
+    """About, of some examples: (tokens of the text that choices share, or 0; tokens of each sequence without that)."""
     tokens = lambda *texts: sum(map(len, texts)) / CHARACTERS
     lengths = []
     for i in range(0, len(examples), max(1, len(examples) // _SAMPLE)):
@@ -136,7 +136,7 @@ def too_few(data: ConfigDict, number: int) -> str:
     return f'its {used} training examples are fewer than data.batch_size={data.batch_size}' * (used < data.batch_size)
 
 
-# Work in tokens that a training step costs as much as; one that is only scored costs a third.
+# Work as a number of trained tokens; a token that is only scored costs a third of one.
 
 
 def finetuning_tokens(of_set: LabelledSet, data: ConfigDict, share: float = 1.0) -> float:

@@ -19,7 +19,7 @@ from gpt1_jax.errors import DivergedError
 
 MOST = 3  # times that a run goes back to one checkpoint
 _DEVIATIONS = 7.0
-_RECENT, _FEWEST = 1000, 100  # losses that the mean is over, and that it takes to know a spike
+_RECENT, _FEWEST = 1000, 100  # losses in the mean, and the fewest from which a spike can be told
 
 
 class Trend(NamedTuple):
@@ -45,7 +45,8 @@ class Diverged(Exception):
     """The loss has diverged, and the run may go back.
 
     Attributes:
-      step: the last of the bad steps. bad: their number.
+      step: the last of the bad steps.
+      bad: their number.
       rollbacks: those that the run had made before.
     """
 
@@ -69,7 +70,7 @@ def go_back(diverged: Diverged, step: int, rollbacks: Sequence[dict]) -> list[di
       rollbacks: as that checkpoint has them: {'step': of the checkpoint, 'times': that the run went back to it,
         'batches': [first, end] of those that are left out, before `end`}.
 
-    Raises DivergedError if it was there MOST times before.
+    Raises DivergedError if the run has gone back to that checkpoint MOST times before.
     """
     times = 1 + sum(one['times'] for one in diverged.rollbacks if one['step'] == step)
     if times > MOST:

@@ -36,8 +36,8 @@ class Evaluator:
     """An evaluation during a run and after its last step.
 
     Attributes:
-      evaluate: (params, should_stop) -> {name: value}. It may ask between two batches whether to stop, in every process
-        at the same ones, and then raises Stopped.
+      evaluate: (params, should_stop) -> {name: value}. Between two batches, the same in every process, it may call
+        should_stop(); if that is true, it raises Stopped.
       every: steps between evaluations; 0: only after the last step.
       ranks_by: the metric that ranks the run's checkpoints, for exactly one evaluator of a run; the state is saved
         with each of its evaluations, except where it is not to be kept and one was saved a few seconds before.
@@ -64,7 +64,7 @@ class Evaluator:
         return sorted(ranked, key=lambda evaluation: rank(evaluation[self.ranks_by]))
 
     def is_out_of_patience(self, evaluations: Sequence[dict]) -> bool:
-        """Whether the last `patience` of its evaluations brought no new best value."""
+        """Whether the last `patience` ranking evaluations brought no new best value."""
         ranked = [evaluation for evaluation in evaluations if self.ranks_by in evaluation]
         if not 0 < self.patience < len(ranked):
             return False
@@ -113,7 +113,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of `fit`: the state after the last step, {'step', name: value, ...} of all evaluations, the best of
+    """The result of `fit`: the state after the last step, all evaluations as {'step', name: value, ...}, the best of
     these, and the rollbacks (see `divergence.go_back`)."""
 
     state: TrainState
@@ -122,16 +122,18 @@ class Outcome:
     rollbacks: list[dict]
 
     def facts(self) -> dict:
-        """Of a result: `skipped_steps`, those that changed nothing because they were not finite; `rollbacks`."""
+        """Facts for `results.json`: `skipped_steps`, the number of steps that changed nothing because they were not
+        finite, and `rollbacks`."""
         skipped = int(self.state.step) - int(optax.tree.get(self.state.opt_state, 'count'))
         return {'skipped_steps': skipped, 'rollbacks': self.rollbacks}
 
 
 def fit(job: Job) -> Outcome:
-    """Trains to the last step or out of patience, from the newest intact checkpoint of the workdir if there is one.
+    """Trains to the last step, or until patience runs out, from the newest intact checkpoint of the workdir if there is
+    one.
 
-    Saves and exits with STOPPED_EXIT_STATUS when the process is told to stop. Where the loss diverges (see
-    divergence.py), goes back to a checkpoint if the config says so, else raises DivergedError.
+    Saves and exits with STOPPED_EXIT_STATUS when the process is told to stop. If the loss diverges (see divergence.py),
+    goes back to a checkpoint if the config says so, else raises DivergedError.
     """
     job.program.check_room()
     if is_writer():
@@ -153,15 +155,15 @@ def fit(job: Job) -> Outcome:
             try:
                 return _fit(job, checkpointer, guard, diverged)
             except divergence.Diverged as error:
-                diverged = error.with_traceback(None)  # it would keep the state, for which there is room but once
+                diverged = error.with_traceback(None)  # the traceback holds the state, for which there is room once
     finally:
         guard.close()
         checkpointer.close()
 
 
 def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
-    """(parameters, evaluation) of the best evaluation; where its checkpoint is damaged, of the next best, after a
-    warning. Call it in every process."""
+    """(parameters, evaluation) of the best evaluation; if its checkpoint is damaged, of the next best, after a warning.
+    Call it in every process."""
     last = int(outcome.state.step)
     ranked = {evaluation['step']: evaluation for evaluation in job.ranking.by_rank(outcome.evaluations)}
     before = list(itertools.takewhile(lambda step: step != last, ranked))  # better than the last, which is in memory
@@ -174,7 +176,7 @@ def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
 
 
 def _fit(job, checkpointer, guard, diverged):
-    """diverged: why the run goes back; None at first."""
+    """One attempt of `fit`. diverged: why the run goes back; None at first."""
     log, program, optimizer = job.config.log, job.program, job.config.optimizer
     compiled = _start_compiling(job, checkpointer) if diverged is None else lambda: None
     state, start, meta = _initialise(job, checkpointer, diverged)
@@ -231,8 +233,8 @@ def _fit(job, checkpointer, guard, diverged):
         return not may_go_back and step not in [one['step'] for one in best] and clock.is_recent()
 
     def end_step(step, again=False):
-        """Does what is due after a step; returns whether the run ends there. again: whether the step was saved before,
-        without its evaluation, which was told to stop."""
+        """Does what is due after a step; returns whether the run ends there. again: whether the step was saved before
+        without its evaluation, because that was told to stop."""
         stop, last = guard.should_stop(step), step == job.total_steps
         due = lambda every: last or (every and step % every == 0)
         evaluation, ranked, unevaluated = {}, False, False
@@ -264,7 +266,7 @@ def _fit(job, checkpointer, guard, diverged):
             or job.is_kept(step)
         ):
             report()
-            lock.check(job.workdir)  # else a folder that was removed would be made anew, with this alone
+            lock.check(job.workdir)  # else a folder that was removed would be made anew, with this checkpoint alone
             more = {'rollbacks': rollbacks, 'trend': may_go_back and list(trend), 'unevaluated': unevaluated}
             meta = {'evaluations': evaluations} | {name: value for name, value in more.items() if value}
             with throughput.pause():
@@ -307,8 +309,8 @@ def _fit(job, checkpointer, guard, diverged):
 
 
 def _start_compiling(job, checkpointer):
-    """Compiles the step beside other work, and returns what waits for it. Several processes do not: they must do the
-    same things in the same order."""
+    """Compiles the step beside other work, and returns a function that waits for it. Several processes do not: they
+    must do the same things in the same order."""
     start = max(checkpointer.steps(), default=0)
     if jax.process_count() > 1 or start == job.total_steps:
         return lambda: None

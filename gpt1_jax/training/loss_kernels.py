@@ -4,8 +4,8 @@ Logits exist for one block of tokens and entries at a time, in the chip's vector
 whose keys and values are both the softmax's table: it gives the log-normaliser and the mean row of the table under the
 softmax, from which the loss and the gradient of the states follow. The second makes the gradient of the table, each
 entry of which is written once, from the powers that the first has kept: exponentials of logits less the largest so far.
-In float32, or if they are too many, it computes the logits again. Blocks of logits are [entries, tokens]: sums over
-entries are then plain additions of registers, and what there is one of per token is a compact row.
+In float32, or if the powers are too many to keep, it computes the logits again. Blocks of logits are [entries, tokens]:
+sums over entries are then plain additions of registers, and an array with one number per token is a compact row.
 """
 
 import functools
@@ -56,7 +56,7 @@ def lm_loss(
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `losses.lm_loss`, which computes it where the vocabulary is divided among devices.
+    """See `losses.lm_loss`, which computes it if the vocabulary is divided among devices.
 
     interpret: run without a TPU, slowly, for tests.
     """
@@ -83,7 +83,7 @@ def _backward(blocks, interpret, saved, cotangent):
     (hidden, embedding, targets, weights), nll, log_normaliser, d_hidden, kept = saved
     scale = lambda x: (cotangent * x).astype(x.dtype)
     call = functools.partial(_table_on_device, blocks=blocks, interpret=interpret)
-    # Times the weights here, not its result, which would be one more pass over it.
+    # Scales the weights, not the result, which would take one more pass over it.
     d_embedding = _on_mesh(call, hidden, embedding, targets, scale(weights), log_normaliser, kept)
     return scale(d_hidden), d_embedding, np.zeros(targets.shape, jax.dtypes.float0), scale(nll)
 
@@ -125,8 +125,8 @@ def _table_on_device(hidden, embedding, targets, weights, log_normaliser, kept, 
 
 
 def _in_blocks(blocks, hidden, targets):
-    """(blocks that are not larger than need be; the states [tokens, width], padded to whole ones, and what makes such a
-    row [1, tokens])"""
+    """(blocks, no larger than they need be; the states [tokens, width], padded to whole blocks; a function that makes
+    an array such a padded row [1, tokens])"""
     n_tokens, width = targets.size, hidden.shape[-1]
     blocks = Blocks(min(blocks.tokens, n_tokens + -n_tokens % _LANES), blocks.entries)
     pad = -n_tokens % blocks.tokens
@@ -211,7 +211,7 @@ def _states_kernel(hidden, table, mean, log_normaliser, *kept_and_sums, n_entrie
         total_row[...] = jnp.zeros(total_row.shape, jnp.float32)
         total[...] = jnp.zeros(total.shape, jnp.float32)
 
-    # Entries of the last block that are not there count nothing.
+    # Beyond the table's end, the last block's entries must not count.
     rows = jnp.where(_entries(table.shape, entry) < n_entries, table[...], 0)
     logits = _product(rows, hidden[...], (1, 1))
     logits = jnp.where(_entries(logits.shape, entry) < n_entries, logits, -jnp.inf)
@@ -234,7 +234,7 @@ def _states_kernel(hidden, table, mean, log_normaliser, *kept_and_sums, n_entrie
 
 
 def _table_kernel(hidden, *table_or_kept_and_rows):
-    """The gradient of a block of entries, of which those that are not there are not written."""
+    """The gradient of a block of entries; those beyond the table's end are not written."""
     *table_or_kept, targets, weights, log_normaliser, gradient = table_or_kept_and_rows
     token = pl.program_id(1)
     if len(table_or_kept) == 1:
@@ -257,7 +257,7 @@ def _table_kernel(hidden, *table_or_kept_and_rows):
 
 
 # Powers are at most 1. Packed they have 6 bits of exponent and 10 of fraction. The gradients of logits, rounded to
-# bfloat16 with its 7, are then as exact as from float32. Powers below 2^-63 come back as that; NaN as any number, but
+# bfloat16 with its 7, are then as exact as from float32. Powers below 2^-63 come back as 2^-63; NaN as any number, but
 # then the log-normaliser is NaN too, and with it the gradient.
 
 

@@ -1,8 +1,8 @@
 """The language model's loss with a kernel for NVIDIA GPUs between its matrix products; `losses.lm_loss` is its
 reference.
 
-The products are XLA's. The kernel makes of logits their gradient and the loss, reading them once from memory and once
-more from the cache, where XLA goes through them four times.
+The products are XLA's. From the logits the kernel makes their gradient and the loss; it reads them once from memory and
+once more from the cache, where XLA goes through them four times.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
 
 
 def lm_loss(hidden: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """See `losses.lm_loss`, which computes it where the vocabulary is divided among devices."""
+    """See `losses.lm_loss`, which computes it if the vocabulary is divided among devices."""
     if mesh.axes('vocab'):
         return losses.lm_loss(hidden, embedding, targets, weights)
     return losses.lm_loss(hidden, embedding, targets, weights, chunk_tokens=_CHUNK_TOKENS, gradient=gradient)

@@ -45,7 +45,7 @@ def lm_loss(
       targets: int [shards, N, T].
       weights: float32 [shards, N, T].
       chunk_tokens: most tokens of a shard in one chunk (but at least one position of every row).
-      gradient: computes `gradient`.
+      gradient: the function `gradient`, or a kernel that computes the same.
     """
     return _lm_loss(hidden, one_each(embedding, len(hidden)), targets, weights, chunk_tokens, gradient)
 
@@ -95,12 +95,12 @@ _lm_loss.defvjp(_lm_loss_forward, _lm_loss_backward)
 
 
 def one_each(embedding: jax.Array, shards: int) -> jax.Array:
-    """[shards, rows, width], of one or of all shards."""
+    """[shards, rows, width] from [rows, width] or [1 or shards, rows, width]."""
     return jnp.broadcast_to(embedding, (shards, *embedding.shape[-2:]))
 
 
 def _pad_rows(embedding):
-    """(table, rows that are real): padded with zeros to whole tiles, where devices must have equal parts of it."""
+    """(the table, padded with zeros to whole tiles if devices must have equal parts of it; the number of real rows)"""
     rows, parts = embedding.shape[1], mesh.shards('vocab')
     table = jnp.pad(embedding, ((0, 0), (0, -rows % math.lcm(_ROW_MULTIPLE, parts) if parts > 1 else 0), (0, 0)))
     return nn.with_logical_constraint(table, ('batch', 'vocab', None)), rows

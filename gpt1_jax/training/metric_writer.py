@@ -32,12 +32,12 @@ _LINE = {str: (float, str)}
 
 class MetricWriter:
     """Writes scalars to `workdir/metrics.jsonl`, to `workdir/tensorboard` if tensorboardX is installed, and to
-    Weights & Biases if asked. A fault of the last two is a warning: the run does without them, and never waits.
+    Weights & Biases if asked. A fault of the last two is a warning: the run goes on without them, and never waits.
 
     Only process 0 writes; in the others every method does nothing.
 
-    A resumed run continues its record there, which also shows `config`. Raises UserError if wandb is needed but not
-    installed, or the folder cannot be written.
+    In Weights & Biases a resumed run continues its record, which also shows `config`. Raises UserError if wandb is
+    needed but not installed, or the folder cannot be written.
     """
 
     def __init__(self, workdir: epath.PathLike, *, use_wandb: bool = False, config: Mapping | None = None):
@@ -57,7 +57,8 @@ class MetricWriter:
         """Removes what was written after `step`, and a last line cut short by a kill; TensorBoard hides later points.
 
         Call it before the first `write` of a resumed run: its file then equals that of an uninterrupted run, except
-        for times and rates. unevaluated: whether the run will evaluate this step; lines of that are removed too.
+        for times and rates. unevaluated: whether the run will evaluate this step (again); its evaluation is then
+        removed too.
         """
         self._first_step = step + 1
         if not self._active or not exists(self._path):
@@ -73,7 +74,7 @@ class MetricWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one JSON line {"step", "time", **metrics}, flushed; `time` is in seconds since 1970.
 
-        In a remote store a flush is an upload of the whole file, and waits for half a minute, or for `flush`.
+        In a remote store a flush uploads the whole file, so it is done every half minute at most, or by `flush`.
 
         JSON has no NaN and no infinities: they become the strings 'nan', 'inf' and '-inf', which float() reads back.
         """
@@ -95,7 +96,7 @@ class MetricWriter:
             sink.write(int(step), metrics, now)
 
     def flush(self) -> None:
-        """Makes safe what was written; call it before a checkpoint, whose run has these lines behind it."""
+        """Makes safe what was written. Call it before a checkpoint, so that no line of an earlier step can get lost."""
         if self._file:
             with self._writable():
                 self._file.flush()
@@ -113,7 +114,7 @@ class MetricWriter:
             self._file = self._sinks = None
 
     def _check_place(self):
-        """Raises UserError if the lines would go to a file that has no name any more."""
+        """Raises UserError if the open file is no longer the one at its path."""
         lock.check(self._workdir)
         if is_local(self._path):
             with contextlib.suppress(FileNotFoundError):
@@ -157,12 +158,12 @@ class _Sink:
     def __init__(self, name: str, make: Callable):
         self._name, self._make = name, make
         self._lines = queue.Queue(_WAITING)
-        self._fault = ''  # '': none yet; None: it is told
+        self._fault = ''  # '': none yet; None: already logged
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def write(self, *line) -> None:
-        """Hands over a line; tells, once, of a fault at those before it."""
+        """Hands over a line; logs a fault of earlier lines, once."""
         self._tell()
         try:
             self._lines.put_nowait(line)
@@ -170,7 +171,7 @@ class _Sink:
             self._blame(f'it is {_WAITING} lines behind')
 
     def close(self) -> None:
-        """Lets it write the lines that wait, within bounds."""
+        """Waits, for a bounded time, until the remaining lines are written."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
         self._thread.join(_CLOSING_SECONDS)
@@ -207,7 +208,7 @@ class _Sink:
 
 
 class _TensorBoard:
-    """Writes event files. Not by SummaryWriter: its thread dies of a full disk, and then it waits for ever."""
+    """Writes event files. Not with SummaryWriter: a full disk kills its thread, for which it then waits for ever."""
 
     def __init__(self, folder, first_step):
         from tensorboardX import event_file_writer, record_writer
@@ -226,7 +227,7 @@ class _TensorBoard:
 
     def write(self, step, metrics, now):
         for name, value in metrics.items():
-            # Not by tensorboardX's own function, which complains of each number that is not finite.
+            # Not with tensorboardX's own function, which warns of each number that is not finite.
             scalar = {'value': [{'tag': name, 'simple_value': value}]}
             self._events.write_event(self._event(step=step, wall_time=now, summary=scalar))
 
@@ -263,7 +264,7 @@ class _WeightsAndBiases:
             self._run.log(metrics, step=step)
 
     def flush(self):
-        """It does so itself."""
+        """wandb flushes by itself."""
 
     def close(self):
         with self._torn_down_after_a_fault():
@@ -271,7 +272,7 @@ class _WeightsAndBiases:
 
     @contextlib.contextmanager
     def _torn_down_after_a_fault(self):
-        """Else it would call its own process, which may have died, at the exit, and print a traceback."""
+        """Else wandb would call its own process, which may have died, at exit, and print a traceback."""
         try:
             yield
         except BaseException:
@@ -281,7 +282,7 @@ class _WeightsAndBiases:
 
 
 def import_wandb() -> types.ModuleType:
-    """The package. Raises UserError where it is not installed."""
+    """The package wandb. Raises UserError if it is not installed."""
     try:
         import wandb
     except ImportError as error:
@@ -291,7 +292,7 @@ def import_wandb() -> types.ModuleType:
 
 def read_metrics(workdir: epath.Path) -> list[dict]:
     """The lines of a run's metrics.jsonl, [] if there is none; one cut short by a kill is left out. The strings 'nan',
-    'inf' and '-inf' become numbers again. Raises UserError for JSON that is no line of metrics."""
+    'inf' and '-inf' become numbers again. Raises UserError for JSON that is not a line of metrics."""
     path, lines = workdir / 'metrics.jsonl', []
     for line in _lines(path) if path.exists() else ():
         with contextlib.suppress(ValueError):

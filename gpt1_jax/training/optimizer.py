@@ -53,7 +53,7 @@ class Rate(NamedTuple):
     numbers: np.ndarray
 
     def __call__(self, step: jax.typing.ArrayLike, numbers: jax.Array | None = None) -> jax.Array:
-        """numbers: in place of its own."""
+        """The rate after `step` steps. numbers: to use instead of its own."""
         peak, total, warmup = self.numbers if numbers is None else numbers
         return peak * self.schedule(step / total, warmup)
 
@@ -83,8 +83,8 @@ def scale_by_moments(b1: float, b2: float, eps: float) -> optax.GradientTransfor
 def scale_by_rate(rate: Rate, correction: Callable) -> optax.GradientTransformationExtraArgs:
     """Scales by -rate(step) * correction(count), where count is the number of earlier updates.
 
-    Arguments of `update`: `step`, int32 [], the number of earlier steps, by default the count; `numbers`, those of the
-    rate. The state is that of `optax.scale_by_schedule`.
+    Arguments of `update`: `step`, int32 [], the number of earlier steps, by default the count; `numbers` of the rate,
+    by default its own. The state is that of `optax.scale_by_schedule`.
     """
 
     def init(params):

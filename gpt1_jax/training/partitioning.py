@@ -109,13 +109,13 @@ class Partitioner:
             yield
 
     def spread(self, boxed: Any) -> 'Partitioner':
-        """The same, but each data-parallel group of a slice's devices keeps and updates only its part of what would be
-        the same in all of them: parameters and, with them, the state of the optimizer. A model gathers its kernels when
+        """The same, but each data-parallel group of a slice's devices keeps and updates only its part of the parameters
+        and of the optimizer's state, which would otherwise be the same in all groups. A model gathers its kernels when
         it uses them (`model.weights`). Every slice has all parts, so that no gathering crosses the network between
-        them.
+        slices.
 
-        boxed: parameters or their shapes, boxed with logical axes; a role that the groups do not divide stays whole. So
-        models of other sizes are spread each in its own way, also by a partitioner that is spread already.
+        boxed: parameters or their shapes, boxed with logical axes; a role whose sizes the groups do not divide stays
+        whole. So models of other sizes are spread each in its own way, also by a partitioner that is spread already.
         """
         boxes = [box for box in jax.tree.leaves(boxed, is_leaf=_is_box) if _is_box(box)]
         rules, groups = dict(self._strategy), self.mesh.shape['data']
@@ -132,7 +132,7 @@ class Partitioner:
         return spread
 
     def sharding(self, *roles: str | None) -> NamedSharding:
-        """The sharding of an array by the roles of its first axes; without any, replicated."""
+        """The sharding of an array by the roles of its first axes; replicated if there are none."""
         return nn.logical_to_mesh_sharding(PartitionSpec(*roles), self.mesh, self.rules)
 
     def batch_sharding(self) -> NamedSharding:
@@ -217,7 +217,7 @@ def _mesh_shape(shape, n_devices):
 
 
 def _slices(devices):
-    """The devices of each."""
+    """The devices of each slice."""
     slice_of = lambda device: getattr(device, 'slice_index', 0)
     return [list(one) for _, one in itertools.groupby(sorted(devices, key=slice_of), key=slice_of)]
 
@@ -236,11 +236,12 @@ def _make_mesh(shape, slices):
 
 
 def _connect(mesh):
-    """Connects the devices of several processes, along all axes, while these do the same: gloo, which does it for CPUs
-    where they first need it, gives up if one of them comes there 30 s after another, as after a longer compilation."""
+    """Connects the CPU devices of several processes, along all axes, while the processes are together here. By itself
+    gloo connects them at first use, and gives up if one process comes 30 s after another, as after a longer
+    compilation."""
     axes = [axis for axis, size in mesh.shape.items() if size > 1]
     groups = [some for n in range(len(axes)) for some in itertools.combinations(axes, n + 1)]
     sums = lambda: [jax.lax.psum(jax.lax.axis_index(some), some) for some in groups]
     peers.meet()
     jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=PartitionSpec()))())
-    multihost_utils.broadcast_one_to_all(np.array(0))  # which has groups of its own
+    multihost_utils.broadcast_one_to_all(np.array(0))  # it has groups of its own

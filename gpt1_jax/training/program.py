@@ -26,8 +26,7 @@ from gpt1_jax.training.state import TrainState, abstract_state, create_state
 
 _COMPILER_OPTIONS = {
     'gpu': {
-        # cuBLAS alone multiplies: it adds biases and residuals and computes GELU on the way, and XLA's products are not
-        # faster.
+        # Only cuBLAS multiplies: it also adds biases and residuals and computes GELU, and XLA's products are no faster.
         'xla_gpu_enable_triton_gemm': False,
         # A kernel that reads a slice in place cannot be part of a CUDA graph.
         'xla_gpu_enable_dynamic_slice_fusion': False,
@@ -41,7 +40,7 @@ class Program:
 
     Attributes:
       classifier: the model, with a head in fine-tuning.
-      partitioner: that of the run, spread.
+      partitioner: the run's, after `Partitioner.spread`.
       abstract: shapes, types and shardings of the state.
       loss_fn: (params, micro-batch, key) -> (loss, metrics), not jitted.
       train_step: (state, batch) -> (state, metrics), jitted; the state is donated. Runs that differ only in the peak of
@@ -68,8 +67,8 @@ class Program:
         room.check_room('model', 'parameters, their moments and gradients', self.abstract, gradients)
 
     def start_compiling(self, batch: dict[str, np.ndarray]) -> Callable[[], None]:
-        """Compiles `train_step` for batches like this one in another thread. Returns what waits for its end and raises
-        what went wrong there."""
+        """Compiles `train_step` for batches like this one in another thread. Returns a function that waits for the end
+        and raises what went wrong there."""
         error = None
 
         def compile_step():
@@ -151,8 +150,8 @@ def _program(config, classifier, loss_fn, total_steps, partitioner, lm_head=True
 
 
 class _WithNumbers:
-    """A jitted step, or what it is lowered or compiled to, whose last argument is given: the numbers of the learning
-    rate. As constants they would give each run a program of its own."""
+    """A jitted step, or what it is lowered or compiled to, with its last argument filled in: the numbers of the
+    learning rate. As constants they would give each run a compiled program of its own."""
 
     def __init__(self, step, numbers, sharding):
         self._step, self._numbers, self._sharding = step, numbers, sharding

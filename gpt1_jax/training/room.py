@@ -13,9 +13,9 @@ _HOST = pathlib.Path('/proc/meminfo')
 
 
 def memory(devices: Sequence[jax.Device], *of_host: str) -> float | None:
-    """Bytes of each of these devices of this process; None if unknown.
+    """Bytes of memory of each of these devices, which belong to this process; None if unknown.
 
-    of_host: names in /proc/meminfo; devices that are the host's processor share the sum.
+    of_host: names in /proc/meminfo; CPU devices share their sum.
     """
     limit = (devices[0].memory_stats() or {}).get('bytes_limit')
     if limit is None and devices[0].platform == 'cpu' and _HOST.exists():
@@ -26,7 +26,7 @@ def memory(devices: Sequence[jax.Device], *of_host: str) -> float | None:
 
 def is_spare(arrays: Any) -> bool:
     """Whether each accelerator of this process, at its fullest so far, had room for two more copies of its parts of
-    these arrays: one, and as much for what has not run yet. False where that is unknown, as on a CPU."""
+    these arrays: one, and as much again for what has not run yet. False if that is unknown, as on a CPU."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all('bytes_limit' in one and 'peak_bytes_in_use' in one for one in stats):
         return False
@@ -40,7 +40,7 @@ def _size(arrays):
 
 
 def check_room(where: str, what: str, *arrays: Any) -> None:
-    """Raises UserError if the parts of `what` on a device are larger than all of its memory, which more never fits.
+    """Raises UserError if the parts of `what` on a device are larger than all of its memory.
 
     arrays: trees of ShapeDtypeStructs with shardings over the same devices.
     """

@@ -23,27 +23,27 @@ from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.processes import compute_in_this_thread, cores, keep_freed_memory, start_process
 from gpt1_jax.training.preemption import PreemptionGuard
 
-_NARROW = 256  # width of a model up to which a process a core is faster
+_NARROW = 256  # width of a model up to which one process per core is faster
 _MOST = 8  # processes, unless more are asked for: each has memory for a run, JAX and its compiler
 _ASK_SECONDS = 0.2  # between two looks at whether to stop
 _END_SECONDS = 5.0  # in which a process ends whose pipe has ended
 
 
 def number(workers: int, runs: int, width: Callable[[], int]) -> int:
-    """How many processes do some runs; 1 stands for this one.
+    """How many processes share some runs; 1 means this process alone.
 
     Args:
-      workers: as the config says; 0: as many as the cores, at most 8, where the only device is a CPU and the model
-        narrow, else 1.
-      runs: that there are to do.
-      width: of the widest model, asked for only where it counts.
+      workers: of the config; 0: as many as the cores, at most 8, if the only device is a CPU and the model is narrow,
+        else 1.
+      runs: how many there are to do.
+      width: of the widest model; called only if it counts.
     Raises:
       UserError: several processes are asked for, and cannot be.
     """
     alone = not peers.current and jax.default_backend() == 'cpu'
     if workers > 1 and not alone:
         raise UserError(
-            f'workers: It is {workers}, but only on a CPU, and in a command of one process, do runs go side by side. '
+            f'workers: It is {workers}, but runs go side by side only on a CPU, and in a command of one process. '
             'Set it to 1.'
         )
     most = max(1, min(workers or min(cores(), _MOST), runs))
@@ -55,13 +55,13 @@ def number(workers: int, runs: int, width: Callable[[], int]) -> int:
 def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterator[tuple[str, Any]]:
     """(name, function(*calls[name])) as they end, in `workers` processes; raises what a call raises.
 
-    A request to stop goes on to the processes. When they have saved, this exits with STOPPED_EXIT_STATUS. They are told
-    to stop as well where a call fails or the caller wants no more.
+    A request to stop is passed on to the processes. When they have saved, this exits with STOPPED_EXIT_STATUS. They are
+    also told to stop if a call fails or the caller wants no more.
 
     Args:
       function: of a module. It, its arguments and its result are pickled.
-      calls: name -> arguments; log lines of the processes have the names. Of names with a first part in common, as
-        SET/VARIANT/SEED, no two start together if that can be: they often share what they compile.
+      calls: name -> arguments; log lines of the processes have the names. Two names with the same first part, as
+        SET/VARIANT/SEED, start together only if need be: they often share what they compile.
     """
     if workers == 1:
         yield from ((name, function(*arguments)) for name, arguments in calls.items())
@@ -95,7 +95,7 @@ def each(function: Callable, calls: Mapping[str, tuple], workers: int) -> Iterat
         for process in processes:
             process.close()
         if stopped:
-            guard.should_stop(0)  # it has no more to tell
+            guard.should_stop(0)  # marks the request as answered
             logging.info('Stopped. Run the same command again to resume.')
         guard.close()
 
@@ -111,7 +111,7 @@ def _in_turn(names):
 
 
 class _Process:
-    """Does a call at a time."""
+    """Does one call at a time."""
 
     def __init__(self, threads: int):
         self.pipe, theirs = multiprocessing.Pipe()
@@ -158,13 +158,13 @@ class _Process:
 
 
 def _serve(pipe, threads):
-    """What a process does: the calls that come, until none comes any more."""
+    """What a process does: the calls that come, until the pipe ends."""
     stopping.watch()
     stopping.unwind()
     keep_freed_memory()
     os.environ.setdefault('NPROC', str(threads))  # of XLA
     progress.quiet = True
-    flags.FLAGS.mark_as_parsed()  # else absl would note that there are none
+    flags.FLAGS.mark_as_parsed()  # else absl would log that they are not
     while True:
         try:
             name, function, arguments = pipe.recv()

@@ -77,7 +77,7 @@ def _classify(classifier, params, batch, output, key=None):
 
 
 def train_step(loss_fn: Callable, optimizer: optax.GradientTransformationExtraArgs, learning_rate: Rate) -> Callable:
-    """The whole update as one function (state, batch, numbers of the learning rate) -> (state, metrics). numbers: by
+    """The whole update as one function (state, batch, numbers) -> (state, metrics). numbers: of the learning rate, by
     default those of `learning_rate`.
 
     A scan adds the gradients of micro-batches in float32 (XLA adds those of shards in the compute dtype). If the loss
