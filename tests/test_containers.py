@@ -151,14 +151,14 @@ def test_lines_that_are_no_json_are_all_named(tmp_path):
     (tmp_path / 'a.jsonl').write_text('\n'.join(lines) + '\n')
     where = f'{tmp_path}/a.jsonl: Line'
     assert problems(tmp_path) == [
-        f"{where} {n} is no JSON object with text as 'content'. Fix or remove it." for n in (4, 21, 22)
+        f"{where} {n} is not a JSON object with text as 'content'. Fix or remove it." for n in (4, 21, 22)
     ]
     assert len(list(open_corpus(f'text:{tmp_path}').blocks(found=documents.Findings()))) == 47
     lines = [json.dumps({column: 'x'}) for column in ('text', 'text', 'content', 'id')]
     (tmp_path / 'a.jsonl').write_text('\n'.join(lines))  # two files joined; the last row has no text, and may
-    assert problems(tmp_path) == [f"{where} 3 is no JSON object with text as 'text'. Fix or remove it."]
+    assert problems(tmp_path) == [f"{where} 3 is not a JSON object with text as 'text'. Fix or remove it."]
     (tmp_path / 'a.jsonl').write_text('<html>\n')
-    assert 'Its first line is no JSON' in problems(tmp_path)[0]
+    assert 'Its first line is not JSON' in problems(tmp_path)[0]
 
 
 @pytest.mark.parametrize('group', [7, 1000])
@@ -176,7 +176,7 @@ def test_rows_of_parquet(tmp_path, group):
     (tmp_path / 'b.parquet').write_bytes(data[:-100])
     pyarrow.parquet.write_table(pyarrow.table({'text': [1, 2]}), tmp_path / 'numbers.parquet')
     [problem] = problems(tmp_path)
-    assert 'b.parquet: This is no whole parquet file' in problem
+    assert 'b.parquet: This is not a whole parquet file' in problem
     assert open_corpus(f'text:{tmp_path}').left_out == '1 table whose column text is of type int64'
     assert problems(tmp_path / 'numbers.parquet', text_column='text') == [
         f"{tmp_path}/numbers.parquet: It has no column 'text' of text (its column text is of type int64). Correct "

@@ -109,7 +109,7 @@ def test_errors(tmp_path):
     path.write_bytes('Все счастливые семьи похожи друг на друга.\n'.encode('utf-16-le'))  # as well
     refused('latin 1.txt of text:.*iconv -f UTF-16LE ')
     path.write_bytes(b'%PDF-1.7\n\xe2\xe3\xcf\xd3')
-    refused('latin 1.txt of text:.*: The file is no text but a PDF file')
+    refused('latin 1.txt of text:.*: The file is not text but a PDF file')
     path.write_text('NUL\0 is a character')
     assert len(list(sources.open_corpus(f'text:{tmp_path}').blocks())) == 1
     path.unlink()

@@ -112,7 +112,7 @@ def test_damage(tmp_path, texts):
     path = tmp_path / 'data/train-00001-of-00002.parquet'
     data = path.read_bytes()
     path.write_bytes(data[:-20])
-    with pytest.raises(UserError, match='train-00001-of-00002.parquet: This is no whole parquet file'):
+    with pytest.raises(UserError, match='train-00001-of-00002.parquet: This is not a whole parquet file'):
         open_corpus(f'hf:{tmp_path}')
     path.unlink()
     with pytest.raises(UserError, match='Of the 2 files of the train split, number 1 is missing'):

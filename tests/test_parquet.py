@@ -43,7 +43,7 @@ def test_times_that_python_cannot_hold_are_text(tmp_path):
 
 def test_what_python_cannot_hold_in_a_list_is_named(tmp_path):
     columns = {'text': ['a'], 'at': arrow.array([[1]], arrow.list_(arrow.timestamp('ns')))}
-    with pytest.raises(UserError, match='a.parquet: This is no whole parquet file .Nanosecond'):
+    with pytest.raises(UserError, match='a.parquet: This is not a whole parquet file .Nanosecond'):
         list(parquet.rows(write_parquet(tmp_path / 'a.parquet', columns)))
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_named(tmp_path, keep):
     path = write_parquet(tmp_path / 'a.parquet', {'text': [f'text {i}' for i in range(1000)]})
     data = path.read_bytes()
     path.write_bytes(data[:keep])
-    with pytest.raises(UserError, match=r'a.parquet: This is no whole parquet file \(.+\). Get it again'):
+    with pytest.raises(UserError, match=r'a.parquet: This is not a whole parquet file \(.+\). Get it again'):
         list(parquet.rows(path))
 
 

@@ -12,7 +12,7 @@ from gpt1_jax.errors import UserError
 
 
 def test_errors(tmp_path):
-    with pytest.raises(UserError, match="data.source: 'books' is no running text"):
+    with pytest.raises(UserError, match="data.source: 'books' is not running text"):
         sources.open_corpus('books')
     (tmp_path / 'empty.txt').write_text('')
     with pytest.raises(UserError, match='holds no text'):

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face hub, or local copies of their repositories: which parquet files hold which split.
 
-A repository says so in the head of its README.md, or by the names of its files. Where it has other files than parquet,
-the hub's own conversion of them is taken, on the branch refs/convert/parquet.
+A repository says so in the head of its README.md, or by the names of its files. If it has no parquet files, the hub's
+own conversion of its files is taken, on the branch refs/convert/parquet.
 """
 
 import re
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     def find(self, split: str) -> str | None:
         """The name that a split has here: its own, or with another word for validation. None: it is not there.
 
-        Raises UserError for two that could be meant, and for a split of which the hub has converted only the beginning.
+        Raises UserError if two could be meant, or if the hub has converted only the beginning of the split.
         """
         if split in self.splits:
             return split
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
         return found[0] if found else None
 
     def paths(self, split: str) -> list[epath.Path]:
-        """The files of a split that `find` found, fetched. Raises UserError where some are missing."""
+        """The files of a split that `find` found, fetched. Raises UserError if some are missing."""
         files = self.splits[split]
         _check_whole(self.repository.where, split, files)
         folder = self.repository.get(files)
@@ -82,7 +82,7 @@ def open_layout(rest: str, download: bool = True, preferred: Sequence[str] = (),
 
     Args:
       download: whether the hub may be asked.
-      preferred: configs to choose where the URI names none, and there are several.
+      preferred: configs to choose from if there are several and the URI names none.
       near: whether only the files in the folder itself and in its folder `data` are read.
 
     Raises:
@@ -95,7 +95,9 @@ def open_layout(rest: str, download: bool = True, preferred: Sequence[str] = (),
     elif name:
         repository, asked = hub.open_repository(where, name, 'dataset', download), name.config
     else:
-        raise UserError(f'{where}: This is no folder, and no name on the hub. Write hf:DIR or hf:OWNER/NAME:CONFIG.')
+        raise UserError(
+            f'{where}: This is neither a folder nor a name on the hub. Write hf:DIR or hf:OWNER/NAME:CONFIG.'
+        )
     card = _card(repository)
     configs = _configs(card, _parquet(repository.sizes, near))
     if not configs and not local and not name.revision:
@@ -132,15 +134,15 @@ def _some(names):
 
 
 def _card(repository):
-    """{} where there is none, or it cannot be read."""
+    """The metadata in the head of README.md; {} if there are none, or they cannot be read."""
     if 'README.md' not in repository.sizes:
         return {}
     library = import_package('huggingface_hub', f'{repository.where} cannot be read')
     with local_copy(repository.get(['README.md']) / 'README.md') as path:
         try:
             return library.metadata_load(path) or {}
-        except Exception as error:  # what a YAML parser finds
-            logging.warning('%s: The head of its README.md is no YAML (%s).', repository.where, type(error).__name__)
+        except Exception as error:  # any error of a YAML parser
+            logging.warning('%s: The head of its README.md is not YAML (%s).', repository.where, type(error).__name__)
             return {}
 
 
@@ -172,7 +174,7 @@ def _class_names(card, config):
 
 
 def _parquet(names: Collection[str], near: bool = False) -> list[str]:
-    """Those of parquet files, sorted, without hidden ones. near: see `open_layout`."""
+    """The names of parquet files among `names`, sorted, without hidden ones. near: see `open_layout`."""
     found = [name for name in names if name.endswith('.parquet') and not f'/{name}'.count('/.')]
     return sorted(name for name in found if not near or '/' not in name.removeprefix('data/'))
 
@@ -235,7 +237,7 @@ def _config_and_split(name):
 
 
 def _check_whole(where, split, files):
-    """Raises UserError where a file of a split is missing, by the numbers in their names."""
+    """Raises UserError if the numbers in the files' names show that one of a split is missing."""
     numbers = {}  # (what is before the number, how many there must be) -> numbers
     for file in files:
         folder, _, stem = file.removesuffix('.parquet').rpartition('/')

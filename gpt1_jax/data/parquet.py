@@ -1,4 +1,4 @@
-"""Parquet files, read batch by batch: memory does not grow with a file."""
+"""Parquet files, read batch by batch: memory does not grow with the size of a file."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.files import check_file, import_package, is_local, parse_json, size_of
 
 _ROWS = 200  # at once, at most
-_AT_ONCE = 2**28  # bytes that these may take: an encoded value may stand for one of the size of its group in each row
-_ANY_ROWS = 2**20  # that any file may have, and a larger one
-_ROWS_PER_BYTE = 64  # of its size
-_UNPACKED = 2**28  # bytes that any file may unpack to, and a larger one
-_RATIO = 200  # times its size
+_AT_ONCE = 2**28  # bytes that these may take, if each row were as large as the whole group: encoding may hide that
+_ANY_ROWS = 2**20  # that any file may have
+_ROWS_PER_BYTE = 64  # of its size, if that is more
+_UNPACKED = 2**28  # bytes that any file may unpack to
+_RATIO = 200  # or so many times its size, if that is more
 _TEXT = ('string', 'large_string', 'string_view')
 _BUFFER = 2**20  # bytes read at once: otherwise all of a column in a group of rows
 _NO_UNICODE = re.compile('[\ud800-\udfff]')  # bytes of a file name, which Arrow refuses
@@ -24,7 +24,7 @@ _IMPOSSIBLE = 'parquet files cannot be read'
 
 
 def open_file(path: epath.Path) -> Any:
-    """The pyarrow.parquet.ParquetFile. Raises UserError if it is none, or damaged."""
+    """The file as a pyarrow.parquet.ParquetFile. Raises UserError if it is not one, or is damaged."""
     parquet = import_package('pyarrow.parquet', _IMPOSSIBLE)
     check_file(path)
     with named_errors(path):
@@ -42,7 +42,7 @@ def open_file(path: epath.Path) -> Any:
 
 
 def batches(file: Any, most: int = _ROWS, **options: Any) -> Iterator:
-    """`file.iter_batches`, of at most so many rows."""
+    """`file.iter_batches`, with at most `most` rows in a batch."""
     return file.iter_batches(max(1, min(most, _AT_ONCE // max(_groups(file), default=1))), **options)
 
 
@@ -52,7 +52,7 @@ def _groups(file):
 
 
 def rows(path: epath.Path) -> Iterator[dict]:
-    """The rows as dicts: column -> str, number, bool, None, bytes, list, dict or date. Raises UserError as above."""
+    """The rows as dicts: column -> str, number, bool, None, bytes, list, dict or date. Raises UserError if damaged."""
     file = open_file(path)
     with named_errors(path):
         all_rows = (row for batch in batches(file) for row in entries(batch))
@@ -60,7 +60,7 @@ def rows(path: epath.Path) -> Iterator[dict]:
 
 
 def entries(batch: Any) -> list[dict]:
-    """The rows of an Arrow batch; a time that Python's types cannot hold is text."""
+    """The rows of an Arrow batch; if Python's types cannot hold one of its times, all its times are text."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError):
@@ -70,13 +70,13 @@ def entries(batch: Any) -> list[dict]:
 
 
 def whole(path: epath.Path, read: Iterable, number: int) -> Iterator:
-    """What is read of a file. Raises UserError if it is not as many rows as the file says: pyarrow does not notice."""
+    """Passes on what is read of a file. Raises UserError if it is not `number` rows: pyarrow does not notice."""
     count = 0
     for row in read:
         count += 1
         yield row
     if count != number:
-        raise UserError(f'{path}: This is no whole parquet file ({count} of {number} rows). Get it again.')
+        raise UserError(f'{path}: This is not a whole parquet file ({count} of {number} rows). Get it again.')
 
 
 def text_columns(schema: Any) -> list[str]:
@@ -85,7 +85,7 @@ def text_columns(schema: Any) -> list[str]:
 
 
 def text_column(schema: Any, names: Sequence[str]) -> str | None:
-    """The first of these columns that holds text, or else that has it as a dictionary, as pandas writes categories."""
+    """The first of these columns that holds text, or else one that holds it as a dictionary (pandas' categories)."""
     packed = [
         field.name
         for field in schema
@@ -95,12 +95,12 @@ def text_column(schema: Any, names: Sequence[str]) -> str | None:
 
 
 def other_type(schema: Any, names: Sequence[str]) -> str:
-    """`column NAME is of type TYPE` for the first with one of these names; '' if there is none."""
+    """`column NAME is of type TYPE` for the first column with one of these names; '' if there is none."""
     return next((f'column {field.name} is of type {field.type}' for field in schema if field.name in names), '')
 
 
 def class_names(schema: Any) -> dict[str, tuple[str, ...]]:
-    """column -> the names of its ids 0, 1, ..., where an Arrow schema says them, as `datasets` writes it."""
+    """column -> the names of its ids 0, 1, ..., if `datasets` has written them into the Arrow schema."""
     try:
         features = parse_json((schema.metadata or {})[b'huggingface'])['info']['features']
         return {
@@ -114,7 +114,7 @@ def class_names(schema: Any) -> dict[str, tuple[str, ...]]:
 
 @contextlib.contextmanager
 def named_errors(path: epath.Path) -> Iterator[None]:
-    """Turns what can go wrong with a parquet file into a UserError that names it; an error of gs:// says it itself."""
+    """Turns the errors of reading a parquet file into a UserError that names it; those of gs:// name it already."""
     arrow = import_package('pyarrow', _IMPOSSIBLE)
     try:
         yield
@@ -122,4 +122,4 @@ def named_errors(path: epath.Path) -> Iterator[None]:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno and not is_local(path)):
             raise
         reason = str(error).partition('\n')[0].rstrip('.')
-        raise UserError(f'{path}: This is no whole parquet file ({reason}). Get it again.') from error
+        raise UserError(f'{path}: This is not a whole parquet file ({reason}). Get it again.') from error

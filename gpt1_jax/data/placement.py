@@ -1,7 +1,7 @@
 """The form that all batches have: arrays [micro-batches, shards, rows, tokens], their weights among them.
 
-A shard is what one data-parallel group of devices holds. Where a batch has no tokens, in labels, what follows the
-shards is the examples.
+A shard is what one data-parallel group of devices holds. Arrays without tokens, such as labels, have an axis of
+examples after the shards.
 """
 
 from collections.abc import Sequence

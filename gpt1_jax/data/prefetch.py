@@ -1,5 +1,5 @@
-"""Batches read ahead of the step that takes them: those of shards by tf.data, or by threads where TensorFlow is not
-installed; those of examples in memory by threads, which need no import and wait less for each other."""
+"""Batches read ahead of the step that takes them: from shards by tf.data, or by threads if TensorFlow is not installed;
+from examples in memory by threads, which need no import and wait less for each other."""
 
 import collections
 import concurrent.futures
@@ -37,7 +37,7 @@ def prefetch(batches: Any, start: int, stop: int) -> Iterator[dict[str, np.ndarr
 
 
 def warm_up(batches: Any) -> None:
-    """Imports what `prefetch` would import after the first batches: seconds that are no part of reading."""
+    """Imports what `prefetch` would import after the first batches, so that measured reading does not include it."""
     if batches.from_shards and _has_tensorflow():
         import_tensorflow()
 
@@ -61,8 +61,8 @@ def _by_threads(batches, start, stop):
 
 
 def _by_tf_data(batches, start, stop):
-    # TensorFlow takes seconds to import and would slow the first step. A loop asks for the third batch when it has read
-    # what that step has given.
+    # TensorFlow takes seconds to import, which would delay the first step. The training loop asks for the third batch
+    # when it has read the first step's metrics.
     begin = min(start + _WITHOUT, stop)
     for step in range(start, begin):
         first = batches.batch_at(step)
@@ -86,7 +86,7 @@ def _by_tf_data(batches, start, stop):
         .map(lambda step: tf.numpy_function(read, [step], types), num_parallel_calls=_READERS, deterministic=True)
         .prefetch(_AHEAD - _READERS)
     )
-    # There is nothing to tune, and the thread that would do it sleeps up to a minute, which the end of a run waits for.
+    # There is nothing to tune, and at the end a run would wait for the tuning thread, which sleeps up to a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
     dataset = dataset.with_options(options)

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: what is prepared is read, what is not is downloaded and prepared first."""
+"""Data sets of TensorFlow Datasets; one that is not prepared is downloaded and prepared first."""
 
 import contextlib
 import fcntl
@@ -20,15 +20,15 @@ from gpt1_jax.files import import_package, import_tensorflow, is_local
 from gpt1_jax.progress import waiting
 
 _RETRIES = 2
-# Where sets come from that do not say which files they download (pg19).
+# The server of sets that do not say which files they download (pg19).
 _USUAL_SERVER = 'https://storage.googleapis.com'
 
 
 def open_builder(name: str, download: bool = True) -> Any:
-    """The builder of a prepared set; it is prepared first where it is not yet, and `download` allows it.
+    """The builder of a prepared set; one that is not prepared is prepared first, if `download` allows it.
 
     Raises:
-      UserError: no such set; it is not prepared, and cannot be downloaded, which is found out in about 20 seconds.
+      UserError: no such set; it is not prepared and cannot be downloaded, which is found out in about 20 seconds.
     """
     tfds = _import_tfds()
     builder = _builder(tfds, name)
@@ -44,9 +44,9 @@ def open_builder(name: str, download: bool = True) -> Any:
 
 
 def entries(names: str, split: str, download: bool = True) -> Iterator[tuple[str, dict]]:
-    """The entries of one split of some sets, one set after the other; `names` has commas between them.
+    """(where, entry) of one split of some sets, one set after the other. names: separated by commas.
 
-    Raises UserError as `open_builder` does, or where a set has no such split.
+    Raises UserError as `open_builder` does, or if a set has no such split.
     """
     tfds, tf = _import_tfds(), import_tensorflow()
     for name in names.split(','):
@@ -88,7 +88,7 @@ def _import_tfds():
 
 
 def _import_feature(name):
-    """In place of what imports any module that a prepared set's features.json names."""
+    """Replaces TFDS's import, which would import any module that a prepared set's features.json names."""
     if not name.startswith('tensorflow_datasets.'):
         raise ImportError(f'{name} is not of TensorFlow Datasets')
     return importlib.import_module(name)
@@ -140,7 +140,7 @@ def _prepare(name, builder):
 
 @contextlib.contextmanager
 def _impatient(downloader):
-    """TFDS waits for ever for a server that falls silent, and asks one that refuses for minutes."""
+    """Without it TFDS waits for ever for a server that falls silent, and asks one that refuses for minutes."""
     patient = downloader._open_url, downloader.MAX_RETRIES
     downloader._open_url = functools.partial(patient[0], timeout=network.SECONDS)
     downloader.MAX_RETRIES = _RETRIES

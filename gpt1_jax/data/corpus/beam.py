@@ -1,9 +1,9 @@
 """The passes over a corpus on many machines, as jobs of Apache Beam, with the bytes that passes.py makes on one.
 
-Each pass is a job: a file in the folder `journal` of the output lists the tasks, a unit of the corpus each, and what
-the workers find stands beside it. The process that starts the jobs puts that together in the order of the units, so
-that neither the number of workers or bundles counts, nor which of them fail and are tried again. Tokens go through
-files as well, not through Beam's shuffle: some runners want all that belongs to one key, here a shard, in memory.
+Each pass is a job: a file in the folder `journal` of the output lists its tasks, one per unit of the corpus, and the
+workers write their results beside it. The process that starts the jobs joins these in the order of the units, so that
+neither the number of workers or bundles matters, nor which of them fail and are tried again. Tokens go through files as
+well, not through Beam's shuffle: some runners hold all that belongs to one key, here a shard, in memory.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.files import import_package, is_local, make_directory, write_atomically
 
 RUNNERS = {  # name -> options of Beam
-    # Without unsafe triggers, of which there are none, it would first fetch a program of Beam's that does the same.
+    # There are no triggers, but without this flag Beam would first fetch another runner, which does the same.
     'direct': ('--runner=DirectRunner', '--allow_unsafe_triggers', '--default_sdk_harness_log_level=CRITICAL'),
     'dataflow': ('--runner=DataflowRunner',),
     'spark': ('--runner=SparkRunner',),
@@ -39,10 +39,10 @@ RUNNERS = {  # name -> options of Beam
 }
 _IMPOSSIBLE = 'config.runner has nothing to run on'
 _INSTALL = 'pip install -r launch/beam.txt, in an environment of its own'
-_SPARE = 4  # excerpts that are looked at, at first, for each that is wanted: a character may have several bytes
+_SPARE = 4  # excerpts that are first looked at for each that is wanted: a character may have several bytes
 _THREADS = 32  # that read or delete results, in a remote store
 
-# Calls the function on each of the elements, anywhere, in any order; more than once is no harm.
+# Calls the function on each of the elements, anywhere, in any order; calling it more than once does no harm.
 Run = Callable[[Callable, Sequence], None]
 
 
@@ -59,7 +59,7 @@ def _survey(run, corpus, data, output):
     facts = together(map(facts_of, _do(run, output, 'check', units(corpus, {}), limit=limit)))
     try:
         return conclude(corpus, facts)
-    except UserError:  # the next attempt looks again: a file that was put right may have the size that it had
+    except UserError:  # the next attempt looks again: a file that was fixed may still have the same size
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(lambda path: path.unlink(), (output / 'journal').glob('check-*')))
         raise
@@ -67,7 +67,7 @@ def _survey(run, corpus, data, output):
 
 def _sample(run, corpus, data, output, held_out):
     wanted = data['tokenizer_sample_mb'] * 2**20
-    share = min(1, _SPARE * wanted / corpus.size)  # of the ranks that may be low enough
+    share = min(1, _SPARE * wanted / corpus.size)  # of all ranks: those that are probably low enough
     while True:
         limit = int(share * 2**64)
         found = _do(run, output, 'sample', units(corpus, held_out), characters=wanted, limit=limit)
@@ -88,7 +88,7 @@ def _encode(run, corpus, data, output, held_out, tokenizer):
         for number, parts in enumerate(cut(_pieces(done, split), data['tokens_per_shard']))
     ]
     dtype = dtype_of(tokenizer.vocab_size).str
-    attempt = uuid.uuid4().hex  # all are written anew: another preparation may have been begun and given up since
+    attempt = uuid.uuid4().hex  # writes all files anew: another preparation may have replaced some since
     written = list(zip(files, _do(run, output, 'write', files, dtype=dtype, attempt=attempt)))
     entries = {split: [entry for file, entry in written if file['split'] == split] for split in SPLITS}
     splits = {
@@ -101,20 +101,20 @@ def _encode(run, corpus, data, output, held_out, tokenizer):
 
 
 def _pieces(done, split):
-    """What the units have of a split, in their order: ((a file, from the journal on, its SHA-256), its tokens)."""
+    """The units' files of a split, in order: ((path below the journal, SHA-256), number of tokens)."""
     for unit in done:
         for entry in unit['splits'][split]['shards']:
             yield (f'{unit["folder"]}/{entry["file"]}', entry['sha256']), entry['tokens']
 
 
 def _do(run: Run, output: epath.Path, name: str, tasks: Iterable[dict], **shared) -> Iterator:
-    """The results of a job, in the order of its tasks; those that an interrupted job has left are taken as they are."""
+    """The results of a job, in the order of its tasks; those that an interrupted job has left are used again."""
     lines = [json.dumps({'work': name, **shared, **task}).encode() + b'\n' for task in tasks]
     journal = output / 'journal'
-    # Its name tells it from any other, whatever an earlier attempt has left.
+    # The name depends on all tasks, so that files of other attempts are never taken for it.
     path = journal / f'{name}-{hashlib.sha256(b"".join(lines)).hexdigest()[:16]}.jsonl'
     make_directory(journal)
-    there = {one.name for one in journal.iterdir()}  # of gs:// it is remembered, until something is written
+    there = {one.name for one in journal.iterdir()}  # of gs:// a listing is cached until something is written
     write_atomically(path, lines)
     ends = [0, *itertools.accumulate(map(len, lines))]
     left = [
@@ -140,8 +140,7 @@ def _read(path):
         with contextlib.suppress(FileNotFoundError):
             raise UserError(path.with_suffix('.error').read_text()) from None
         raise UserError(
-            f'{path}: The job has ended without this result. See what its runner says of it, and run the same command '
-            'again.'
+            f'{path}: The job has ended without this result. See what its runner says, and run the same command again.'
         ) from error
     except ValueError as error:
         raise UserError(f'{path}: The file is damaged ({error}). Delete it, and run the same command again.') from error
@@ -157,7 +156,7 @@ def on_beam(name: str, options: str, source: str, output: epath.PathLike) -> Pas
       options: of Beam's pipelines, as on a command line.
       source, output: of the preparation.
     Raises:
-      UserError: Beam is not installed; an option, a source or an output that is not for this runner.
+      UserError: Beam is not installed; an option, a source or an output does not suit this runner.
     """
     if not source.startswith('text:'):
         raise UserError(f'data.source: {source!r} is read on one machine. Use text:, or --config.runner=local.')
@@ -166,7 +165,7 @@ def on_beam(name: str, options: str, source: str, output: epath.PathLike) -> Pas
             raise UserError(
                 f'data.{key}: {place} is on this machine, where no worker of Dataflow is. Use a gs:// path.'
             )
-    # What fails is said in one sentence here; the messages of a service are the only sign of life.
+    # Failures are told below in one sentence; but the messages of a remote service are its only sign of life.
     level = standard_logging.INFO if name == 'dataflow' else standard_logging.CRITICAL
     standard_logging.getLogger('apache_beam').setLevel(level)
     beam = import_package('apache_beam', _IMPOSSIBLE, _INSTALL)
@@ -207,7 +206,7 @@ def _parse(options_of, name, options):
     except (SystemExit, ValueError) as error:
         reason = message.getvalue().rpartition('error: ')[2].strip() or error
         raise UserError(f'runner_options: {options!r} cannot be read ({reason}). Correct it.') from error
-    # Others come from the cluster's job server.
+    # The other runners get options from the cluster's job server, too.
     if name in ('direct', 'dataflow') and (unknown := sorted(given - known)):
         raise UserError(f'runner_options: Beam has no option --{unknown[0]}. Correct it, or leave it out.')
     return options_of(flags)

@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 _PIECE = 2**16  # characters: a longer line comes in pieces
 _HEADER = 2**16  # characters in which a header ends, at most
-_PARAGRAPH = 2**15  # characters: a longer paragraph is no prose
+_PARAGRAPH = 2**15  # characters: a longer paragraph is not prose
 _TITLE_LINES = 3  # that a title may take in a marker, after its first
-_PROSE_LINE = range(50, 121)  # characters that a line of prose may have, but for a paragraph's last
+_PROSE_LINE = range(50, 121)  # characters that a line of prose may have, except for a paragraph's last
 
 _OF_THE_BOOK = r'OF\s+(?:THE\s+|THIS\s+)?(?:COPYRIGHTED\s+)?PROJECT\s+GUTENBERG'
 _START = re.compile(rf'\W{{0,40}}\*\s*START\s+{_OF_THE_BOOK}|\W{{0,40}}\*END\W+THE SMALL PRINT', re.IGNORECASE)
@@ -32,7 +32,7 @@ def strip_gutenberg(lines: Iterable[str], mark: Callable[[], None] = lambda: Non
       mark: called for each marker.
     """
     in_header, in_licence, in_title = True, False, False
-    held, size = [], 0  # what is header if a marker follows
+    held, size = [], 0  # lines that are the header if a marker follows
     for line in lines:
         if _START.match(line) and (in_header or in_licence):
             mark()
@@ -63,9 +63,9 @@ def unwrap(lines: Iterable[str]) -> Iterator[str]:
     - each line but the last has 50 to 120 characters (verse, lists, headings and addresses have shorter ones, and where
       a line is a paragraph already they are longer),
     - no line after the first is indented by more than a space (tables, verse, quotations), and
-    - where it has three or more, some after the first begins with a small letter (in verse and lists they begin with
+    - if it has three or more, one after the first begins with a small letter (in verse and lists they begin with
       capitals or figures).
-    All others stay as they are, and so do those of more than 32,768 characters.
+    All other paragraphs stay as they are, and so do those of more than 32,768 characters.
 
     Args:
       lines: with their ends.
@@ -101,7 +101,7 @@ def _begins_small(line):
 
 
 def cleaned(file: BinaryIO, strip: bool, join_lines: bool) -> BinaryIO:
-    """An open text without what is asked to be taken out; every line ends with a newline character alone.
+    """An open text, cleaned as asked; every line ends with a newline character alone.
 
     Returns:
       A file that can be read, and sought forwards; its `marked` says whether `strip_gutenberg` has found a

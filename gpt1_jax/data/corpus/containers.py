@@ -21,8 +21,8 @@ TEXT_COLUMNS = ('text', 'book_text', 'content')  # that may hold the text of a t
 _PARQUET_ROWS = 16  # at once: a row may be a book
 _LONGEST_LINE = 2**26  # bytes
 _FIRST_ROWS = 100  # of JSON lines, in which a column is looked for: the first may be a header
-_UNPACKED = 2**30  # bytes that the members of any archive may have together, and of a larger one
-_RATIO = 200  # times its size
+_UNPACKED = 2**30  # bytes that the members of any archive may have together
+_RATIO = 200  # or so many times its size, if that is more
 _CHANGED = 'it has changed since the run began'
 _ERRORS = (OSError, RuntimeError, *DAMAGED)
 
@@ -31,12 +31,12 @@ class Part(NamedTuple):
     """A file of a corpus: its documents, in order."""
 
     documents: int  # their number
-    size: int  # bytes, what is read of it in all; of a table's text, about
+    size: int  # bytes that are read of it in all; of a table's text, about
     names: Callable[[], Iterable[str]]
     read: Callable[[int], Iterator[BinaryIO]]  # the contents, from the document of this index on
 
     def files(self, first: int) -> Iterator[BinaryIO]:
-        """`read`, and all documents that it cannot read."""
+        """`read`, with an `Unreadable` for each document that it cannot read."""
         missing = self.documents - first
         try:
             for file in self.read(first):
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 def _unpacked(file, name):
-    """The text in an open file: gzip is known by its first bytes, whatever the name, and so is tar."""
+    """The text in an open file. gzip and tar are recognised by their bytes, whatever the name."""
     beginning = text = file.peek(512)
     is_gzip = beginning.startswith(b'\x1f\x8b')
     if is_gzip:
@@ -121,11 +121,10 @@ def _open_members(path, members):
 
 
 def table_part(name: str, path: epath.Path, column: str) -> Part | str:
-    """The rows of JSON lines or a .parquet file. Raises DocumentError as above.
+    """The rows of JSON lines or a .parquet file; if it has no such column with text, a str instead: `column NAME is of
+    type TYPE`, or '' if no column has the name.
 
-    Returns a str if it has no column with text: `column NAME is of type TYPE`, or '' if none has such a name.
-
-    column: holds the text; '': the first of TEXT_COLUMNS that is there.
+    column: the one with the text; '': the first of TEXT_COLUMNS that is there. Raises DocumentError: it cannot be read.
     """
     names = [column] if column else TEXT_COLUMNS
     open_table = _open_parquet if name.lower().endswith('.parquet') else _open_json
@@ -143,7 +142,7 @@ def table_part(name: str, path: epath.Path, column: str) -> Part | str:
 
 
 def _lines(file):
-    """Those of a table. Raises OSError for one that is longer than any book: it could fill the memory."""
+    """The lines of a table. Raises OSError for one that is longer than any book: it could fill the memory."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE and not line.endswith(b'\n'):
             raise OSError(f'a line has more than {_LONGEST_LINE:,} bytes')
@@ -151,7 +150,7 @@ def _lines(file):
 
 
 def has_json_rows(path: epath.Path) -> bool:
-    """Whether the first line of a file is a JSON object; so it is taken to be where a .gz file is damaged."""
+    """Whether the first line of a file is a JSON object; True also for a damaged .gz file."""
     if is_local(path) and not os.path.isfile(path):
         return False
     try:
@@ -172,7 +171,7 @@ def _parse(line):
 
 
 def _open_json(path, names):
-    """Number of lines, which of these columns the first row has that has any, and '': each may hold text."""
+    """(number of lines, the first of these columns that an early row has, or None, '': any column may hold text)"""
     found = None
     with path.open('rb') as file:
         text = _unpacked(file, path)
@@ -181,7 +180,7 @@ def _open_json(path, names):
                 row = _parse(line)
             except ValueError as error:
                 if not number:
-                    problem = f'{path}: Its first line is no JSON ({error}). Remove the file, or fix it.'
+                    problem = f'{path}: Its first line is not JSON ({error}). Remove the file, or fix it.'
                     raise DocumentError(problem) from error
                 continue
             if found := next((name for name in names if isinstance(row, dict) and name in row), None):
@@ -205,12 +204,12 @@ def _json_texts(path, column, first):
             if isinstance(text, str):
                 yield io.BytesIO(text.encode(errors='replace'))
             else:
-                problem = f'{path}: Line {number:,} is no JSON object with text as {column!r}. Fix or remove it.'
+                problem = f'{path}: Line {number:,} is not a JSON object with text as {column!r}. Fix or remove it.'
                 yield Unreadable(DocumentError(problem))
 
 
 def _open_parquet(path, names):
-    """Number of rows, which of these columns holds text, and one that holds none, in words."""
+    """(number of rows, the first of these columns that holds text, or None, `parquet.other_type`)"""
     try:
         file = parquet.open_file(path)
     except UserError as error:

@@ -104,14 +104,14 @@ def _required_distributions() -> set[str]:
     requirements, utils = (
         import_package(f'packaging.{name}', 'the source docs: cannot be read') for name in ('requirements', 'utils')
     )
-    # Without the tools: with each new one the corpus would be another.
+    # Without the tools: each new one would change the corpus.
     found, queue = set(), [line.partition('#')[0] for line in text.partition('# Tools')[0].splitlines()]
     while queue:
-        # Invalid: an empty line, or of a package older than the rules.
+        # Invalid: an empty line, or the requirement of a package that is older than the rules.
         with contextlib.suppress(requirements.InvalidRequirement, importlib.metadata.PackageNotFoundError):
             requirement = requirements.Requirement(queue.pop())
             name = utils.canonicalize_name(requirement.name)
-            # Markers of a platform do not count: what is installed is read, and not what is not.
+            # Markers of a platform do not matter: only what is installed is read.
             if name not in found and 'extra ==' not in str(requirement.marker):
                 queue += importlib.metadata.requires(name) or ()
                 found.add(name)
@@ -120,7 +120,7 @@ def _required_distributions() -> set[str]:
 
 def _parse_docstrings(paths: list[str]) -> list[list[str]]:
     enabled = gc.isenabled()
-    gc.disable()  # trees have no cycles, and it would search each many times
+    gc.disable()  # trees have no cycles, and the collector would search each many times
     try:
         return [_docstrings(pathlib.Path(path)) for path in paths]
     finally:

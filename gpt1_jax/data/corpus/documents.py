@@ -31,7 +31,7 @@ _GROUP = 2**19  # characters, at least, that a worker is given at once
 
 
 class DocumentError(UserError):
-    """Of one document; the others may be well."""
+    """One document cannot be read; the others may be fine."""
 
 
 class Block(NamedTuple):
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass
 class Findings:
-    """What a reader collects that does not stop at the first bad document."""
+    """What is collected by a reader that does not stop at the first bad document."""
 
     problems: dict[str, None] = dataclasses.field(default_factory=dict)  # sentences, in order
     unmarked: int = 0  # documents that `strip_gutenberg` left as they are
@@ -64,15 +64,15 @@ class Corpus:
     fingerprint: str  # changes with the documents' names and sizes
     names: Callable[[], Iterator[str]]  # in order
     files: Callable[[int], Iterator[BinaryIO]]  # the contents, from the document of this index on
-    own_held_out: str | None = None  # prefix of the names that the source itself holds out
+    own_held_out: str | None = None  # prefix of the names of documents that the source itself holds out
     by_name: bool = False  # whether a hash of the name alone says which documents are held out
-    left_out: str = ''  # what of the source is not read, in words
-    problems: tuple[str, ...] = ()  # files of the source that cannot be read, in sentences
-    is_row: Callable[[int], bool] = lambda document: True  # of a table; an empty one is a line, an empty file none
+    left_out: str = ''  # which files of the source are not read, in words
+    problems: tuple[str, ...] = ()  # a sentence for each file of the source that cannot be read
+    is_row: Callable[[int], bool] = lambda document: True  # of a table: an empty row is a line, an empty file is not
     convert: Callable[[str, str], str] | None = None  # (name, encoding) -> the command that makes a document UTF-8
     strip_gutenberg: bool = False  # see cleaning.py
     unwrap: bool = False
-    parts: Callable[[], Iterator[Mapping]] | None = None  # of its files, what another process needs to open them
+    parts: Callable[[], Iterator[Mapping]] | None = None  # what another process needs to open each of its files
 
     def part(self, first: int, documents: int) -> 'Corpus':
         """Some documents in a row, as a corpus of their own."""
@@ -90,7 +90,7 @@ class Corpus:
 
         Args:
           held_out: index of a document -> the byte from which on it is held out, beside what the source holds out.
-          found: collects what is wrong with documents, which then do not end the stream.
+          found: collects what is wrong with documents, which then does not end the stream.
 
         Raises:
           UserError: a document that cannot be read, is damaged or is not UTF-8.
@@ -110,7 +110,7 @@ class Corpus:
                                 at_end = boundary is not None and begin >= boundary
                                 yield Block(index, name, at_end, text, begin, end, size)
                         except UnicodeDecodeError:
-                            if text_file is not file:  # read the file itself: its offsets are others
+                            if text_file is not file:  # read the file itself: its offsets differ
                                 files = self.files(index)
                                 collections.deque(_cut(next(files), 0, None), maxlen=0)
                             raise
@@ -129,8 +129,8 @@ class Corpus:
 def _cut(file: BinaryIO, offset: int, boundary: int | None) -> Iterator[tuple[str, int, int, int]]:
     """Blocks (text, begin, end, size read) of an open document from `offset` on.
 
-    Where a block ends depends on where it begins and on nothing else, so a resumed read cuts in the same places. One
-    block ends at the first line end at or after `boundary`, or, in a long line, at a space soon after it.
+    A block's end depends on its beginning and nothing else, so a resumed read cuts in the same places. One block ends
+    at the first line end at or after `boundary`, or, in a long line, at a space soon after it.
     """
     raw = file
     while inner := getattr(raw, 'fileobj', None):  # of a .gz file, to count the compressed bytes
@@ -200,7 +200,7 @@ def named_errors(name: str, convert: Callable[[str], str] | None = None) -> Iter
         encoding = error.encoding if error.encoding != 'utf-8' else source_encoding(error.object)
         what = file_format(error.object)
         if what or not encoding:
-            problem = f'The file is no text{f" but {what}" if what else ""}. Remove it, or take the text out of it.'
+            problem = f'The file is not text{f" but {what}" if what else ""}. Remove it, or take the text out of it.'
         else:
             command = (convert and convert(encoding)) or f'iconv -f {encoding} -t UTF-8'
             problem = (
@@ -227,7 +227,7 @@ def fingerprint(*parts: object) -> str:
 def map_blocks(
     pool: Executor, function: Callable[[list[str]], list], blocks: Iterable[Block], in_flight: int
 ) -> Iterator[list[tuple[Block, object]]]:
-    """Groups of blocks, each with what `function` makes of its text, in their order.
+    """Groups of blocks, in order, each block with what `function` makes of its text.
 
     Args:
       pool: runs the function for a group at a time.

@@ -8,14 +8,14 @@ import numpy as np
 
 from gpt1_jax.data.corpus.cleaning import strip_gutenberg
 
-SHARED = 0.8  # of the paragraphs of the shorter of two documents that are nearly the same
-BOILERPLATE = 10  # documents: what more of them have, such as a licence, says nothing
+SHARED = 0.8  # share of the shorter document's paragraphs that two documents have in common if they are nearly the same
+BOILERPLATE = 10  # documents: a paragraph that more of them have, such as a licence, says nothing
 
 _LEAST = 32  # letters and digits, about, of a paragraph that counts
-_LONG = 1000  # bytes: a longer paragraph is taken by its sentences
+_LONG = 1000  # bytes: a longer paragraph is split into its sentences
 _BLANK = re.compile(rb'\n\s*\n')
 _SENTENCE = re.compile(rb'[.!?]\s|\xe3\x80\x82')  # the last: the full stop of Chinese and Japanese
-# Case, white space, punctuation and how quotes and dashes are written do not count: these are the bytes of theirs.
+# Case, white space, punctuation and the form of quotes and dashes do not count: these are their bytes.
 _LOWER = bytes(range(256)).lower()
 _IGNORED = bytes(b for b in range(128) if not chr(b).isalnum()) + bytes.fromhex(
     'e2 80 93 94 98 99 9c 9d a6 c2 a0 efbbbf'
@@ -35,9 +35,9 @@ class Print(NamedTuple):
 
 
 def fingerprint(text: str, limit: int = 2**64) -> Print:
-    """Hashes of a text without Project Gutenberg's licence, however it is written and wrapped into lines.
+    """Hashes of a text without Project Gutenberg's licence, whatever its case, punctuation and line ends.
 
-    limit: hashes of paragraphs that are not below it are left out, which samples the paragraphs of all documents alike.
+    limit: only hashes of paragraphs below it are kept, which samples the paragraphs of all documents alike.
     """
     if 'Gutenberg' in text or 'GUTENBERG' in text:
         text = ''.join(strip_gutenberg(text.splitlines(keepends=True)))
@@ -56,7 +56,7 @@ def _hash(data):
 
 
 def group(contents: np.ndarray, owners: np.ndarray, paragraphs: np.ndarray) -> np.ndarray:
-    """Puts documents together that are the same, or share more than SHARED of the shorter one's paragraphs.
+    """Groups documents that are the same, or share more than SHARED of the shorter one's paragraphs.
 
     Paragraphs that more than BOILERPLATE different documents have are not counted.
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 HELD_OUT = 0.01  # fraction of the text
-_COPY = 0.9  # of the length of a document: what is as alike and as long is its copy
-_MOST = 0.9  # of a document that is held out
+_COPY = 0.9  # of the length of a document: one of its group that is at least as long is its copy
+_MOST = 0.9  # of a document that may be held out, at most
 
 
 def held_out_rule(names: Callable[[], Iterator[str]], fraction: float) -> Callable[[str], bool]:
@@ -28,17 +28,17 @@ def held_out_rule(names: Callable[[], Iterator[str]], fraction: float) -> Callab
 def hold_out(names: Iterator[str], sizes: np.ndarray, groups: np.ndarray, fraction: float) -> dict[int, int]:
     """Holds out the fraction of the text, to within one group of documents, and never all.
 
-    Groups stand in the order of the lowest hash of their documents' names, and are held out from the first on, until
-    the next would take more from the fraction than it brings near to it; one that alone is larger than the fraction is
-    passed over. So a document keeps its side when others are added, unless it stands at the end. Where less than half
-    of the fraction comes together so, the end of the longest other document is held out for the rest: of a single one,
-    or of a few books, and at most nine tenths of it. Of its copies, which are nearly as long, the end is held out, too;
-    what is only contained in it is not.
+    Groups are ordered by the lowest hash of their documents' names, and held out from the first on, until the next one
+    would overshoot the fraction by more than it is still short of; a group that alone is larger than the fraction is
+    passed over. So a document keeps its side when others are added, unless it stands near the limit. If less than half
+    of the fraction comes together in this way, as with a single document or a few books, the end of the longest other
+    document is held out for the rest, at most nine tenths of it. The end of its copies, which are nearly as long, is
+    held out, too; a shorter document that it contains is not.
 
     Args:
       names: of the documents.
-      sizes: bytes of their text, int64 [documents]; 0 where there is none, which is then on no side.
-      groups: int64 [documents], the same number for documents that must stand on one side.
+      sizes: bytes of their text, int64 [documents]; one with 0 is on neither side.
+      groups: int64 [documents], the same number for documents that must be on the same side.
       fraction: more than 0.
     Returns:
       Index of a document -> the byte from which on it is held out.

@@ -11,7 +11,7 @@ from gpt1_jax.errors import UserError
 
 
 def open_hub(rest: str, text_column: str = '', download: bool = True) -> Corpus:
-    """Opens hf:REST: its train split, and its validation split as what is held out, if it has one.
+    """Opens hf:REST: its train split, and its validation split, if it has one, as the held-out text.
 
     text_column: '': the first of TEXT_COLUMNS, or the only one with text. Raises UserError: no such set, none of its
     columns is text, or it cannot be fetched.

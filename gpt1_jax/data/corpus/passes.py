@@ -1,6 +1,6 @@
-"""The passes over a corpus: what it holds, a sample of it for a tokenizer, its tokens.
+"""The passes over a corpus: a survey of what it holds, a sample of it for a tokenizer, its tokens.
 
-Each is a function of the text alone, of all of it or of some documents in a row.
+The result of each depends on the text alone; it can be all of a corpus or some documents in a row.
 """
 
 import contextlib
@@ -48,15 +48,15 @@ class Passes(NamedTuple):
 
 class Joint(NamedTuple):
     """What a block of a document must know of the blocks before it: whether they have tokens (`begun`), and whether a
-    line has ended since the last of these (`newline`)."""
+    line has ended since the last token (`newline`)."""
 
     begun: bool = False
     newline: bool = False
 
 
 def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.ndarray, Joint]:
-    """Adds a block to its document, such that the tokens of all blocks are those of the whole text, but for its HTML
-    entities: ftfy leaves alone those after a `<`, but a block does not know of one before it.
+    """Adds a block to its document, such that the tokens of all blocks are those of the whole text, except for HTML
+    entities: ftfy leaves those after a `<` alone, but a block does not know of a `<` in an earlier block.
 
     Args:
       joint: after the blocks before; Joint() at the beginning of a document.
@@ -65,7 +65,7 @@ def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.
       The tokens to append to the document, int32 [n] or [n + 1], and the joint for the next block.
     """
     if len(ids):
-        before = text[: len(text) - len(text.lstrip())]  # a line may end where the last block has ended already
+        before = text[: len(text) - len(text.lstrip())]  # the line of the last block may end here
         if joint.begun and (joint.newline or _LINE_END.search(before)):
             ids = np.insert(ids, 0, newline_id)
         joint = Joint(begun=True)
@@ -74,7 +74,7 @@ def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.
 
 
 def excerpts(blocks: Iterable[Block]) -> Iterator[tuple[int, str]]:
-    """The training text in excerpts, each with its rank: a hash of where it stands, below 2**64."""
+    """The training text in excerpts, each with its rank: a hash of its place in the corpus, below 2**64."""
     for block in blocks:
         begin = 0
         while begin < len(block.text) and not block.held_out:
@@ -85,7 +85,8 @@ def excerpts(blocks: Iterable[Block]) -> Iterator[tuple[int, str]]:
 
 
 def lowest(ranked: Iterable[tuple[int, str]], characters: int) -> list[tuple[int, str]]:
-    """Those with the lowest ranks, that many characters or all; whatever their order, and by parts or at once."""
+    """The texts with the lowest ranks, as few as have that many characters, or all. Neither their order matters, nor
+    whether the lowest of some parts were chosen before."""
     heap, total = [], 0
     for rank, text in ranked:
         heapq.heappush(heap, (-rank, text))
@@ -106,9 +107,9 @@ def encode(
     """Encodes all text, from the writer's position on.
 
     Args:
-      read: makes of the blocks groups of them with the ids of their text, in their order.
+      read: blocks -> groups of them, in order, each block with the ids of its text.
     Returns:
-      The position at the end, to commit; 'characters' are those of all text.
+      The position at the end, to commit; its 'characters' is the number in all text.
     """
     position = writer.position or {'start': [0, 0], 'document': None, **Joint()._asdict(), 'characters': 0, 'bytes': 0}
     end = np.array([tokenizer.end_id])
@@ -167,14 +168,14 @@ def worker_pool(workers: int) -> Iterator[Executor]:
 
 
 def largest_worker() -> float:
-    """MB of memory that a worker has had at most since the last call; 0 where that is not known."""
+    """The most memory, in MB, that a worker has had since the last call; 0 if it is not known."""
     largest = max(_peaks, default=0.0)
     _peaks.clear()
     return largest
 
 
 def _peak(process):
-    """Not its ru_maxrss, which begins with the memory of the process that started it."""
+    """MB. Not from ru_maxrss, which begins with the memory of the process that started this one."""
     with contextlib.suppress(OSError):
         with open(f'/proc/{process.pid}/status') as file:
             return next((int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith('VmHWM:')), 0.0)

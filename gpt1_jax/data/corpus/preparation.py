@@ -32,7 +32,7 @@ _HELD_OUT = 'journal/held_out.json'
 def prepare(
     data: Mapping, output: epath.PathLike, passes: Passes | None = None, *, needs_held_out: bool = False
 ) -> shards.Shards:
-    """Turns a corpus into shards; resumes where an earlier call was interrupted; opens what is finished.
+    """Turns a corpus into shards; resumes an interrupted call; opens a finished folder.
 
     Args:
       data: `source`, `download`, `text_column`, `strip_gutenberg`, `unwrap` (see `open_corpus`), `held_out` (fraction
@@ -55,7 +55,7 @@ def prepare(
         options |= {name: data[name] for name in ('vocab_size', 'tokenizer_sample_mb')}
     if exists(output / 'index.json'):
         finished = shards.load_shards(output)
-        # Not the text itself: shards are of use where their source is not, or has changed since.
+        # The text itself is not compared: its source may be elsewhere, or may have changed since.
         _require_same(finished.preparation, options, output)
         shards.remove_journal(output)
         logging.info('%s is already prepared in %s', data['source'], output)
@@ -78,10 +78,10 @@ def _prepare(data, output, passes, options, needs_held_out):
         if output.is_dir() and any(path.name not in ('journal', lock.NAME) for path in output.iterdir()):
             raise UserError(f'{output}: The folder is not empty and holds no preparation. Choose another data.output.')
     elif journal['position'] is None and journal['preparation'] != options:
-        # Nothing is encoded yet, or not all: an option was wrong, such as too large a vocabulary, and has been fixed.
+        # Nothing was committed yet: an option was wrong, such as too large a vocabulary, and has been fixed.
         if (output / 'tokenizer').exists():
             (output / 'tokenizer').rmtree()
-        for path in output.glob('*.bin*'):  # .bin.tmp of a death while it was written
+        for path in output.glob('*.bin*'):  # also .bin.tmp, left by a killed writer
             path.unlink()
         journal = None
     else:
@@ -102,7 +102,9 @@ def _prepare(data, output, passes, options, needs_held_out):
 
 def _check(data):
     if not 0 <= data['held_out'] < 1:
-        raise UserError(f'data.held_out: {data["held_out"]} is no fraction of the text. It must be from 0 to below 1.')
+        raise UserError(
+            f'data.held_out: {data["held_out"]} is not a fraction of the text. It must be from 0 to below 1.'
+        )
     least_values = {'tokens_per_shard': 1, 'vocab_size': 1, 'tokenizer_sample_mb': 1, 'workers': 0}
     for name, least in least_values.items():
         if data[name] < least:
@@ -110,7 +112,7 @@ def _check(data):
 
 
 def _require_same(earlier, options, output):
-    # A finished folder may know more than the options say; any other option that only one of them has is a difference.
+    # A finished folder may also know facts about its files. Any other option that only one of them has is a difference.
     of_files = {'documents', 'fingerprint', 'held_out_by'}
     names = sorted((earlier.keys() | options.keys()) - (of_files - options.keys()))
     differing = [name for name in names if earlier.get(name) != options.get(name)]
@@ -157,7 +159,7 @@ def _hold_out(corpus, data, output, options, passes) -> dict[int, int]:
 
 
 def _keep_held_out(output, options, held_out):
-    """What is held out may be millions of documents, too many for JSON: their numbers, then the bytes, in a file."""
+    """Keeps what is held out in a file, the documents' numbers and then the bytes: of millions, JSON would be large."""
     table = np.array([np.fromiter(column, '<i8', len(held_out)) for column in (held_out, held_out.values())])
     checksum = hashlib.sha256(table).hexdigest()
     write_atomically(_held_out_file(output, checksum), [table])

@@ -1,4 +1,4 @@
-"""index.json of a shard folder, and journal.json of one that is not finished: their forms, and what cannot be right."""
+"""index.json of a shard folder, and journal.json of an unfinished one: their forms and checks."""
 
 import json
 
@@ -33,12 +33,12 @@ _JOURNAL = {
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
-    """Of the ids of a vocabulary in a shard."""
+    """The type of a vocabulary's ids in a shard."""
     return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
 
 
 def file_name(split: str, number: int) -> str:
-    """Of a shard; from 0."""
+    """The name of a shard's file; they are numbered from 0."""
     return f'{split}-{number:05d}.bin'
 
 
@@ -79,8 +79,8 @@ def write_index(
     """Makes a folder a finished one.
 
     Args:
-      splits: 'tokens', 'documents' and 'shards' of each; one without tokens is none.
-      characters: of the text, where that is known.
+      splits: 'tokens', 'documents' and 'shards' of each; one without tokens is left out.
+      characters: of the text; None if unknown.
     """
     index = {
         'format_version': FORMAT_VERSION,
@@ -95,7 +95,7 @@ def write_index(
 
 
 def _contradiction(index) -> str:
-    """What in an index cannot be right, in words; '' if all may be. Its files may be: a name is never a path."""
+    """What cannot be right in an index, in words; '' if all may be. A file must have its usual name, never a path."""
     vocab_size, dtype, splits = index['vocab_size'], index['dtype'], index['splits']
     if vocab_size < 1 or dtype != dtype_of(vocab_size).str:
         return f'{dtype} is not the type of {vocab_size} ids'
@@ -113,19 +113,19 @@ def _contradiction(index) -> str:
 
 
 def read_journal(directory: epath.PathLike) -> dict | None:
-    """The journal of an unfinished folder, None where there is none. Raises UserError for a damaged one."""
+    """The journal of an unfinished folder, None if there is none. Raises UserError for a damaged one."""
     path = epath.Path(directory) / 'journal' / 'journal.json'
     fix = f'Delete {directory} and prepare it again.'
     try:
         journal = read_json(path, _JOURNAL, fix)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if 'pending' in journal:  # which earlier versions did not write, as little as the checksum
+    if 'pending' in journal:  # earlier versions wrote neither this nor the checksum
         journal = {'sha256': ''} | journal
     check_seal(path, journal, fix)
     return journal
 
 
 def write_journal(directory: epath.Path, journal: dict) -> None:
-    """Writes a journal with its checksum: what it says is believed, and nothing else would show that it has changed."""
+    """Writes a journal with its checksum: nothing else would show that it has changed."""
     write_atomically(directory / 'journal' / 'journal.json', [json.dumps(sealed(journal)).encode()])

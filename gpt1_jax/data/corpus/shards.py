@@ -2,8 +2,7 @@
 
 A folder holds `train-00000.bin`, ..., `valid-00000.bin`, ... (little-endian unsigned integers, the same number of
 tokens in each but the last of a split), `tokenizer/`, and `index.json`, which is written last: a folder without it is
-not finished. One that a version before 0.2 wrote also holds `train-starts.npy` and `valid-starts.npy`, which nothing
-reads.
+not finished. Versions before 0.2 also wrote `train-starts.npy` and `valid-starts.npy`, which nothing reads.
 """
 
 import contextlib
@@ -38,7 +37,8 @@ class Split:
     """One split of a shard folder: a sequence of tokens, cut into files.
 
     Attributes:
-      tokens: number of tokens. documents: number of documents.
+      tokens: number of tokens.
+      documents: number of documents.
     """
 
     def __init__(self, directory: epath.Path, name: str, vocab_size: int, entry: dict):
@@ -145,8 +145,8 @@ class Shards:
 
     Attributes:
       preparation: options and source that the content depends on.
-      splits: 'train' and, where text was held out, 'valid'.
-      characters: of the text; None where an earlier version of this program prepared it.
+      splits: 'train' and, if text was held out, 'valid'.
+      characters: of the text; None if an earlier version of this program prepared it.
     """
 
     directory: epath.Path
@@ -157,7 +157,7 @@ class Shards:
     characters: int | None = None
 
     def verify(self) -> None:
-        """Reads every file; raises UserError that names the first with other content than was written."""
+        """Reads every file; raises UserError that names the first whose content is not what was written."""
         done = 0
 
         def tell(tokens):
@@ -196,7 +196,7 @@ def load_shards(directory: epath.PathLike) -> Shards:
 
 
 def shards_fingerprint(uri: str) -> str:
-    """Tells the content of `shards:/path` from any other, wherever it lies; '' for another URI, or without an index."""
+    """Identifies the content of `shards:/path`, wherever it lies; '' for another URI, or without an index."""
     scheme, _, path = uri.partition(':')
     if scheme != 'shards':
         return ''
@@ -209,7 +209,7 @@ def shards_fingerprint(uri: str) -> str:
 
 
 def remove_journal(directory: epath.PathLike) -> None:
-    """Of a finished folder; one is there only if the process died between its last two steps."""
+    """Removes the journal of a finished folder; it is there only if the process died between its last two steps."""
     journal = epath.Path(directory) / 'journal'
     if journal.exists():
         journal.rmtree()
@@ -232,7 +232,7 @@ def start_journal(directory: epath.PathLike, preparation: dict) -> None:
 
 
 class ShardWriter:
-    """Writes a shard folder such that the death of the process costs only what came after the last commit.
+    """Writes a shard folder such that a kill loses only what came after the last commit.
 
     `journal/` holds what a resumed preparation needs: journal.json with the position in the input, and for each split
     the tokens that do not fill a shard yet (`pending`). Every file is written whole or not at all, and journal.json
@@ -294,7 +294,7 @@ class ShardWriter:
     def finish(self, tokenizer_fingerprint: str, characters: int | None = None) -> dict:
         """Writes the last shards and index.json; `commit` everything before. Returns the index's entries, by split.
 
-        characters: of the text, where that is known.
+        characters: of the text; None if unknown.
         """
         for split in SPLITS:
             if filled := self._filled(split):

@@ -23,10 +23,10 @@ def open_corpus(
     """Opens a source of running text, and logs how much of it is read.
 
     Args:
-      uri: `text:PATH`, a folder, a glob or a file, see `open_text`; `tfds:NAME`, a
-        TensorFlow Datasets set with a feature `text` or `book_text`; `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG`, a data
-        set of the Hugging Face hub, see `open_hub`; `docs:` or `docs:a,b`, documentation strings of installed Python
-        packages, see `read_docstrings`.
+      uri: `text:PATH`, a folder, a glob or a file, see `open_text`; `tfds:NAME`, a TensorFlow Datasets set with a
+        feature `text` or `book_text`; `hf:OWNER/NAME` or `hf:OWNER/NAME:CONFIG`, a data set of the Hugging Face hub,
+        see `open_hub`; `docs:` or `docs:a,b`, documentation strings of installed Python packages, see
+        `read_docstrings`.
       text_column: of tables; '': the first of TEXT_COLUMNS.
       strip_gutenberg, unwrap: whether the functions of these names in cleaning.py clean each document.
       download: whether what is not here may be fetched.
@@ -42,7 +42,7 @@ def open_corpus(
     }
     if kind not in openers:
         raise UserError(
-            f'data.source: {uri!r} is no running text. Give text:/folder-glob-or-file, tfds:name, hf:OWNER/NAME or '
+            f'data.source: {uri!r} is not running text. Give text:/folder-glob-or-file, tfds:name, hf:OWNER/NAME or '
             'docs:.'
         )
     corpus = openers[kind](rest)

@@ -18,7 +18,7 @@ from gpt1_jax.data.corpus.documents import Block, Corpus, Findings, map_blocks
 from gpt1_jax.errors import UserError
 from gpt1_jax.progress import Progress
 
-_PARAGRAPHS_OF = 2**31  # bytes: of a larger corpus a sample of the paragraphs is kept, as many as one of this size has
+_PARAGRAPHS_OF = 2**31  # bytes: of a larger corpus as many paragraphs are kept, as a sample, as one of this size has
 _PROBLEMS_SHOWN = 10
 _TEXT = re.compile('[^\\s\ufeff\\0]')
 
@@ -36,7 +36,7 @@ class Survey(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is kept of documents in a row: of a corpus, or of a part of one.
+    """What is kept of consecutive documents: of a corpus, or of a part of one.
 
     Attributes:
       sizes, has_text, contents: bytes of the text, whether there is any, and a hash of it; int64, bool and uint64
@@ -76,7 +76,7 @@ def gather_here(corpus: Corpus, limit: int) -> Facts:
 
 
 def paragraph_limit(corpus: Corpus) -> int:
-    """Hashes of paragraphs that are not below it are left out: memory then does not grow with the corpus."""
+    """Only hashes of paragraphs below this limit are kept, so that memory does not grow with the corpus."""
     return min(2**64, 2**64 * _PARAGRAPHS_OF // max(1, corpus.size))
 
 
@@ -87,7 +87,7 @@ def _fingerprints(limit, texts):
 def gather(
     corpus: Corpus, read: Callable[[Iterable[Block]], Iterator[list[tuple[Block, duplicates.Print]]]], show: bool = True
 ) -> Facts:
-    """Reads all text. read: makes of the blocks groups of them with their fingerprints, in their order."""
+    """Reads all text. read: blocks -> groups of them, in order, each block with its fingerprint."""
     found, nuls, done = Findings(), [], 0
     sizes, contents = np.zeros(corpus.documents, np.int64), np.zeros(corpus.documents, np.uint64)
     has_text = np.zeros(corpus.documents, bool)
@@ -115,13 +115,17 @@ def together(parts: Iterable[Facts]) -> Facts:
     parts = list(parts)
     firsts = itertools.accumulate((len(part.sizes) for part in parts), initial=0)
     parts = [part._replace(owners=part.owners + first) for part, first in zip(parts, firsts)]
-    columns = list(zip(*parts))
-    lists = [list(itertools.chain(*columns[i])) for i in (5, 7)]
-    return Facts(*map(np.concatenate, columns[:5]), lists[0], sum(columns[6]), lists[1])
+    arrays = ('sizes', 'has_text', 'contents', 'owners', 'paragraphs')
+    return Facts(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
+        problems=[problem for part in parts for problem in part.problems],
+        unmarked=sum(part.unmarked for part in parts),
+        nuls=[name for part in parts for name in part.nuls],
+    )
 
 
 def conclude(corpus: Corpus, facts: Facts) -> Survey:
-    """What the facts of all its documents say of a corpus, which is logged. Raises UserError as `survey`."""
+    """The survey of a corpus from the facts of all its documents; logs what it finds. Raises UserError as `survey`."""
     _check(corpus.uri, dict.fromkeys([*corpus.problems, *facts.problems]), facts.has_text)
     groups = duplicates.group(facts.contents, facts.owners, facts.paragraphs)
     _log(corpus, facts, groups)

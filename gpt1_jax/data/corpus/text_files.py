@@ -31,17 +31,17 @@ _KINDS_SHOWN = 8
 def open_text(location: str, text_column: str = '') -> Corpus:
     """Opens text:LOCATION, a folder, a glob of files and folders, or a file.
 
-    Of a folder, and the folders in it, links to others included, these files are read, in any case of the suffix: .txt
-    and .txt.gz, a document each; .zip, whose members of these kinds are documents; .parquet, .jsonl, and .json and
-    .ndjson if their first line is an object, also in .gz, a document a row. Files whose names say that they are not
-    meant to be read are left out: hidden ones, copies of editors. So is a member of an archive that lies beside it
-    unpacked. A file that is named itself, or by a glob, may have any suffix but those of other tables.
+    In a folder and the folders in it, also by links, these files are read, whatever the case of the suffix: .txt and
+    .txt.gz, each a document; .zip, whose members of these kinds are documents; .parquet, .jsonl, and .json and .ndjson
+    if their first line is an object, also in .gz, with a document per row. Files that are not meant to be read, by
+    their names, are left out: hidden ones and backups of editors. So is a member of an archive that lies unpacked
+    beside it. A file that is named itself, or by a glob, may have any suffix except those of other tables.
 
     Args:
       text_column: of tables; '': the first of TEXT_COLUMNS.
 
     Raises:
-      UserError: nothing is there that could be read.
+      UserError: there is nothing that could be read.
     """
     left_out, problems = collections.Counter(), []
     root, paths = _find(location, left_out, problems)
@@ -90,7 +90,7 @@ def open_text(location: str, text_column: str = '') -> Corpus:
 
 
 def reopen_text(location: str, files: Sequence[Mapping]) -> Corpus:
-    """Opens files that another process has found in text:LOCATION: some of `Corpus.parts`.
+    """Opens files that another process has found in text:LOCATION. files: some of `Corpus.parts`.
 
     Raises UserError: one cannot be read, or has changed.
     """
@@ -157,7 +157,7 @@ def _find(location, left_out, problems):
 
 
 def _walk(roots, left_out, problems, linked=()):
-    """The files of folders, linked folders included: each once, whatever ways lead to it."""
+    """The files of folders, linked folders included: each once, even if several paths lead to it."""
 
     def on_error(error):
         reason = error.strerror or error
@@ -186,7 +186,7 @@ def _walk(roots, left_out, problems, linked=()):
 
 
 def _part(name, path, paths, text_column, left_out, unpacked) -> Part | None:
-    """The documents of a file; None if none is left. To `unpacked` go those of `paths` that are members of it."""
+    """The documents of a file; None if none is left. Adds to `unpacked` those of `paths` that are members of it."""
     suffixes = name.lower()
     if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
         raise DocumentError(f'{path}: This is not an ordinary file. Move it away.')
@@ -227,7 +227,7 @@ def _unwanted(name):
 
 
 def _other_kind(name, kinds=(*_TEXTS, *_TABLES, '.zip')):
-    """The suffix of a file that holds no text, '' if it does."""
+    """The suffix of a file that is not text by its name; '' if it is."""
     if name.lower().endswith(kinds):
         return ''
     stem, suffix = os.path.splitext(name.lower())
@@ -235,7 +235,7 @@ def _other_kind(name, kinds=(*_TEXTS, *_TABLES, '.zip')):
 
 
 def _as_rows(path):
-    """The shell command that makes another table one that is read."""
+    """The shell command that converts another kind of table to one that is read."""
     path = os.fspath(path)
     stem = re.sub(r'\.\w+(\.gz)?$', '', path, flags=re.IGNORECASE)
     if not path.lower().endswith(_CELLS):
@@ -248,7 +248,7 @@ def _as_rows(path):
 
 
 def _counted(counts, kind):
-    """Whether there is such a kind; counts it."""
+    """Counts a kind, unless it is ''; returns whether it was counted."""
     if kind:
         counts[kind] += 1
     return bool(kind)

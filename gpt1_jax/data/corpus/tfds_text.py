@@ -9,7 +9,7 @@ from gpt1_jax.files import import_package, import_tensorflow
 
 
 def open_tfds(name: str, download: bool = True) -> Corpus:
-    """Opens a set with a feature `text` or `book_text`, which is prepared first if it is not, and `download` allows it.
+    """Opens a set with a feature `text` or `book_text`; prepares it first if need be, and if `download` allows it.
 
     Raises UserError: it cannot be prepared, or holds no text.
     """

@@ -1,4 +1,4 @@
-"""Units of a corpus, some documents in a row each, and what a worker on any machine does with one of them."""
+"""Units of a corpus, each of some consecutive documents, and what a worker on any machine does with one of them."""
 
 import base64
 import bisect
@@ -24,7 +24,7 @@ from gpt1_jax.files import write_atomically
 
 _UNIT = 2**22  # bytes of the source in a unit, at least
 _UNITS = 4096  # of a large corpus, about
-_CUTS = 8  # of one file, at most: a line of a table is only found by reading those before it
+_CUTS = 8  # of one file, at most: a line of a table is found only by reading those before it
 _PIECE = 2**24  # tokens in a file of a unit
 
 
@@ -76,10 +76,10 @@ def open_unit(unit: Mapping) -> tuple[Corpus, dict[int, int]]:
 
 
 def work(path: str, element: tuple[int, int, int]) -> None:
-    """Does a line of the file at `path`, which is a list of tasks: line `number`, the bytes from `begin` to `end`.
+    """Does one task of the list in the file at `path`: its line `number`, the bytes from `begin` to `end`.
 
-    Beside that file goes NUMBER.json with what it has found, or NUMBER.error with a sentence on the input: no other
-    attempt would have another result.
+    Writes beside that file the result, or, in a file .error, what is wrong with the input (see `result_of`): another
+    attempt would give the same.
     """
     number, begin, end = element
     path = epath.Path(path)
@@ -136,7 +136,7 @@ def _encode(task, journal):
 
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(folder, fingerprint):
-    del fingerprint  # in one process there may be another in this folder later
+    del fingerprint  # a key of the cache: a worker may later find another tokenizer in this folder
     return load_tokenizer(folder, threads=1)
 
 

@@ -31,12 +31,13 @@ def _keys(seed: int, epoch: np.ndarray) -> np.ndarray:
 def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     """A pseudo-random permutation of 0..n-1, evaluated at `index` in O(1) time and memory per element.
 
-    A Feistel network over pairs (a, b) that number at least n; where it leaves 0..n-1, it is applied again
-    until it comes back (cycle-walking), which keeps it a permutation (Black and Rogaway 2002, "Ciphers with
-    arbitrary finite domains").
+    A Feistel network over pairs (a, b) that number at least n; a value outside 0..n-1 is permuted again until it is
+    inside (cycle-walking), which keeps it a permutation (Black and Rogaway 2002, "Ciphers with arbitrary finite
+    domains").
 
     Args:
-      index: int64 [...], each in 0..n-1. keys: uint64 [...], the permutation that each element uses.
+      index: int64 [...], each in 0..n-1.
+      keys: uint64 [...], the permutation that each element uses.
     """
     width = np.uint64(np.ceil(np.sqrt(n)))
     height = np.uint64(-(-n // int(width)))
@@ -80,8 +81,8 @@ class PretrainingBatches:
         accumulation: int = 1,
         placement: Placement = Placement(),
     ):
-        """Where the shards do not divide a micro-batch, its last places stay empty. Raises UserError if the split is
-        too short or the micro-batches do not divide the batch."""
+        """If the shards do not divide a micro-batch, its last places stay empty. Raises UserError if the split is too
+        short or the micro-batches do not divide the batch."""
         self.windows_per_epoch = (split.tokens - length) // length
         if self.windows_per_epoch < 1:
             raise UserError(
@@ -150,7 +151,8 @@ class HeldOutBatches:
     """Consecutive windows that hold every target token of a split once; the last are padded.
 
     Attributes:
-      steps: number of batches. targets: number of target tokens in all of them.
+      steps: number of batches.
+      targets: number of target tokens in all of them.
     """
 
     from_shards = True

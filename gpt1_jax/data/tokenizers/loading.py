@@ -12,7 +12,7 @@ _AGAIN = 'Prepare the tokenizer again.'
 
 
 def load_tokenizer(directory: epath.PathLike, threads: int = -1) -> Tokenizer:
-    """Loads what `save` wrote, or the release's vocabulary: its two files, or the two that Hugging Face makes of them.
+    """Loads what `save` wrote, or the release's vocabulary: its two files, or Hugging Face's two copies of them.
 
     Args:
       threads: of SentencePiece, -1 for all cores.

@@ -32,7 +32,7 @@ class OpenAITokenizer:
     Attributes:
       vocab_size: number of entries V, 40,478 in the release.
       newline_id: V - 1, stands between lines.
-      end_id: the same. The release has no entry that ends a document, so `prepare` ends it as it ends a line.
+      end_id: the same. The release has no entry that ends a document, so `prepare` ends it like a line.
       start_id, delimiter_id, extract_id: V, V + 1, V + 2.
       fingerprint: 16 hex characters of the SHA-256 of entries and merges; their files' names do not matter.
     """
@@ -45,7 +45,7 @@ class OpenAITokenizer:
         self.newline_id = self.end_id = vocabulary[_NEWLINE]
         self.start_id, self.delimiter_id, self.extract_id = range(self.vocab_size, self.vocab_size + 3)
         self.fingerprint = hashlib.sha256(json.dumps([self._entries, merges]).encode()).hexdigest()[:16]
-        self._bpe = None  # made by the first text: what is encoded already needs none of the packages
+        self._bpe = None  # made for the first text: a run on encoded data needs none of the packages
         self._one_thread = threading.Lock()  # for the caches below; a worker of Beam encodes in several
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
@@ -105,8 +105,8 @@ class OpenAITokenizer:
         self._token_ids = functools.cache(self._merge)
 
     def _encode(self, text: str) -> np.ndarray:
-        # From the first special case of a text on ("don't"), spaCy adds nothing more to its cache. So each chunk
-        # is shown to it alone first. The whole text is still split as one: a special case may span chunks.
+        # After the first special case in a text ("don't"), spaCy adds nothing more to its cache. So each chunk is
+        # first split alone. The whole text is still split as one: a special case may span chunks.
         chunks = set(text.split(' '))
         new = chunks - self._chunks
         if len(self._chunks) + len(new) > _MAX_CHUNKS:

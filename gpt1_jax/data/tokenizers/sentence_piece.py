@@ -21,7 +21,8 @@ class SentencePieceTokenizer:
 
     Attributes:
       vocab_size: number of pieces V, control and byte pieces included.
-      newline_id: stands between lines. end_id: `prepare` writes it after each document.
+      newline_id: stands between lines.
+      end_id: `prepare` writes it after each document.
       start_id, delimiter_id, extract_id: V, V + 1, V + 2.
       fingerprint: 16 hex characters of the SHA-256 of the model.
     """
@@ -29,7 +30,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, threads: int = -1):
         """model: a serialised SentencePiece model; threads: of `encode_batch`, -1 for all cores.
 
-        Raises UserError if these bytes are no model, or one without the two control pieces.
+        Raises UserError if these bytes are not a model, or one without the two control pieces.
         """
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model, num_threads=threads)
