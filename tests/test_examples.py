@@ -293,7 +293,7 @@ def numbered(folder, labels, names=('low', 'mid', 'high')):
 
 def test_numbers_that_may_begin_with_1_are_not_read_in_silence(tmp_path, caplog):
     dataset = numbered(tmp_path, (1, 2, 3))
-    fix = 'where they begin with 1, set data.labels=1,2,3'
+    fix = 'if they begin with 1, set data.labels=1,2,3'
     assert f'The label 3 is unknown. Use low, mid, high, or their ids 0 to 2; {fix}.' in refusal(dataset, tmp_path)
     assert not caplog.records
     numbered(tmp_path, (1, '2', 1))
@@ -307,7 +307,7 @@ def test_numbers_that_may_begin_with_1_are_not_read_in_silence(tmp_path, caplog)
     assert len(caplog.records) == 1
     write_lines(tmp_path / 'train.jsonl', [{'sentence': 'x', 'label': 1}])
     load_files('sst2', tmp_path)
-    assert '1 is read as positive (where they begin with 1, write the names)' in caplog.text
+    assert '1 is read as positive (if they begin with 1, write the names)' in caplog.text
 
 
 def test_copa_with_labels_1_and_2_is_refused(tmp_path):
@@ -334,9 +334,7 @@ def test_choices_in_columns(tmp_path):
     assert [*found.fields.values()] == [['s0', 's1', 's2'], [['a0', 'b0'], ['a1', 'b1'], ['a2', 'b2']]]
     assert found.labels.tolist() == [1, 0, 0]
     message = refusal(choices_of(['a', 'b']), tmp_path)  # neither 0 nor 1 is known to be the first
-    assert (
-        "The label '2' is unknown. Use a, b; where they are numbers, set data.labels=1,2 or data.labels=0,1." in message
-    )
+    assert "The label '2' is unknown. Use a, b; if they are numbers, set data.labels=1,2 or data.labels=0,1." in message
     write_lines(tmp_path / 'train.csv', [entry | {'label': 'ab'[i % 2]} for i, entry in enumerate(entries)])
     assert load_files(choices_of(['a', 'b']), tmp_path).labels.tolist() == [0, 1, 0]
     assert "There is no column 'c', only story, b, a, label" in refusal(choices_of(['a', 'c']), tmp_path)
@@ -345,7 +343,7 @@ def test_choices_in_columns(tmp_path):
 def test_a_column_that_is_one_of_several_choices_is_told(tmp_path):
     dataset = custom_dataset(kind='multiple_choice', fields=['story', 'a'], labels=['1', '2'])
     write_lines(tmp_path / 'train.csv', [{'story': 's', 'a': 'x', 'b': 'y', 'label': 1}])
-    assert 'Where each choice has a column, name these in data.choices.' in refusal(dataset, tmp_path)
+    assert 'If each choice has its own column, name these in data.choices.' in refusal(dataset, tmp_path)
 
 
 def test_null_is_no_text(tmp_path):

@@ -188,7 +188,7 @@ def test_the_log_tells_of_the_labels_and_of_one_answer_to_all(folder, tmp_path, 
         'custom: The dev split has no example of 1 of the 2 labels: sea. Check that it is whole, and how its labels '
         'are named.',
         'custom: 2 of the 4 dev examples are training examples too, whatever their labels. A score on these says '
-        'nothing of others.',
+        'nothing about others.',
     ]
     assert 'custom, train split: 8 examples: sea 8, farm 0' in caplog.text
     assert caplog.text.count("custom: F1 is that of the label 'farm'") == 1

@@ -115,7 +115,7 @@ def test_mrpc_by_the_list_of_dev_pairs(tmp_path, caplog):
     write_lines(tmp_path / 'dev_ids.tsv', '73\t83\n71\t81\n99\t99\n70\t81\n')
     with caplog.at_level('WARNING'):
         assert load_files('mrpc', tmp_path, 'dev').fields['sentence1'] == ['One " 1.', 'One " 3.']
-    assert 'dev_ids.tsv: 2 of the 4 pairs are in no line.' in caplog.text
+    assert 'dev_ids.tsv: 2 of the 4 pairs were not found.' in caplog.text
     train = load_files('mrpc', tmp_path)
     assert train.fields['sentence2'] == ['Two 0.', 'Two 2.', 'Two 4.'] and train.labels.tolist() == [0, 0, 0]
     assert len(load_files('mrpc', tmp_path, 'test')) == 5

@@ -66,7 +66,7 @@ def test_what_is_refused(tmp_path):
     second.rename(tmp_path / 'away')
     assert f'There is no {second.name}, which state.json names. Copy the folder again.' in refusal('sst2', tmp_path)
     save(tmp_path / 'other' / 'train', 1, _indices_data_files=[{'filename': 'indices.arrow'}])
-    assert 'keeps a choice of rows beside the table' in refusal('sst2', tmp_path / 'other')
+    assert 'keeps a selection of rows beside the table' in refusal('sst2', tmp_path / 'other')
     data = first.read_bytes()
     (tmp_path / 'away').rename(second)
     for damaged in (b'ARROW', data[: len(data) // 2], b''):

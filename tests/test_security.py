@@ -195,7 +195,7 @@ def test_a_split_that_is_a_path_is_refused(tmp_path, split):
     entry = {'sha256': '', 'examples': 1, 'cut_sequences': 0, 'cut_tokens': 0}
     index = {'format_version': 1, 'dataset': 'sst2', 'tokenizer_fingerprint': 'f', 'max_length': 9, 'rule': 'r'}
     (tmp_path / 'index.json').write_text(json.dumps(index | {'splits': {split: entry}}))
-    with pytest.raises(UserError, match='is no name of a split'):
+    with pytest.raises(UserError, match='is not a name of a split'):
         token_folder.tokens_splits(tmp_path)
 
 

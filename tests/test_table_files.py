@@ -126,7 +126,7 @@ def pandas_rows(seed):
 def test_tables_that_pandas_wrote(quoting, seed, caplog):
     rows = pandas_rows(seed)
     assert texts(written(rows, quoting)) == [tuple(row) for row in rows[1:]]
-    assert 'cells are in quotes, which are no text' in caplog.text
+    assert 'cells are in quotes, which are not text' in caplog.text
 
 
 GLUE = [
@@ -160,12 +160,12 @@ def test_tables_that_glue_wrote(rows, caplog):
             '1 cells are in quotes from end to end',
         ),
         # Here raw lines are not whole, those of CSV are.
-        ('text\tlabel\n"a b\nc d"\tno\n', [('a b\nc d', 'no')], '1 cells are in quotes, which are no text'),
+        ('text\tlabel\n"a b\nc d"\tno\n', [('a b\nc d', 'no')], '1 cells are in quotes, which are not text'),
         # Quotes from end to end that nothing asks for: kept, as ever.
         ('text\tlabel\n"a b"\tno\n', [('"a b"', 'no')], '1 cells are in quotes from end to end, and 0 have others'),
         # As CSV, two lines would be one with too few cells.
         ('text\tlabel\tz\n"a\tno\tx\nb\tno\t""c"""\n', [('"a', 'no', 'x'), ('b', 'no', '""c"""')], 'All are kept'),
-        ('"text"\t"label"\n"a b"\t"no"\n', [('a b', 'no')], '4 cells are in quotes, which are no text'),
+        ('"text"\t"label"\n"a b"\t"no"\n', [('a b', 'no')], '4 cells are in quotes, which are not text'),
         ('\ufeff"text"\t"label"\n"a b"\t"no"\n', [('a b', 'no')], '4 cells'),
     ],
 )

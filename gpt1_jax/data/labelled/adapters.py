@@ -1,7 +1,7 @@
 """Entries in a source's own form -> entries with the fields of REGISTRY.
 
-Each function takes where an entry stands, for error messages, and the entry, and yields pairs of the same two. Columns
-that are not concerned, such as the ids, are kept.
+Each function takes the place of an entry, for error messages, and the entry, and yields pairs of the same two. Other
+columns, such as the ids, are kept.
 """
 
 import re

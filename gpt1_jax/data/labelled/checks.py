@@ -1,4 +1,4 @@
-"""What the log says of labelled data at the start of a run: how often each label is there, and what looks wrong."""
+"""What is logged about labelled data at the start of a run: how often each label occurs, and what looks wrong."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ from absl import logging
 from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.data.labelled.sequences import Encoded
 
-_SHARED = 0.05  # of the dev examples, at most, may be in train too without a warning
+_SHARED = 0.05  # share of the dev examples that may also be in train without a warning
 
 
 def log_labels(dataset: Dataset, split: str, labels: np.ndarray | None, number: int) -> None:
-    """Logs how often each label is there, in a line; warns of labels that never occur, and of scores of another scale.
+    """Logs how often each label occurs, in one line; warns of labels that never occur, and of scores on another scale.
 
     Args:
       labels: [n] label ids or scores, or None.
@@ -61,7 +61,7 @@ def log_shared(dataset: Dataset, train: Encoded, dev: Encoded) -> None:
         logging.log(
             level,
             '%s: %d of the %d dev examples are training examples too, whatever their labels. A score on these says '
-            'nothing of others.',
+            'nothing about others.',
             dataset.name,
             number,
             len(held_out),
@@ -69,7 +69,7 @@ def log_shared(dataset: Dataset, train: Encoded, dev: Encoded) -> None:
 
 
 def log_subsets(dataset: Dataset, train: Encoded, dev: Encoded) -> None:
-    """Warns of subsets of dev (RACE's levels) that train has nothing of, as where `data.limit` takes the first ones."""
+    """Warns of subsets of dev (RACE's levels) without training examples, as where `data.limit` takes the first ones."""
     if missing := sorted(set(dev.subsets or ()) - set(train.subsets or dev.subsets or ())):
         logging.warning(
             '%s: No training example is of %s, but dev examples are. If data.limit is set, it takes the first ones.',
@@ -79,7 +79,7 @@ def log_subsets(dataset: Dataset, train: Encoded, dev: Encoded) -> None:
 
 
 def _tokens(encoded: Encoded) -> Iterator[bytes]:
-    """Of each example, whose sequences are end to end."""
+    """The tokens of each example, whose sequences are end to end."""
     sequences = encoded.sequences
     ends = sequences.starts[:, -1] + sequences.lengths[:, -1]
     for start, end in zip(sequences.starts[:, 0], ends):

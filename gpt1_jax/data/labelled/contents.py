@@ -12,12 +12,12 @@ from gpt1_jax.encodings import conversion, marked_encoding, source_encoding, wid
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import check_file
 
-_UNPACKED = 2**28  # bytes that any gzip file may hold, and a larger one
-_RATIO = 100  # times its size
+_UNPACKED = 2**28  # bytes that any gzip file may unpack to
+_RATIO = 100  # or so many times its size, if that is more
 
 
 def read(path: epath.Path) -> bytes:
-    """The file's bytes, unpacked where they are gzip's. UTF-16 and UTF-32 with a byte order mark become UTF-8.
+    """The file's bytes, unpacked if they are gzip. UTF-16 and UTF-32 with a byte order mark become UTF-8.
 
     Raises:
       UserError: it cannot be read, is damaged, or is a zip file or UTF-16 without a mark.
@@ -50,7 +50,7 @@ def read(path: epath.Path) -> bytes:
 
 
 def _unpacked(path, data: bytes) -> bytes:
-    """What a gzip file holds. Raises UserError if that is far more than of any text: it could fill the memory."""
+    """The content of a gzip file. Raises UserError if it is larger than any text would be: it could fill the memory."""
     most = max(_UNPACKED, _RATIO * len(data))
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         unpacked = file.read(most + 1)
@@ -63,7 +63,7 @@ def _unpacked(path, data: bytes) -> bytes:
 
 def lines(path: epath.Path, data: bytes) -> Iterator[str]:
     """The lines with their ends, which may be \\n, \\r\\n and \\r in one file, without a byte order mark. `data` are
-    the contents of `path`. Raises UserError where they are not UTF-8."""
+    the contents of `path`. Raises UserError if they are not UTF-8."""
     try:
         yield from io.TextIOWrapper(io.BytesIO(data), encoding='utf-8-sig', newline='')  # decodes piece by piece
     except UnicodeDecodeError as error:
@@ -71,7 +71,7 @@ def lines(path: epath.Path, data: bytes) -> Iterator[str]:
 
 
 def decode(path: epath.Path, data: bytes) -> str:
-    """All of them as one text. Raises UserError where it is not UTF-8."""
+    """All contents as one text. Raises UserError if they are not UTF-8."""
     try:
         return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:

@@ -5,14 +5,14 @@
   docs_same    are two texts the halves of one sentence?
   docs_cloze   which of four words comes next?
 
-Neither subject nor length tells the answer: among the texts of one package and of about one length, every answer is as
-frequent as the others, and wrong answers come from there too. A second text alone says nothing: in docs_next each word
+Neither subject nor length gives the answer away: among the texts of one package and of about one length, all answers
+are equally frequent, and wrong answers come from there too. The second text alone says nothing: in docs_next each word
 is as often right as wrong, docs_cloze always has the same four choices, and in docs_same each text is in one right pair
 and in one wrong one.
 
-A file is of one split: train, or held out for dev or test. Sentences of dev and test that share eight words in a row
-with a sentence of the train files are left out, shorter ones if they are the same. A language model that is trained on
-`training_text` has not read the sentences of dev and test.
+A file belongs to one split: train, or held out for dev or test. Sentences of dev and test that share eight words in a
+row with a sentence of the train files are left out, shorter ones if they are the same. A language model that is trained
+on `training_text` has not read the sentences of dev and test.
 """
 
 import collections
@@ -82,7 +82,7 @@ def _installed(packages):
 
 
 def training_text(packages: str) -> dict[str, str]:
-    """The running text of each file of a `docs:` URI that is of the train split and has any; a line for a paragraph."""
+    """The running text of each train file of a `docs:` URI that has any, with one line per paragraph."""
     files = read_docstrings(_names(packages), HELD_OUT)
     paragraphs = {
         file.path: [p for doc in file.docstrings for p in running_text(doc)] for file in files if not file.held_out
@@ -154,7 +154,7 @@ def _sentences(file: DocFile) -> Iterator[str]:
 
 
 def _runs(sentence: str) -> set[str]:
-    """Every _COMMON_RUN words in a row; all words where there are fewer."""
+    """Every _COMMON_RUN words in a row; all words if there are fewer."""
     words = re.findall(r'[a-z0-9]+', sentence.lower())
     return {' '.join(words[i : i + _COMMON_RUN]) for i in range(max(1, len(words) - _COMMON_RUN + 1))}
 

@@ -19,12 +19,12 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.files import package_version
 from gpt1_jax.progress import Progress, waiting
 
-ENCODING_VERSION = 1  # raise it with every change of what a text becomes, here or in a tokenizer: a cache key
+ENCODING_VERSION = 1  # part of the caches' keys: raise it whenever a text becomes other tokens, here or in a tokenizer
 _TEXTS_AT_ONCE, _EXAMPLES_AT_ONCE = 2000, 1000  # so that temporary arrays stay small
 
 
 def encode_split(data: ConfigDict, dataset: Dataset, split: str, tokenizer: Tokenizer, n_positions: int) -> Encoded:
-    """Reads and tokenises one split as `config.data` says (`limit` is for the train split); warns of what is cut."""
+    """Reads and tokenises one split as `config.data` says (`limit` is for the train split); warns of cut sequences."""
     limit = data.limit if split == 'train' else None
     max_length = n_positions if data.max_length is None else data.max_length
     if max_length > n_positions:
@@ -64,17 +64,17 @@ def encode(
     """Tokenises, cuts to at most max_length tokens, and adds <start>, <delimiter> and <extract>.
 
     Args:
-      tokenizer: has encode_batch, start_id, delimiter_id and extract_id (data/tokenizers), for a cache fingerprint too.
+      tokenizer: has encode_batch, start_id, delimiter_id, extract_id (data/tokenizers), and for a cache fingerprint.
       max_length: the longest sequence allowed, special tokens included.
       rule: how a sequence that is too long is cut; the data set's own by default.
-        'longest': one text at its end; of a pair the longer text first, at its end (the second if equal). Of multiple
-          choice the first field: a context that the choices continue at its front, so that what is nearest to them
-          stays; an article with a question (RACE) at its end, because on RACE this loses fewer of the words that
-          question and right answer share with the article. Only when question and answer alone do not fit, the front
-          of the question is cut, then the end of the answer. Ours; the paper does not say.
+        'longest': one text is cut at its end; of a pair the longer text first, at its end (the second if equal). In
+          multiple choice the first field is cut: a context that the choices continue at its front, so that what is
+          nearest to them stays; an article with a question (RACE) at its end, because on RACE this loses fewer of the
+          words that question and right answer share with the article. Only if question and answer alone do not fit,
+          the front of the question is cut, then the end of the answer. Ours; the paper does not say.
         'release': each of two texts at its end, to max_length // 2 - 2 tokens.
       cache: a folder that keeps the sequences for the next time, '' for the user's own, 'off' for none. They are used
-        again only if texts, tokenizer and its libraries, rule, max_length and ENCODING_VERSION are the same.
+        again only if texts, tokenizer, its libraries, rule, max_length and ENCODING_VERSION are the same.
 
     Raises:
       UserError: max_length is below 4, the rule is unknown or not for this data set, or the cache is not local.
@@ -114,7 +114,7 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[np
 
 
 def _distinct(dataset, examples) -> tuple[list[str], list[np.ndarray]]:
-    """The distinct texts, and for each field which of them it holds: [n, 1], of choices [n, S].
+    """The distinct texts, and for each field their indices: [n, 1], for choices [n, S].
 
     An article of RACE has three to four questions, and each question is in four sequences.
     """
@@ -145,7 +145,7 @@ def _fingerprint(texts, columns, kind, rule, max_length, tokenizer) -> str:
 
 
 def _sequences(kind, rule, texts, columns, tokenizer, max_length) -> tuple[Sequences, np.ndarray]:
-    """(sequences, lost int32 [n, S]: what each lost to max_length)"""
+    """(sequences; int32 [n, S], the number of tokens that each lost to max_length)"""
     special = tokenizer.start_id, tokenizer.delimiter_id, tokenizer.extract_id  # the highest ids
     dtype = np.uint16 if max(special) < 2**16 else np.int32
     pool, text_lengths = [np.array(special, dtype)], []

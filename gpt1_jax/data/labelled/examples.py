@@ -14,7 +14,7 @@ from gpt1_jax.data.labelled.values import require, to_list, to_text
 from gpt1_jax.errors import UserError
 
 _ID_COLUMNS = ('idx', 'id', 'index', 'story_id', 'InputStoryid', 'test_id')
-_NO_ID = re.compile('[\x00-\x1f\x7f\ud800-\udfff]')  # it would break a line of a file of predictions
+_NO_ID = re.compile('[\x00-\x1f\x7f\ud800-\udfff]')  # would break a line of a prediction file
 _NO_LABEL = ('', '-', '-1', '-1.0', 'hidden')
 
 
@@ -24,10 +24,10 @@ class Examples:
 
     Attributes:
       fields: column name -> n texts (for choices: n lists of texts), in the order of the sequence.
-      labels: int32 [n] label ids, float32 [n] scores, or None where the split has no labels.
+      labels: int32 [n] label ids, float32 [n] scores, or None if the split has no labels.
       ids: n different strings: the entries' idx, id, index, story_id, InputStoryid or test_id, if each has one and no
-        two the same, else their numbers.
-      subsets: n values of the data set's subset_field (RACE's level), or None where the entries have none.
+        two are the same; else their numbers.
+      subsets: n values of the data set's subset_field (RACE's level), or None if the entries have none.
     """
 
     fields: dict[str, list]
@@ -50,7 +50,7 @@ class Examples:
 
 
 def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, dict]]) -> Examples:
-    """Entries as the source has them, each with where it stands -> Examples. Warns of what is odd, in one line.
+    """Entries as the source has them, each with its place -> Examples. Warns of anything odd, in one line.
 
     Raises:
       UserError: an entry does not fit the data set, or there is none. `uri` and `split` are for these messages.
@@ -119,7 +119,7 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
 
 
 def adapted(dataset: Dataset, entries: Iterator[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
-    """Entries as the source has them, each with where it stands -> with the data set's own column names."""
+    """Entries as the source has them, each with its place -> entries with the data set's own column names."""
     for where, entry in entries:
         for theirs, ours in dataset.aliases.items():
             if theirs in entry and ours not in entry:
@@ -148,7 +148,7 @@ def _choices(dataset: Dataset, value, where: str) -> list:
         value = to_list(value, where)
     except UserError as error:
         if dataset.name == 'custom':
-            raise UserError(f'{error} Where each choice has a column, name these in data.choices.') from None
+            raise UserError(f'{error} If each choice has its own column, name these in data.choices.') from None
         raise
     if len(value) != len(dataset.labels):
         raise UserError(
@@ -159,12 +159,12 @@ def _choices(dataset: Dataset, value, where: str) -> list:
 
 
 def _plain(value) -> str:
-    """Of an id or a label. A column of integers with nulls in it was often saved as one of floats."""
+    """The text of an id or a label. A column of integers with nulls in it was often saved as one of floats."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _numbered(ids: list[str | None]) -> tuple[list[str], int]:
-    """(the ids if all are there and different, else numbers; how many are not, 0 where no entry has one)"""
+    """(the ids if all are there and different, else numbers; how many are unusable, 0 if no entry has one)"""
     usable = {id_ for id_ in ids if id_ and not _NO_ID.search(id_)}
     if len(usable) == len(ids):
         return ids, 0
@@ -177,7 +177,7 @@ def _numbered(ids: list[str | None]) -> tuple[list[str], int]:
 def _label(dataset: Dataset, value, where: str, ids: set[int]) -> int | float | None:
     """The label's id or score; None for no label: -1, -, hidden, an empty string, null, or no column.
 
-    ids: gets the id where the value is one itself.
+    ids: the id is added if the value is an id itself.
     """
     if value is None or value != value:  # null; not-a-number, which is pandas' null
         return None
@@ -199,7 +199,7 @@ def _label(dataset: Dataset, value, where: str, ids: set[int]) -> int | float | 
         return equal[0]
     if name in _NO_LABEL:
         return None
-    # Where names are numbers themselves (Story Cloze: 1 and 2), or nobody has named them, ids would be ambiguous.
+    # If the names are numbers themselves (Story Cloze: 1 and 2), or nobody has named them, ids would be ambiguous.
     ids_allowed = dataset.labels != dataset.choices and all(math.isnan(_number(label)) for label in dataset.labels)
     if ids_allowed and number in range(len(dataset.labels)):
         ids.add(int(number))
@@ -208,8 +208,8 @@ def _label(dataset: Dataset, value, where: str, ids: set[int]) -> int | float | 
 
 
 def _names(dataset: Dataset, name: str) -> Iterator[str]:
-    """The names that mean the same label as `name`. A truth value is one by name only, and 1 or 0 where the labels are
-    these: nobody knows which of two ids `true` means."""
+    """The names that mean the same label as `name`. A truth value stands for a label of that name, or for 1 or 0 if
+    these are labels, but never for an id: nobody knows which of two ids `true` means."""
     yield name
     if (truth := name.lower()) in ('true', 'false'):
         yield truth
@@ -233,7 +233,7 @@ def _unknown(dataset: Dataset, value, where: str, ids_allowed: bool) -> UserErro
 
 
 def _of_no_label(dataset: Dataset, value, names: set[str]) -> tuple[str, str]:
-    """What is wrong with a label that is none, and what else may put it right. names: of all labels there are."""
+    """What is wrong with a value that is not a label, and how else to fix it. names: all values of the column."""
     if value is None or value != value or not _plain(value).strip():
         return 'There is no label', ''
     what = f'The value {value!r} stands for no label'
@@ -250,14 +250,14 @@ def _of_no_label(dataset: Dataset, value, names: set[str]) -> tuple[str, str]:
 def _from_1(dataset: Dataset) -> str:
     from_0, from_1 = (','.join(map(str, range(first, first + len(dataset.labels)))) for first in (0, 1))
     if dataset.labels == dataset.choices:
-        return f'where they are numbers, set data.labels={from_1} or data.labels={from_0}'
+        return f'if they are numbers, set data.labels={from_1} or data.labels={from_0}'
     if dataset.name == 'custom':
-        return f'where they begin with 1, set data.labels={from_1}'
-    return 'where they begin with 1, write the names'
+        return f'if they begin with 1, set data.labels={from_1}'
+    return 'if they begin with 1, write the names'
 
 
 def _shifted(dataset: Dataset, ids: set[int], labels: list) -> list[str]:
-    """A note where the labels are ids and the first one never occurs: they may be numbers that begin with 1."""
+    """A note if the labels are ids and the first one never occurs: they may be numbers that begin with 1."""
     if not ids or 0 in labels:
         return []
     read = ', '.join(f'{i} is read as {dataset.labels[i]}' for i in sorted(ids))
@@ -265,7 +265,7 @@ def _shifted(dataset: Dataset, ids: set[int], labels: list) -> list[str]:
 
 
 def _number(text: str) -> float:
-    """Its value; not-a-number if it is not a number."""
+    """The number that a text is; NaN if it is not one."""
     try:
         return float(text)
     except ValueError:

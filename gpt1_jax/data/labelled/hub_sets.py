@@ -1,6 +1,6 @@
 """Labelled data sets of the Hugging Face hub, and local copies of their repositories -> entries.
 
-An id of a label becomes its name, as the set itself says it: sets have the same labels in different orders.
+A label's id becomes its name, by the set's own table: sets have the same labels in different orders.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from gpt1_jax.errors import UserError
 def entries(
     dataset: Dataset, rest: str, split: str, download: bool = True, near: bool = False
 ) -> Iterator[tuple[str, dict]]:
-    """The entries of a split of hf:REST, each with where it stands.
+    """The entries of a split of hf:REST, each with its place.
 
     Args:
       split: as the source calls it; other words for validation are found too.
@@ -47,7 +47,7 @@ def entries(
 
 
 def has_split(dataset: Dataset, rest: str, split: str, download: bool = True, near: bool = False) -> bool:
-    """Whether hf:REST has this split, as the source calls it. Raises UserError where it cannot be read."""
+    """Whether hf:REST has this split, as the source calls it. Raises UserError if it cannot be read."""
     return _open(dataset, rest, download, near).find(split) is not None
 
 
@@ -57,9 +57,9 @@ def _open(dataset, rest, download, near):
 
 
 def label_names(dataset: Dataset, where: str, class_names: Mapping) -> Mapping[str, tuple[str, ...]]:
-    """column -> the names of its ids, without those that only repeat the ids.
+    """column -> the names of its ids, without columns whose names only repeat the ids.
 
-    Raises UserError where those of the label are not ours.
+    Raises UserError if the names of the labels are not those of `dataset`.
     """
     names = {column: of_ids for column, of_ids in class_names.items() if of_ids != tuple(map(str, range(len(of_ids))))}
     for column, of_ids in names.items():
@@ -78,7 +78,7 @@ def label_names(dataset: Dataset, where: str, class_names: Mapping) -> Mapping[s
 
 
 def named(entry: dict, names: Mapping[str, tuple[str, ...]], where: str) -> dict:
-    """The entry with the names of labels for their ids; -1, which stands for no label, stays."""
+    """The entry with the names of labels in place of their ids; -1, which means no label, stays."""
     for column, of_ids in names.items():
         value = entry.get(column)
         if isinstance(value, int) and value >= 0:

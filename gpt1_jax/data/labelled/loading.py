@@ -17,20 +17,23 @@ from gpt1_jax.files import import_package
 
 # The release splits Story Cloze's validation file into train and dev with these numbers.
 _RELEASE_HELD_OUT, _RELEASE_SEED = 374, 3535999445
-_USUAL = {'train': 'train', 'dev': 'validation', 'test': 'test'}  # what sources call the splits
+_USUAL = {'train': 'train', 'dev': 'validation', 'test': 'test'}  # split -> what sources usually call it
 
 
 def load_examples(dataset: Dataset, uri: str, split: str, limit: int | None = None, download: bool = True) -> Examples:
-    """Reads one split, a key of dataset.splits. `limit` keeps the first examples; an empty URI is the default.
+    """Reads one split, a key of dataset.splits.
 
     URIs: `files:/dir`: SPLIT.jsonl, .json, .tsv or .csv, each also .gz, or .parquet, with the source's name of the
-    split, for validation also dev, val or valid, in any case; or files as the set's authors, `datasets` or the Hugging
-    Face hub leave them (see `split_files.find`; for tables, `table_files.table_entries`). Where a split is of another
-    form than parquet, parquet is read from the folder and its folder `data` only. Choices are a list, in tables
-    a JSON list. `tfds:name/config`; several with commas between are read one after the other. `hf:OWNER/NAME:CONFIG`,
-    of the Hugging Face hub, or `hf:DIR`, a copy of its repository. `docs:` or `docs:package,package`.
+    split (for validation also dev, val or valid), in any case; or files as the set's authors, `datasets` or the Hugging
+    Face hub publish them (see `split_files.find`; for tables, `table_files.table_entries`). If a split is in another
+    form than parquet, parquet is read only from the folder and its folder `data`. Choices are a list, in tables a JSON
+    list. `tfds:name/config`; several, separated by commas, are read one after the other. `hf:OWNER/NAME:CONFIG`, of the
+    Hugging Face hub, or `hf:DIR`, a copy of its repository. `docs:` or `docs:package,package`.
 
-    download: whether a set of tfds: or hf: that is not here is fetched.
+    Args:
+      uri: '' for the set's own.
+      limit: keeps the first examples only; None: all.
+      download: whether a set of tfds: or hf: that is not here is fetched.
 
     Raises:
       UserError: what is missing or malformed, by file and line or column.
@@ -77,7 +80,7 @@ def available_splits(dataset: Dataset, uri: str, download: bool = True) -> list[
         if scheme == 'hf':
             return [key for key, name in splits.items() if hub_sets.has_split(dataset, rest, name, download)]
     except UserError:
-        if (uri or dataset.uri).startswith(('tfds:', 'hf:')):  # it will be said when a split is read
+        if (uri or dataset.uri).startswith(('tfds:', 'hf:')):  # the error comes again when a split is read
             return []
         raise
     if scheme == 'docs':
@@ -88,8 +91,8 @@ def available_splits(dataset: Dataset, uri: str, download: bool = True) -> list[
 
 
 def count_training_examples(dataset: Dataset, uri: str, download: bool = True) -> int:
-    """How many training examples a set has that can be fine-tuned on. Raises UserError with what is wrong with each
-    split."""
+    """How many training examples a set has. Raises UserError, which says what is wrong with each split, if nothing can
+    be fine-tuned on it."""
     uri, scheme, path = origins.parts(dataset, uri, download)
     if scheme == 'tokens':  # the rest is checked when they are read, which is soon
         return [token_folder.count_examples(path, dataset.name, split) for split in ('dev', 'train')][-1]
@@ -111,9 +114,9 @@ def count_training_examples(dataset: Dataset, uri: str, download: bool = True) -
 
 
 def splits_of(dataset: Dataset, uri: str, download: bool = True) -> dict[str, str]:
-    """The source's names of the splits, as in dataset.splits. Where that has train and dev in one file, but a folder
-    or a repository has the other one too, with columns of this set, each is read from its own. A set of the user's has
-    'dev' in TensorFlow Datasets under that name or as 'validation'."""
+    """The source's names of the splits: dataset.splits, with two exceptions. If that has train and dev in one file, but
+    a folder or a repository has a file for each, with columns of this set, each is read from its own. Of the user's
+    own sets in TensorFlow Datasets, 'dev' may be called 'validation'."""
     uri, scheme, rest = origins.parts(dataset, uri, download)
     splits = dataset.splits
     if scheme == 'tfds' and splits['dev'] == 'dev':
@@ -131,7 +134,7 @@ def splits_of(dataset: Dataset, uri: str, download: bool = True) -> dict[str, st
 
 
 def folder_of(dataset: Dataset, directory: os.PathLike | str) -> epath.Path | None:
-    """The folder of this data set in a directory that holds many, or None.
+    """The folder of this data set in a directory that holds several, or None.
 
     Its name is the data set's, or else one of its known spellings, with or without glue or super_glue in front; case,
     `-`, `_` and `.` do not matter: sst2, SST-2 and glue_sst2 are one.
@@ -172,7 +175,7 @@ def _is_named(path, names: Sequence[str]) -> bool:
 
 
 def uri_of(dataset: Dataset, source: str) -> str | None:
-    """The URI of a data set in a source of many: `files:` and `tokens:` name a directory with a folder for each, any
+    """The URI of a data set in a source of several: `files:` and `tokens:` name a directory with a folder for each, any
     other source is the URI itself. None if the directory has no such folder. Raises UserError as `folder_of` does."""
     scheme, _, path = source.partition(':')
     if scheme not in ('files', 'tokens'):
@@ -182,7 +185,7 @@ def uri_of(dataset: Dataset, source: str) -> str | None:
 
 
 def none_usable(left_out: Mapping[str, str], datasets: str = 'datasets', source: str = 'data.source') -> UserError:
-    """The error where a task is left with no data set.
+    """The error for a task that is left without a data set.
 
     Args:
       left_out: data set -> why it cannot be used.
@@ -197,7 +200,7 @@ def none_usable(left_out: Mapping[str, str], datasets: str = 'datasets', source:
 
 
 def _has_columns(dataset: Dataset, directory: str, name: str) -> bool:
-    """Whether the file has any column of the data set. ROCStories have none, and may lie beside the cloze test."""
+    """Whether the file has any column of the data set. ROCStories has none, and may lie beside the cloze test."""
     try:
         _, first = next(adapted(dataset, readers.file_entries(directory, name, dataset)), ('', {}))
     except UserError:  # it will be raised again when the file is read
@@ -206,7 +209,7 @@ def _has_columns(dataset: Dataset, directory: str, name: str) -> bool:
 
 
 def _log_other_files(dataset: Dataset, directory: str, splits: dict[str, str]) -> None:
-    """Says what becomes of files that have the usual name of a split, where this data set's splits have others."""
+    """Logs what becomes of files with the usual name of a split, if this data set's splits have other names."""
     if splits != dataset.splits:
         logging.info('%s: train and dev have a file each, so that nothing is held out.', dataset.name)
     why = 'it has no column of theirs' if splits['train'] == splits['dev'] else 'they have files of other names'
@@ -233,7 +236,7 @@ def _hold_out(examples: Examples, split: str, uri: str) -> Examples:
     if len(of_text) < 2:
         raise UserError(f'{uri}: There is only one text for train and dev together. Give at least two.')
     held_out = _RELEASE_HELD_OUT if n >= 2 * _RELEASE_HELD_OUT else max(1, n // 5)
-    texts = max(1, round(held_out * len(of_text) / n))  # where every text is there once, as many as examples
+    texts = max(1, round(held_out * len(of_text) / n))  # as many as examples if no text is repeated
     model_selection = import_package('sklearn.model_selection', "the release's split cannot be made")
     train, dev = model_selection.train_test_split(list(of_text), test_size=texts, random_state=_RELEASE_SEED)
     return examples.take([number for text in (train if split == 'train' else dev) for number in of_text[text]])

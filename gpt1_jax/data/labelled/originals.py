@@ -15,7 +15,7 @@ _PAIR = ('#1 ID', '#2 ID')
 
 
 def copa_entries(path: epath.Path, data: bytes) -> Iterator[tuple[str, dict]]:
-    """COPA's XML (Roemmele et al. 2011), an element <item> each, -> entries as SuperGLUE's, but with labels by name.
+    """COPA's XML (Roemmele et al. 2011), with an <item> per entry -> entries like SuperGLUE's, but with labels by name.
 
     Raises:
       UserError: it is not such XML.
@@ -48,8 +48,8 @@ def copa_entries(path: epath.Path, data: bytes) -> Iterator[tuple[str, dict]]:
 
 
 def pronoun_entries(path: epath.Path, data: bytes) -> Iterator[tuple[str, dict]]:
-    """The text form of definite pronoun resolution (Rahman and Ng 2012) -> entries: sentence, pronoun, candidates with
-    a comma between and the right one, a line each, with an empty line after them.
+    """The text form of definite pronoun resolution (Rahman and Ng 2012) -> entries. An item is a line each of sentence,
+    pronoun, candidates separated by commas, and the right one, with an empty line after them.
 
     Raises:
       UserError: an item has another form.
@@ -78,7 +78,7 @@ def pronoun_entries(path: epath.Path, data: bytes) -> Iterator[tuple[str, dict]]
 
 
 def divided(entries: Iterable[tuple[str, dict]], dev_list: epath.Path, dev: bool) -> Iterator[tuple[str, dict]]:
-    """Of the entries of MRPC's training file, those with a pair of ids in GLUE's dev_ids.tsv if `dev`, else the others.
+    """If `dev`, the entries of MRPC's training file whose pair of ids is in GLUE's dev_ids.tsv; else the others.
 
     Raises:
       UserError: the file of ids cannot be read.
@@ -91,4 +91,4 @@ def divided(entries: Iterable[tuple[str, dict]], dev_list: epath.Path, dev: bool
         if (pair in listed) == dev:
             yield where, entry
     if found != listed:
-        logging.warning('%s: %d of the %d pairs are in no line.', dev_list, len(listed - found), len(listed))
+        logging.warning('%s: %d of the %d pairs were not found.', dev_list, len(listed - found), len(listed))

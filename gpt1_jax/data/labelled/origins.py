@@ -14,14 +14,14 @@ _SCHEMES = ('files', 'tfds', 'tokens', 'hf')
 
 
 def parts(dataset: Dataset, uri: str, download: bool = True, key: str = 'data.source') -> tuple[str, str, str]:
-    """(URI, its scheme, the rest of it). An empty URI is the set's own; a local folder of hf: is one of files:.
+    """(URI, its scheme, the rest of it). An empty URI is the set's own; hf: with a local folder becomes files:.
 
     Args:
-      download: whether it may be fetched where it is empty.
+      download: whether the set may be fetched if the URI is empty.
       key: of the config, for messages.
 
     Raises:
-      UserError: an unknown kind, or the set is nowhere.
+      UserError: an unknown scheme, or the set cannot be found.
     """
     uri = uri or _own(dataset.name, dataset.uri, download, os.environ.get('TFDS_DATA_DIR'), key)
     scheme, _, rest = uri.partition(':')
@@ -35,10 +35,10 @@ def parts(dataset: Dataset, uri: str, download: bool = True, key: str = 'data.so
     return uri, scheme, rest
 
 
-@functools.cache  # one line of the log, and one look at the disk, for all splits
+@functools.cache  # one log line and one look at the disk for all splits
 def _own(name: str, uri: str, download: bool, folder: str | None, key: str) -> str:
-    """The URI where the config's `key` is empty: of TensorFlow Datasets if the set is there or can be, else the hub."""
-    del folder  # where TensorFlow Datasets looks: part of the cache's key
+    """The URI if the config's `key` is empty: TensorFlow Datasets' if it has the set or can get it, else the hub's."""
+    del folder  # where TensorFlow Datasets looks: only part of the cache's key
     if not uri.startswith('tfds:'):
         return uri
     try:
@@ -68,5 +68,5 @@ def _own(name: str, uri: str, download: bool, folder: str | None, key: str) -> s
 
 
 def _first_sentence(error):
-    """Of a message, without where."""
+    """The first sentence of a message, without the place."""
     return str(error).partition(': ')[2].partition('. ')[0].rstrip('.')

@@ -26,8 +26,8 @@ class Rows(NamedTuple):
 
     Attributes:
       min_length: least tokens of a row.
-      worth_a_step: batches whose rows a second number of rows must spare an epoch; a guess between the 1,200 that MNLI
-        is spared and the few of small sets.
+      worth_a_step: a second number of rows, for which another step is compiled, must save the rows of so many batches
+        per epoch; a guess between the 1,200 that MNLI saves and the few of small sets.
     """
 
     min_length: int = 128
@@ -35,16 +35,16 @@ class Rows(NamedTuple):
 
 
 def rows_for(platform: str) -> Rows:
-    """Those for devices of this platform."""
-    # A CPU is as fast at short rows, and compiles a step in the time of some tens of steps: CoLA spares it 31 an epoch.
+    """The `Rows` for devices of this platform."""
+    # A CPU is as fast at short rows, and compiles a step in the time of some tens of steps; CoLA saves 31 per epoch.
     return Rows(64, 15) if platform == 'cpu' else Rows()
 
 
 class FinetuningBatches:
     """Training batches: reshuffled each epoch, the partial last batch dropped (the release).
 
-    `batch_at(step)` gives, for k = accumulation micro-batches and G local shards, R rows of T tokens, b places for
-    examples in a shard, ceil(batch_size / k / shards), and S sequences an example:
+    `batch_at(step)` gives, for k = accumulation micro-batches, G local shards, R rows of T tokens, b =
+    ceil(batch_size / k / shards) places for examples in a shard, and S sequences per example:
 
       tokens, segment_ids, positions, lm_targets: int32 [k, G, R, T]; 0 in padding. Segments count from 1 in
         each row; lm_targets[t] is token t + 1 of the same sequence.
@@ -58,11 +58,11 @@ class FinetuningBatches:
       example_weights: float32 [k, G, b]; 1 / batch_size, 0 in padding.
       example_ids: int32 [k, G, b]; index into encoded, -1 in padding.
 
-    T is `rows.min_length`, doubled until the longest sequence (with share_context: example) of the batch fits: a few
-    long ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one of the
-    first 1,000 batches of this T needs. Where it spares an epoch the rows of `rows.worth_a_step` batches, there is a
-    second, smaller R for batches that fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8, 12,
-    16, ... So few shapes are compiled.
+    T is `rows.min_length`, doubled until the longest sequence (with share_context: example) of the batch fits, so that
+    a few long ones do not make the attention of all batches wide. R is the same for all shards: the most rows that one
+    of the first 1,000 batches of this T needs. If it saves the rows of `rows.worth_a_step` batches per epoch, there is
+    a second, smaller R for batches that fit into it. A batch that needs more rows gets the next of 1, 2, 3, 4, 6, 8,
+    12, 16, ... So only a few shapes are compiled.
     `packing=False` gives every sequence a row of its own: R = b * S.
 
     Raises:
@@ -182,7 +182,7 @@ class _Packer:
         self._usual_rows = {}  # length of the rows -> their usual numbers, ascending
 
     def expect(self, members_at, seen, steps):
-        """Chooses the usual R from the first `seen` batches; members_at(step) are the examples of one. steps: those of
+        """Chooses the usual R from the first `seen` batches. members_at(step): the examples of one. steps: batches in
         an epoch."""
         needs = collections.defaultdict(list)
         for step in range(seen):
@@ -196,7 +196,7 @@ class _Packer:
             self._usual_rows[length] = sorted({fewer, most}) if spared >= self._rows.worth_a_step else [most]
 
     def arrays(self, members, mean):
-        """The arrays of the examples `members`; `mean`: weights of the mean over them, else of each alone."""
+        """The arrays of the examples `members`. mean: whether weights give the mean over them, or 1 for each."""
         bins, layouts, rows, length = self._plan(members)
         if self._packing:
             usual = [number for number in self._usual_rows.get(length, ()) if rows <= number]
@@ -238,7 +238,8 @@ class _Packer:
         return bins, layouts, rows, length
 
     def _deal(self, members):
-        """Members -> bins, equal in number to within one and alike in tokens (dealt to and fro)."""
+        """Members -> bins, whose numbers of examples differ by one at most, with similar numbers of tokens: dealt to
+        and fro, the longest first."""
         bins = self._accumulation * self._placement.shards
         totals = self._lengths[members].sum(axis=1)
         dealt = members[np.argsort(-totals, kind='stable')]
@@ -252,16 +253,16 @@ class _Packer:
             lengths = self._lengths[example].tolist()
             context = self._context(example) if self._share_context else 0
             length = sum(lengths) - context * (len(lengths) - 1)
-            if context and length <= 2 * max(lengths):  # else the row would become long for little
+            if context and length <= 2 * max(lengths):  # else the row would become long for little gain
                 blocks.append(_Block(place, range(len(lengths)), context, length))
             else:
                 blocks += [_Block(place, range(i, i + 1), 0, length) for i, length in enumerate(lengths)]
         return blocks
 
     def _context(self, example):
-        """How many first tokens all sequences of an example share, but the last of them.
+        """How many first tokens all sequences of an example share, without the last of these.
 
-        That one is left to the choices: what follows it, its target, is not the same in all.
+        That one is left to the choices, because its target, the next token, is not the same in all.
         """
         sequences = self._encoded.sequences[example]
         length = min(map(len, sequences))

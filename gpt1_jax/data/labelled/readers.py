@@ -1,4 +1,4 @@
-"""Files of labelled data -> entries, each with where it stands, for error messages."""
+"""Files of labelled data -> entries, each with its place, for error messages."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def file_entries(directory: str, split: str, dataset: Dataset) -> Iterator[tuple
     """The entries of the files of the split that the source calls `split`; `split_files.find` says how they are named.
 
     Raises:
-      UserError: there are none, or two that may be meant, or they are malformed.
+      UserError: there are none, two may be meant, or they are malformed.
     """
     files, dev_list = split_files.find(directory, split, dataset)
     if not files:
@@ -42,8 +42,8 @@ def _expanded(directory: str) -> epath.Path:
 
 
 def _near(directory: str, dataset: Dataset) -> bool:
-    """Whether parquet files in folders below are none of this set: it has a split in a file of another form here, so
-    that they are a backup or another set. Otherwise the folder may be a copy of a repository of the hub."""
+    """Whether parquet files in folders below are left out: if the set has a split in another form here, they are a
+    backup or another set. Otherwise the folder may be a copy of a repository of the hub."""
     if not hub_layout.has_parquet(_expanded(directory)):
         return False
     for split in dict.fromkeys(dataset.splits.values()):
@@ -89,7 +89,7 @@ def _jsonl_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
 
 
 def _json_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
-    """An array of objects, one object, or one a line."""
+    """The entries of an array of objects, of one object, or of one object per line."""
     text = contents.decode(path, data)
     try:
         value = parse_json(text)

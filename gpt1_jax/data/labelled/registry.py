@@ -1,6 +1,6 @@
 """The labelled data sets: REGISTRY has one entry a set, SUITES groups them, `custom_dataset` makes one from a config.
 
-To add a set, add an entry to REGISTRY; where its files have another form than `fields`, add a function to adapters.py.
+To add a set, add an entry to REGISTRY; if its files have another form than `fields`, add a function to adapters.py.
 "Paper" is Radford et al. (2018), "the release" the code published with it. Label orders and field names are those of
 TensorFlow Datasets; `aliases` and `columns` are those of the files that GLUE and the authors of the sets publish.
 """
@@ -33,29 +33,30 @@ class Dataset:
       name: key in REGISTRY.
       kind: 'classification', 'entailment', 'similarity' or 'multiple_choice' (paper, section 3.3).
       fields: column names in the order of the sequence; for multiple choice: context, [question], choices.
-      labels: label names in the order of their ids (multiple choice: one a choice); None for a float target.
+      labels: label names in the order of their ids (multiple choice: one per choice); None for a float target.
       metrics: names in evaluation.metrics; the first one picks the best epoch.
       label_field: column of the label.
       uri: where the data come from by default.
       hub: OWNER/NAME:CONFIG of an open copy on the Hugging Face hub, or ''.
       splits: the source's names of 'train', 'dev', 'test', and of more splits, with keys that begin with dev_ or test_.
-        Where train and dev have the same name, 374 examples of it are held out as dev, by place as in the release: the
+        If train and dev have the same name, 374 examples of it are held out as dev, by place as in the release: the
         same ones only in a source that keeps the order of the authors' file, which TensorFlow Datasets does not.
       score_range: (0., highest) for a float target; highest is a whole number.
       rule: how long texts are cut, see encoding.encode.
       subset_field: column that names the subset of an example, such as RACE's level, for metrics by subset; or None.
-      adapt: (where, entry) -> (where, entry)..., makes entries with the fields above of the source's; see adapters.
+      adapt: (where, entry) -> (where, entry)..., turns the source's entries into entries with these fields; see
+        adapters.
       aliases: other names of columns -> the names above.
       label_aliases: other words for labels -> their names; true and false stand for truth values.
-      choices: columns of the choices, where these are not one list in the last of `fields`.
-      files: the authors' own names of its files, in the order in which they are looked for; `{}` stands for train, test
-        or a word for dev; where a name has `*`, for anything, all such files are read. Folders in front may be absent.
+      choices: columns of the choices, if these are not one list in the last of `fields`.
+      files: the authors' own names of its files, in the order in which they are looked for. `{}` stands for train, test
+        or a word for dev, `*` for anything: all files that match are then read. Folders in front may be absent.
       dev_list: the file that lists the pairs of ids in the authors' training file that are dev.
       columns: of .tsv and .csv files that have no header line.
       may_lack: the last columns of .tsv files, which some lines do not have.
       drop_unlabelled: leave out entries without a label (SNLI, MultiNLI: the annotators did not agree), and log how
         many, instead of refusing them.
-      drop_broken: leave out lines of a .tsv that have too few or too many cells (GLUE's QQP has some), likewise.
+      drop_broken: likewise leave out lines of a .tsv that have too few or too many cells (GLUE's QQP has some).
       spellings: other names of the data set's folder, see loading.folder_of.
       suites: keys of SUITES that the set is part of.
       paper: metric -> (GPT's score, the best before it), on test sets in per cent (paper, tables 2 to 5), None if there
@@ -110,7 +111,7 @@ class Dataset:
 
     @property
     def outputs(self) -> tuple[str, ...] | None:
-        """The labels of the linear layer's outputs; None where an output is no label."""
+        """The labels of the linear layer's outputs; None if the outputs are not labels."""
         return self.labels if self.loss == 'classification' else None
 
 
@@ -224,7 +225,7 @@ def custom_dataset(
     max_score: float = 0,
     choices: Sequence[str] = (),
 ) -> Dataset:
-    """The data set 'custom' of a config's values `data.*`; for labels or a score from 0 to `max_score`.
+    """The data set 'custom' of a config's values `data.*`, with labels or a score from 0 to `max_score`.
 
     choices: columns of the choices, which then follow those of `fields`; by default they are the labels too.
 
@@ -257,7 +258,7 @@ def custom_dataset(
         if kind == 'multiple_choice':
             raise UserError(
                 'data.labels: Multiple choice needs the names of the choices. Set, for example, data.labels=A,B,C,D, '
-                'or data.choices where each choice has a column.'
+                'or data.choices if each choice has its own column.'
             )
         if max_score < 1 or max_score != int(max_score):
             raise UserError(
@@ -309,7 +310,7 @@ def dataset_of(data: ConfigDict) -> Dataset:
 
 
 def _names(text):
-    """Names with commas between, in brackets and quotes or without."""
+    """Names separated by commas, with or without brackets and quotes."""
     inside = re.fullmatch(r'\s*[\[(]([^][()]*)[\])]\s*', text)  # brackets that are not of the names
     words = (word.strip() for word in (inside[1] if inside else text).split(','))
     return tuple(re.sub(r"""^(['"])(.+)\1$""", r'\2', word) for word in words if word)

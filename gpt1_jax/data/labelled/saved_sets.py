@@ -22,8 +22,8 @@ def files(folder: epath.Path) -> list[epath.Path]:
         return [*there.values()]
     if chosen:
         raise UserError(
-            f'{folder}: The folder keeps a choice of rows beside the table. Write it again, with ds.to_json or after '
-            'ds.flatten_indices().'
+            f'{folder}: The folder keeps a selection of rows beside the table. Write it again, with ds.to_json or '
+            'after ds.flatten_indices().'
         )
     if absent := [name for name in names if name not in there]:
         raise UserError(f'{folder}: There is no {absent[0]}, which state.json names. Copy the folder again.')
@@ -31,7 +31,7 @@ def files(folder: epath.Path) -> list[epath.Path]:
 
 
 def entries(dataset: Dataset, paths: Sequence[epath.Path]) -> Iterator[tuple[str, dict]]:
-    """The rows of .arrow files, each with where it stands; an id of a label becomes its name.
+    """The rows of .arrow files, each with its place; a label's id becomes its name.
 
     Raises:
       UserError: a file is damaged, or has other labels than `dataset`.
@@ -45,7 +45,7 @@ def entries(dataset: Dataset, paths: Sequence[epath.Path]) -> Iterator[tuple[str
                 names = hub_sets.label_names(dataset, str(path), parquet.class_names(reader.schema))
                 number = 0
                 for batch in reader:
-                    batch.validate(full=True)  # what reads it trusts the offsets in it
+                    batch.validate(full=True)  # Arrow trusts the offsets in it
                     for entry in parquet.entries(batch):
                         number += 1
                         where = f'{path}, row {number}'

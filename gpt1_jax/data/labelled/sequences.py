@@ -56,7 +56,7 @@ class Sequences:
         return map(self.__getitem__, range(len(self)))
 
     def content(self) -> Iterator[bytes | np.ndarray]:
-        """What tells these sequences from any others: bytes, or uint8 [n]."""
+        """Pieces, bytes or uint8 [n], that together identify these sequences."""
         for array in (self.tokens, self.starts, self.lengths):
             yield f'{array.dtype} {array.shape}'.encode()
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -98,7 +98,7 @@ class Encoded:
         )
 
     def content(self) -> Iterator[bytes | np.ndarray]:
-        """What tells the sequences and labels from any others: bytes, or uint8 [n]."""
+        """Pieces, bytes or uint8 [n], that together identify the sequences and labels."""
         yield from self.sequences.content()
         yield b'' if self.labels is None else self.labels.tobytes()
 
@@ -125,7 +125,7 @@ def cache_folder(path: str) -> pathlib.Path | None:
 
 
 def load_copy(folder: pathlib.Path, fingerprint: str) -> tuple[Sequences, np.ndarray] | None:
-    """(sequences, lost) of a copy, the tokens memory-mapped; None if there is none, or a damaged one (logged)."""
+    """(sequences, lost) of a copy, the tokens memory-mapped; None if there is none, or it is damaged (logged)."""
     copy = folder / fingerprint
     if not copy.is_dir():
         return None

@@ -20,7 +20,7 @@ _WINOGRAD = (
     'test.jsonl, and take it for dpr; or take WNLI of GLUE: neither the XML nor the text of the Winograd schema '
     'challenge is read.'
 )
-_HINTS = {  # a file of the authors that is no split, or more than one -> what to do with it
+_HINTS = {  # a file of the authors that is not one split -> what to do with it
     'msr_paraphrase_train.txt': "Add GLUE's dev_ids.tsv, the dev pairs of msr_paraphrase_train.txt; or rename this "
     'file train.tsv, msr_paraphrase_test.txt test.tsv, and move the dev pairs to a dev.tsv with the header.',
     'quora_duplicate_questions.tsv': 'Split quora_duplicate_questions.tsv into train.tsv and dev.tsv, or rather .csv, '
@@ -36,7 +36,7 @@ _HINTS = {  # a file of the authors that is no split, or more than one -> what t
 class Found(NamedTuple):
     """The files of a split, in the order in which they are read; none if there is none.
 
-    dev_list: the file that says which rows are dev, where train and dev are in these files together.
+    dev_list: the file that says which rows are dev, if train and dev are together in these files.
     """
 
     files: Sequence[epath.Path]
@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
 
 def find(directory: str, split: str, dataset: Dataset) -> Found:
-    """The files of the split that the source calls `split`, but for .parquet, which `hub_layout` finds.
+    """The files of the split that the source calls `split`, except .parquet, which `hub_layout` finds.
 
     The first of these that are there: SPLIT.SUFFIX in the folder, in any case, or a folder SPLIT of save_to_disk; the
     authors' names, dataset.files, in their order; SPLIT.SUFFIX in the folder `data` of a repository.
@@ -72,7 +72,7 @@ def find(directory: str, split: str, dataset: Dataset) -> Found:
 
 
 def missing(directory: str, split: str, below: bool = False) -> UserError:
-    """The error where there is no file of the split: what is there, and what to do with it.
+    """The error for a folder without a file of the split: what is there, and what to do with it.
 
     below: whether there are parquet files in folders below, which are not read.
     """
@@ -88,7 +88,7 @@ def missing(directory: str, split: str, below: bool = False) -> UserError:
 
 
 def _fix(names: Sequence[str], split: str, stem: str) -> str:
-    """What to do where a folder has these names, and no file of the split."""
+    """What to do with a folder that has these names and no file of the split."""
     has_word = lambda name, *splits: any(word in name.lower() for split in splits for word in stems(split))
     of_split = [name for name in names if has_word(name, split)]
     of_none = [name for name in names if not has_word(name, 'train', 'validation', 'test')]
@@ -97,7 +97,7 @@ def _fix(names: Sequence[str], split: str, stem: str) -> str:
             return f'Rename {name} {stem}{table["suffix"]}.'
     for name in names:
         if (table := _TABLE.fullmatch(name.lower())) and table['stem'] in stems(split.partition('_')[0]):
-            return f'If {name} is it, rename it {stem}{table["suffix"]}.'  # MNLI has two of dev and test
+            return f'If {name} is it, rename it {stem}{table["suffix"]}.'  # MNLI has two splits each of dev and test
     suffixes = {epath.Path(name).suffix.lower(): name for name in (*of_none, *of_split)}
     if suffixes.keys() & {'.xlsx', '.xls', '.ods'}:
         return f'Save the table as {stem}.csv (CSV UTF-8): workbooks are not read.'
@@ -141,7 +141,7 @@ def _plain(folder, paths: Sequence[epath.Path], split: str) -> list[epath.Path]:
                 found[path.name] = [path]
         elif path.name.lower() in words and path.is_dir() and (files := saved_sets.files(path)):
             found[f'{path.name}/'] = files
-    # These names were the only ones once: where one of them is there, other files beside it change nothing.
+    # Earlier versions knew only these names: if one of them is there, other files beside it change nothing.
     first = dict.fromkeys((split, split.replace('validation', 'val'), split.replace('validation', 'dev')))
     first = [f'{stem}{suffix}{gz}' for stem in first for suffix in ('.jsonl', '.tsv', '.csv') for gz in ('', '.gz')]
     names = [name for name in first if name in found] or [*found]
@@ -158,7 +158,7 @@ def _plain(folder, paths: Sequence[epath.Path], split: str) -> list[epath.Path]:
 
 
 def _own(folder, split: str, patterns: Sequence[str]) -> dict[epath.Path, list[epath.Path]]:
-    """The first file that has a pattern -> all that have it. Raises UserError if there are two of one without `*`."""
+    """For each pattern that matches: the first file -> all. Raises UserError if two files match one without `*`."""
     found = {}
     for pattern in patterns:
         parts = pattern.lower().split('/')
@@ -172,7 +172,7 @@ def _own(folder, split: str, patterns: Sequence[str]) -> dict[epath.Path, list[e
             if len(files) > 1 and '*' not in pattern:
                 raise UserError(f'{folder}: There are both {files[0].name} and {files[1].name}. Keep one of them.')
             if files:
-                found[files[0]] = files  # of two patterns that are one without their folders, once
+                found[files[0]] = files  # once, if two patterns find it because their folders may be absent
                 break
     return found
 

@@ -21,10 +21,10 @@ _CELL_END = re.compile(rb'[\t\r\n]|\Z')
 def table_entries(path: epath.Path, data: bytes, dataset: Dataset) -> Iterator[tuple[str, dict]]:
     """The entries of a table, without blank lines. `data` are the contents of `path`.
 
-    Cells are separated by what the file's suffix says, unless its first line then is neither a header with a column of
-    the set nor a row of dataset.columns, and with another separator is. Between tabs, quotes mean nothing, unless the
-    whole table is written as pandas and Excel write it: they stand around cells, those inside are doubled, and all rows
-    have the header's number of cells. The log says what is not as the suffix says.
+    The suffix says what separates the cells, unless another separator makes the first line a header with a column of
+    the set, or a row of dataset.columns, and that of the suffix does not. In tables with tabs, quotes are text, unless
+    the whole table is written as pandas and Excel write it: quotes stand around cells, those inside are doubled, and
+    all rows have the header's number of cells. Whatever differs from the suffix is logged.
 
     Raises:
       UserError: the table is malformed, or has no header that names a column of the data set.
@@ -67,12 +67,12 @@ def _is_header(cells: Iterable[str], dataset: Dataset) -> bool:
 
 
 def _fits(cells: Sequence[str], header: Sequence[str], dataset: Dataset) -> bool:
-    """Whether there is a cell for each column, but for those at the end that a line may lack."""
+    """Whether there is a cell for each column, except for those at the end that a line may lack."""
     return len(cells) <= len(header) and {*header[len(cells) :]} <= {*dataset.may_lack}
 
 
 def _header(where: str, cells: list[str], dataset: Dataset) -> tuple[list[str], str]:
-    """(the names of the columns: the first line, or those of the data set; what asks for them)"""
+    """(the names of the columns, of the first line or of the data set; what asks for so many, for messages)"""
     if dataset.columns and not _is_header(cells, dataset):
         logging.info('%s: There is no header. The columns are taken as %s.', where, ', '.join(dataset.columns))
         return [*dataset.columns], f'a file without a header needs {len({*dataset.columns} - {*dataset.may_lack})}'
@@ -115,19 +115,19 @@ def _separator(path, first: str, dataset: Dataset) -> str:
 
 
 def _is_quoted(path, data: bytes, first: str, dataset: Dataset) -> bool:
-    """Whether the quotes of a table with tabs are those of pandas and Excel; says so, and where both may be meant."""
+    """Whether the quotes of a table with tabs are those of pandas and Excel; logs it, also if it is not certain."""
     whole, doubled, spread, bare = _count_quotes(data)
     header_is = all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in first.split('\t'))
     # GLUE's QQP are lines of a quoted table, some of them halves: there doubled quotes are text, as for everyone else.
     doubled_is = doubled and not dataset.drop_broken
     quoted = not bare and (header_is or doubled_is or (spread and not _all_fit(_plain_rows(path, data), dataset)))
     if quoted and _all_fit(_quoted_rows(path, data, '\t'), dataset):
-        logging.info('%s: %d cells are in quotes, which are no text, as in tables of pandas or Excel.', path, whole)
+        logging.info('%s: %d cells are in quotes, which are not text, as in tables of pandas or Excel.', path, whole)
         return True
     if doubled or (whole and not bare):
         logging.warning(
             "%s: %d cells are in quotes from end to end, and %d have others. All are kept as text, as in GLUE's "
-            'tables. If those around cells are no text, save the table as .csv.',
+            'tables. If those around cells are not text, save the table as .csv.',
             path,
             whole,
             bare,
@@ -185,7 +185,7 @@ def _quoted_rows(path, data: bytes, separator: str) -> Iterator[tuple[int, list[
 
 
 def _without_empty_end(path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    """No blank lines, and at the end none of empty cells, which Excel writes."""
+    """The rows without blank lines, and without rows of empty cells at the end, which Excel writes."""
     empty = []
     for number, cells in rows:
         if cells in ([], ['']):

@@ -1,8 +1,8 @@
 """A labelled data set as token sequences in a folder, `tokens:/dir`: for a machine that lacks its text, or a package
 to encode it.
 
-`SPLIT.npz` holds the arrays of an `Encoded` (subsets as 'groups', their name when this form was made); `index.json`,
-written last, names the data set and the tokenizer.
+`SPLIT.npz` holds the arrays of an `Encoded` (subsets as 'groups', their former name); `index.json`, written last, names
+the data set and the tokenizer.
 """
 
 import hashlib
@@ -142,7 +142,7 @@ def _read_index(directory: epath.Path) -> dict:
     check_form(path, index, _FORM, _AGAIN)
     for split in index['splits']:
         if not re.fullmatch(r'\w+', split):  # it becomes a part of paths
-            raise UserError(f'{path}: The file is damaged ({split!r} is no name of a split). {_AGAIN}')
+            raise UserError(f'{path}: The file is damaged ({split!r} is not a name of a split). {_AGAIN}')
     return index
 
 
@@ -170,7 +170,7 @@ def _misfit(arrays, examples) -> str:
         return f'it has no {min(missing)}'
     tokens, lengths = arrays['tokens'], arrays['lengths']
     if tokens.dtype.kind not in 'iu' or lengths.dtype.kind not in 'iu' or (tokens.ndim, lengths.ndim) != (1, 2):
-        return 'its tokens are no sequences'
+        return 'its tokens are not sequences'
     if lengths.min(initial=0) < 0 or tokens.min(initial=0) < 0 or lengths.sum() != len(tokens):
         return 'its lengths are not those of its tokens'
     if not all(isinstance(one, str) and one.isprintable() for one in arrays['ids'].tolist()):

@@ -1,4 +1,4 @@
-"""What an entry must have, and its values: texts, lists."""
+"""Checks of entries: that they have certain columns, and that values are texts or lists."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -22,13 +22,13 @@ def require(where: str, entry: dict, names: Sequence[str]) -> None:
 
 
 def shown(names: Iterable) -> str:
-    """Names of columns, which may be anything where there is no header, as part of one line."""
+    """Names of columns, which may be anything if there is no header, for a message of one line."""
     short = [' '.join(str(name).split())[:_LONGEST] for name in itertools.islice(names, _MOST + 1)]
     return ', '.join(short[:_MOST]) + (' and more' if len(short) > _MOST else '') or 'nothing'
 
 
 def to_text(value: object, where: str) -> str:
-    """The value, if it is text; `where` names entry and column. Raises UserError."""
+    """The value, if it is text; else raises UserError. where: entry and column."""
     if not isinstance(value, str):
         kind = 'null' if value is None else type(value).__name__
         raise UserError(f'{where}: The value is {kind}, not text. Write it as a string.')
@@ -36,7 +36,7 @@ def to_text(value: object, where: str) -> str:
 
 
 def to_list(value: object, where: str) -> list:
-    """The value, if it is a list, or the JSON of one: .tsv and .csv have no lists of their own. Raises UserError."""
+    """The value, if it is a list or the JSON of one, as in .tsv and .csv; else raises UserError."""
     if isinstance(value, str):
         try:
             value = parse_json(value)
