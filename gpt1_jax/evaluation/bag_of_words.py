@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gpt1_jax.data.labelled.examples import Examples
 
-# Kinds of features, each with those before it, and strengths: the better ones on dev are used.
+# Kinds of features, each of which includes those before it, and strengths: the best on dev are used.
 FEATURES = ('words', 'ends', 'pairs')
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse, of the regularisation
 
@@ -29,7 +29,7 @@ def fit(splits: dict[str, Examples], fields: Sequence[str] | None = None) -> Bas
     """Fits all settings to splits['train'], and takes the one that is best on 'dev', the first of equal ones.
 
     Args:
-      splits: 'train', 'dev' and 'test' of one data set with classes; train has examples of two classes or more. Where
+      splits: 'train', 'dev' and 'test' of one data set with classes; train has examples of two classes or more. If
         the last field holds lists it is multiple choice: each choice is judged as right or wrong, and the one that is
         most likely right is taken.
       fields: those to use, by default all of them.

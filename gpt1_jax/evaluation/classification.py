@@ -1,4 +1,4 @@
-"""What a classifier says of every example of a split, on any mesh; and the files that keep it."""
+"""The predictions of a classifier for all examples of a split, on any mesh; and the files that keep them."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ def make_predictor(
     """A function (params, encoded, watch=Watch()) -> logits float32 [n, classes], or scores [n, choices], in the
     examples' order. `watch` sees every batch, and counts examples.
 
-    Every example counts once whatever the batch and the number of devices.
+    Every example counts once, whatever the batch size and the number of devices.
 
     Args:
       abstract_params: shapes and shardings of the parameters, or these themselves.
@@ -106,7 +106,7 @@ def spread(number: int, most: int) -> np.ndarray:
 
 
 def write_logits(path: epath.Path, encoded: Encoded, logits: np.ndarray) -> None:
-    """Writes `labels` [n], `logits` float32 [n, classes] and, where there are any, `subsets` (str [n]) into an .npz."""
+    """Writes `labels` [n], `logits` float32 [n, classes] and, if there are any, `subsets` (str [n]) into an .npz."""
     arrays = {'labels': encoded.labels, 'logits': logits}
     if encoded.subsets is not None:
         arrays['subsets'] = np.array(encoded.subsets, str)

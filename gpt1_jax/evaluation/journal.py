@@ -1,7 +1,7 @@
 """Long evaluations, batch by batch: with progress, an end at the next batch when told to stop, and a journal.
 
-What a batch gives depends on the model, the computation and the batch. So the journal keeps it under a checksum of all
-three, and an evaluation that was stopped or killed goes on with the same bits, whatever has changed since.
+The result of a batch depends on the model, the computation and the batch. So the journal keeps it under a checksum of
+all three, and an evaluation that was stopped or killed goes on with the same bits, whatever has changed since.
 """
 
 import collections
@@ -30,14 +30,14 @@ from gpt1_jax.training import checksums
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.preemption import PreemptionGuard
 
-_SECONDS = 10  # between two writings of a journal, or
-_TIMES = 20  # times what the last one took, if that is more
+_SECONDS = 10  # between two writes of a journal,
+_TIMES = 20  # or so many times as long as the last one took, if that is more
 
 
 class Journal:
-    """What the finished batches of an evaluation gave, float32 arrays by the key of a series of batches, in one file.
+    """The results of an evaluation's finished batches, float32 arrays by the key of a series of batches, in one file.
 
-    The file begins with the SHA-256 of its content; a damaged one counts for nothing. Process 0 reads it for all, and
+    The file begins with the SHA-256 of its content; a damaged one is ignored. Process 0 reads it for all processes, and
     writes it.
     """
 
@@ -46,17 +46,17 @@ class Journal:
         self._series = self._parse(_from_writer(self._read))
 
     def finished(self, key: str) -> list[np.ndarray]:
-        """What the first batches of a series gave, in order."""
+        """The results of the first batches of a series, in order."""
         return [np.array(result, np.float32) for result in self._series.get(key, ())]
 
     def add(self, key: str, result: np.ndarray) -> None:
-        """Adds what the next batch of a series gave; writes now and then."""
+        """Adds the result of the next batch of a series; writes now and then."""
         self._series.setdefault(key, []).append(result.tolist())
         if time.monotonic() - self._written > max(_SECONDS, _TIMES * self._took):
             self.write()
 
     def write(self) -> None:
-        """Raises UserError where that is impossible."""
+        """Writes the file. Raises UserError if that is impossible."""
         began = time.monotonic()
         if is_writer():
             content = json.dumps(self._series).encode()
@@ -94,12 +94,12 @@ def _from_writer(read: Callable[[], bytes]) -> bytes:
 
 
 class Lines:
-    """A file of lines, each safe when it is added, and how a run that was stopped goes on behind them.
+    """A file of lines, each safe once it is added; a run that was stopped goes on after them.
 
     Beside it, until `forget`, FILE.journal has a checksum of the lines and of `key`. Process 0 reads and writes.
 
     Args:
-      key: tells the run from any other; '': nothing is worth being gone on with.
+      key: identifies the run; '': the lines are never continued.
     Attributes:
       finished: the lines of this run that are there.
     """
@@ -114,7 +114,7 @@ class Lines:
         self._file = epath.Path(path if is_writer() else os.devnull).open('ab')
 
     def add(self, lines: Iterable[bytes]) -> None:
-        """Adds lines. Raises OSError or UserError where that is impossible."""
+        """Adds lines. Raises OSError or UserError if that is impossible."""
         for line in lines:
             self._file.write(line)
             self._checksum.update(line)
@@ -128,7 +128,7 @@ class Lines:
         self._file.close()
 
     def forget(self) -> None:
-        """All are there, and the run is finished."""
+        """Deletes the journal: all lines are there, and the run is finished."""
         if is_writer():
             self._journal.unlink(missing_ok=True)
 
@@ -147,13 +147,13 @@ class Lines:
 
 
 class Watch:
-    """What a long evaluation tells and asks at each batch.
+    """What a long evaluation reports and asks at each batch.
 
     Args:
       description, total, unit: of its progress, see Progress; without a total none is shown.
       should_stop: whether to end before the next batch, asked from the second one on. In a run of many processes all
         ask at the same batches, and all must get the same answer.
-      journal: keeps what is finished; None: nothing does.
+      journal: keeps the results; None: they are not kept.
       model: `fingerprint` of the model and its computation, for the journal.
     """
 
@@ -180,16 +180,16 @@ class Watch:
         size: Callable[[int], int] = lambda number: 1,
         content: Callable[[], Iterable[bytes]] = tuple,
     ) -> Iterator[np.ndarray]:
-        """What each batch gives, in order: float32 arrays. One batch is computed while that before it is fetched.
+        """The result of each batch, in order: float32 arrays. One batch is computed while the one before is fetched.
 
         Args:
           step: batch -> output on the devices.
           batches: start -> the batches from that one on.
-          keep: number of a batch and its output on the host -> what it gives.
-          size: number of a batch -> what it counts of the total.
-          content: all that the batches are made from, asked for only if there is a journal.
+          keep: number of a batch and its output on the host -> its result.
+          size: number of a batch -> its share of the total.
+          content: all that the batches are made from; called only if there is a journal.
 
-        Raises Stopped, before the next batch, if `should_stop` says so; what is finished is then in the journal.
+        Raises Stopped, before the next batch, if `should_stop` says so; the finished results are then in the journal.
         """
         key, finished = '', []
         if self.journal:
@@ -234,7 +234,7 @@ class Watch:
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """64 hex characters of byte strings, which cannot run into one another."""
+    """The SHA-256 of byte strings, in hex; where one ends and the next begins counts too."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, 'little'))
@@ -256,8 +256,8 @@ def fingerprint(classifier: Classifier, params: dict, partitioner: Partitioner) 
 def resumable(workdir: epath.Path) -> Iterator[Callable[..., Watch]]:
     """`Watch` with `should_stop` and a journal, for a task that ends with its evaluation.
 
-    The journal is WORKDIR/evaluation.journal, and is deleted at the end. Where the task is told to stop, the program
-    ends with STOPPED_EXIT_STATUS, and the same command resumes it.
+    The journal is WORKDIR/evaluation.journal, and is deleted at the end. If the task is told to stop, the program ends
+    with STOPPED_EXIT_STATUS, and the same command resumes it.
     """
     guard, journal = PreemptionGuard(), Journal(workdir / 'evaluation.journal')
     try:

@@ -40,7 +40,7 @@ def _constant(labels, predicted):
 
 
 def _matthews(labels, predicted):
-    # scikit-learn gives 0 too, with a warning where both sides are one and the same label.
+    # scikit-learn gives 0 too, but warns if all labels and predictions are the same.
     return 0.0 if _constant(labels, predicted) else _sklearn().matthews_corrcoef(labels, predicted)
 
 
@@ -96,7 +96,7 @@ def compute(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> 
 
 
 def constant(name: str, labels: np.ndarray) -> float:
-    """A metric of METRICS where every answer is the same, the label that scores best; 0 of scores.
+    """The value of a metric of METRICS if all predictions are the label that gives the highest value; 0 for scores.
 
     labels: [n] label ids or scores.
     """

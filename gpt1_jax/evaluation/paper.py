@@ -39,11 +39,11 @@ ZERO_SHOT = {
 
 
 def glue_average(scores: Mapping[str, Mapping[str, float]]) -> float | None:
-    """The mean over GLUE's nine tasks, each the mean of GLUE's own metrics of it. None if one of these is missing.
+    """The mean over GLUE's nine tasks, each the mean of GLUE's own metrics for it. None if one of these is missing.
 
     Args:
-      scores: data set -> metric, named as in Dataset.paper -> its value. What GLUE does not count, such as CoLA's
-        accuracy, may be there too.
+      scores: data set -> metric, named as in Dataset.paper -> its value. Metrics that GLUE does not count, such as
+        CoLA's accuracy, are ignored.
     """
     wanted = {task: _GLUE_METRICS.get(task, ('accuracy',)) for task in SUITES['glue']}
     if any(metric not in scores.get(task, ()) for task, metrics in wanted.items() for metric in metrics):
@@ -54,14 +54,14 @@ def glue_average(scores: Mapping[str, Mapping[str, float]]) -> float | None:
 
 
 def in_every_row(rows: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """The data sets that every row has, in the order of the first. rows: row -> data set -> anything."""
+    """The data sets that every row has, in the order of the first row. rows: row -> data set -> anything."""
     first, *others = rows.values()
     return [name for name in first if all(name in of for of in others)]
 
 
 def table_5_average(row: str, names: Collection[str]) -> float | None:
-    """The average of a row of TABLE_5 over some data sets, each counted once, in per cent: as it is printed, if these
-    are all. None where it lacks one, or for no sets."""
+    """The average of a row of TABLE_5 over some data sets, each counted once, in per cent; if these are all of them, as
+    it is printed. None if the row lacks one, or there are no sets."""
     published = TABLE_5.get(row, {})
     if not names or not set(names) <= set(published):
         return None
@@ -69,7 +69,7 @@ def table_5_average(row: str, names: Collection[str]) -> float | None:
 
 
 def scaled(dataset: str, value: float) -> float | None:
-    """A zero-shot score on the scale of figure 2: 0 is chance, 1 the best supervised result of the time; None where
-    that is unknown."""
+    """A zero-shot score on the scale of figure 2: 0 is chance, 1 the best supervised result of the time; None if that
+    is unknown."""
     _, chance, best = ZERO_SHOT[dataset]
     return None if best is None else (value - chance) / (best - chance)

@@ -1,4 +1,4 @@
-"""Log-probabilities of texts of any length, by a window that slides over each."""
+"""Log-probabilities of texts of any length, with a window that slides over each text."""
 
 import itertools
 import math
@@ -24,12 +24,12 @@ _LINE_END = re.compile('\r\n|\r|\n')
 
 
 def perplexity(loss: float) -> float:
-    """Perplexity of a loss in nats per token; finite where that is."""
+    """Perplexity of a loss in nats per token; finite if the loss is."""
     return math.exp(min(loss, 700.0))
 
 
 class Piece(NamedTuple):
-    """A part of a text: its tokens, int32 [n], the number of its words, and what it counts of the source's size."""
+    """A part of a text: its tokens, int32 [n], the number of its words, and its share of the source's size."""
 
     ids: np.ndarray
     words: int
@@ -41,9 +41,9 @@ class Window(NamedTuple):
 
     Attributes:
       text: its number.
-      tokens: int32 [n]; those from `first` on are scored, the others only come before them.
+      tokens: int32 [n]; those from `first` on are scored, the others are their context.
       words: number of words of the text up to here, since the window before.
-      size: what it counts in the progress of an evaluation.
+      size: its share in the progress of an evaluation.
     """
 
     text: int
@@ -54,7 +54,7 @@ class Window(NamedTuple):
 
 
 class TextScore(NamedTuple):
-    """A text's log-probability in nats, and how many tokens, unknown pieces among them, and words it has."""
+    """A text's log-probability in nats, and its numbers of tokens, of unknown pieces among them, and of words."""
 
     log_probability: float
     tokens: int
@@ -63,7 +63,7 @@ class TextScore(NamedTuple):
 
 
 def documents(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Iterator[Piece]]:
-    """The corpus's documents, but empty ones, in pieces of about 1 MB, with the tokens that `prepare` gives them."""
+    """The corpus's documents without empty ones, in pieces of about 1 MB, with the tokens that `prepare` gives them."""
 
     def pieces(blocks):
         joint = Joint()
@@ -89,7 +89,7 @@ def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
         begun, size = [], 0  # the parts of a line that is longer than a block
         for block in blocks:
             text = block.text
-            if begun and begun[-1].endswith('\r'):  # whose second half may come now
+            if begun and begun[-1].endswith('\r'):  # the \n of this line end may come now
                 text = begun.pop() + text
             held = '\r' * text.endswith('\r')
             first, *lines = _LINE_END.split(text.removesuffix(held))
@@ -105,7 +105,7 @@ def sentences(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
 
 
 def _encode_lines(lines, tokenizer, size):
-    """The last of them counts for all."""
+    """A piece for each line; the last one has the size of all."""
     for number, (line, ids) in enumerate(zip(lines, tokenizer.encode_batch(lines), strict=True), 1):
         yield [Piece(ids, len(standardise(line).split()), size if number == len(lines) else 0)]
 
@@ -143,7 +143,7 @@ def score_texts(
 def slide(text: int, pieces: Iterable[Piece], *, start_id: int, context: int, stride: int) -> Iterator[Window]:
     """Windows of at most context + 1 tokens that score each token of a text once; at least one window.
 
-    Before the text stands `start_id`, which is not scored. A token has at least context - stride tokens before it, or
+    `start_id`, which is not scored, stands before the text. A token has at least context - stride tokens before it, or
     all that there are.
     """
     tokens, first, words, size = np.array([start_id], np.int32), 1, 0, 0
@@ -152,7 +152,7 @@ def slide(text: int, pieces: Iterable[Piece], *, start_id: int, context: int, st
         words += piece.words
         size += piece.size
         while len(tokens) > context + 1:
-            part = size * stride // len(tokens)  # what is left of the tokens has its share of the size
+            part = size * stride // len(tokens)  # the tokens that are left keep their share of the size
             yield Window(text, tokens[: context + 1], first, words, part)
             tokens, first, words, size = tokens[stride:], context + 1 - stride, 0, size - part
     yield Window(text, tokens, first, words, size)
@@ -164,8 +164,8 @@ def make_scorer(
     """A function (params, windows, watch=Watch()) -> each window, in order, with the log-probability of its scored
     tokens in nats. `watch` sees every batch, and counts `Window.size`.
 
-    Only token rows compete. Windows of like length share a batch: of `batch_size` windows of the whole context, or of
-    more that are shorter.
+    Only token rows compete. Windows of similar length share a batch: `batch_size` windows of the whole context, or more
+    if they are shorter.
 
     Args:
       abstract_params: shapes and shardings of the parameters, or these themselves.

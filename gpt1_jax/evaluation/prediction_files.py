@@ -1,4 +1,4 @@
-"""Files of predictions, in the form that a benchmark takes."""
+"""Files of predictions, in the form that benchmarks accept."""
 
 import numpy as np
 from etils import epath
@@ -12,7 +12,7 @@ def write_predictions(
 ) -> epath.Path:
     """Writes `index` and `prediction` of every example into a file of its own, by index; returns its path.
 
-    File name and label words are those of GLUE's submission (gluebenchmark.com) where the data set has them, see
+    File name and label words are those of a submission to GLUE (gluebenchmark.com) if the data set has them, see
     Dataset.submission_names; scores have three decimals.
 
     Args:

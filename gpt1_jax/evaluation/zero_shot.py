@@ -8,15 +8,15 @@ Every example becomes one or more sequences, and the log-probability of a part o
     given the premise and the question for its cause or result.
   dpr: the text after the pronoun, once with each candidate in the pronoun's place.
 
-A score is the mean over the tokens, or the sum; of sst2 always the sum, the probability of the word, which may be of
-several pieces. The candidate with the highest score is the answer, the first of equal ones.
+A score is the mean over the tokens, or the sum; for sst2 always the sum, which is the probability of the word even if
+it has several pieces. The candidate with the highest score is the answer, the first of equal ones.
 
-The text before the scored part and that part are encoded together, as running text; what differs from the text before
-alone counts as the scored part. RACE's document and COPA's premise are encoded by themselves. Without a start
-token the first token of a sequence has no probability and is not scored. A candidate without scored tokens is never
-the answer, and such a sentence is not acceptable.
+The scored part is encoded together with the text before it, as running text; the tokens from the first one on that
+differs from the encoding of the text before it alone are scored. RACE's document and COPA's premise are encoded by
+themselves. Without a start token the first token of a sequence has no probability and is not scored. A candidate
+without scored tokens is never the answer, and a sentence without them is not acceptable.
 
-The dev split is used; of dpr the test split if it has labels. Where a set has one split for train and dev (dpr,
+The dev split is used; of dpr the test split if it has labels. If a set has one split for train and dev (dpr,
 story_cloze), all of it is dev, because nothing is trained.
 """
 
@@ -48,7 +48,7 @@ _SST2_WORD, _SST2_ANSWERS = 'very', ('negative', 'positive')  # in the order of 
 
 
 class Variant(NamedTuple):
-    """What the paper leaves open; the defaults are its own where it says something.
+    """What the paper leaves open or decides; the defaults are the paper's where it says something.
 
     Attributes:
       start_token: whether the token that ends a text stands before each sequence, whose first token is then scored.
@@ -87,14 +87,14 @@ class Questions:
         return own + (self.chosen_on.scored() if self.chosen_on else 0)
 
     def fingerprint(self) -> str:
-        """64 hex characters that change with anything of it."""
+        """64 hex characters that change with any part of the questions."""
         windows = (part for window in self.windows for part in (b'%d' % window.first, window.tokens.tobytes()))
         chosen_on = self.chosen_on.fingerprint() if self.chosen_on else ''
         return journal.digest([self.split.encode(), self.labels.tobytes(), *windows, chosen_on.encode()])
 
 
 class Finding(NamedTuple):
-    """What a model scores on a data set.
+    """The score of a model on a data set.
 
     Attributes:
       value: of the metric in paper.ZERO_SHOT.
@@ -111,7 +111,7 @@ class Finding(NamedTuple):
 
 
 def check_names(names: Sequence[str], key: str) -> None:
-    """Raises UserError unless they are keys of paper.ZERO_SHOT, at least one. key: of the config, for messages."""
+    """Raises UserError unless there is a name and all are keys of paper.ZERO_SHOT. key: of the config, for messages."""
     if not names:
         raise none_usable({}, key)
     for name in names:
@@ -128,7 +128,7 @@ def load(
     download: bool = True,
     key: str = '',
 ) -> tuple[list[Questions], dict[str, str]]:
-    """(the data sets that can be used, name -> why another cannot, which is also logged).
+    """(the data sets that can be used; name -> why another cannot, which is also logged).
 
     Args:
       names: keys of paper.ZERO_SHOT.
@@ -136,7 +136,7 @@ def load(
       limit: how many examples of each split are used, evenly spread (RACE has two levels, one after the other); None:
         all.
       download: see loading.load_examples.
-      key: in messages, what is in front of the config's `datasets` and `source`; '': of these, and of `data.source`.
+      key: for messages, what stands before `datasets` and `source` in the config; '': `datasets` and `data.source`.
 
     Raises:
       UserError: none of the sets can be used, or a name is unknown.
@@ -165,7 +165,7 @@ def _load(name, uri, limit, tokenizer, n_positions, variant, download) -> Questi
                 raise UserError(f'tokenizer: Its vocabulary cannot write {word!r}. Use a model with another one.')
     read = lambda split, examples: _questions(name, split, examples, tokenizer, n_positions, variant)
     names = available_splits(REGISTRY[name], uri, download) if name == 'dpr' else ['dev']
-    if 'test' in names or not names:  # of a source that could not tell them, which reading the split then does
+    if 'test' in names or not names:  # no names: the source could not be asked, and reading the split will say why
         examples = _examples(name, uri, 'test', limit, download)
         if examples.labels is not None:
             return read('test', examples)
@@ -235,8 +235,8 @@ def _sequence(ids, context, before, scored) -> tuple[np.ndarray, int]:
 def _fit(sequences, room) -> tuple[list[tuple[np.ndarray, int]], bool]:
     """The candidates of an example cut to `room` tokens each, and whether anything was cut.
 
-    What comes before the scored part loses its beginning, the same for all candidates. Only a scored part that does not
-    fit by itself is cut, at its end.
+    The text before the scored part is cut at its beginning, the same for all candidates. Only a scored part that does
+    not fit by itself is cut too, at its end.
     """
     longest = max(len(tokens) - first for tokens, first in sequences)
     kept = max(1, room - longest)
@@ -250,7 +250,7 @@ Scorer = Callable[[Iterable[Window]], Iterable[tuple[Window, float]]]
 
 
 def answer(questions: Questions, score: Scorer, length_normalised: bool) -> Finding:
-    """How a model does on a data set.
+    """Asks a model all questions of a data set.
 
     score: windows -> each, in order, with its log-probability, as perplexity.make_scorer gives them.
 
@@ -285,9 +285,9 @@ def candidate_scores(questions: Questions, score: Scorer, length_normalised: boo
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold with the highest Matthews correlation, if what is at least as high as it is of label 1.
+    """The threshold with the highest Matthews correlation, if all scores that are at least as high have label 1.
 
-    It is one of the scores, the lowest of equally good ones. 0 if no score is finite.
+    It is one of the scores, the lowest of equally good ones; 0 if no score is finite.
 
     Args:
       scores: [n].

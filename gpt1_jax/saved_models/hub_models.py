@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: what of a repository is fetched."""
+"""Models of the Hugging Face hub: which files of a repository are fetched."""
 
 import re
 from collections.abc import Collection
@@ -15,7 +15,7 @@ _SMALL = re.compile(r'(vocab|tokenizer|tokenizer_config|special_tokens_map)\.jso
 def fetch(where: str, name: hub.Name) -> epath.Path:
     """The folder in the hub's cache with weights, config and vocabulary of a model.
 
-    Raises UserError where it cannot be fetched, or is no GPT-1: before the weights are.
+    Raises UserError if it cannot be fetched, or, before its weights are fetched, if it is not a GPT-1.
     """
     repository = hub.open_repository(where, name, 'model')
     if 'config.json' not in repository.sizes:
@@ -25,7 +25,7 @@ def fetch(where: str, name: hub.Name) -> epath.Path:
 
 
 def files(names: Collection[str]) -> list[str]:
-    """Those of a repository's files that `huggingface.open_folder` reads: the pickle only if there is nothing else."""
+    """The files of a repository that `huggingface.open_folder` reads: the pickle only if there is nothing else."""
     found = ['config.json', *filter(_SMALL.fullmatch, names)]
     for weights in ('model.safetensors', 'pytorch_model.bin'):
         if weights in names:

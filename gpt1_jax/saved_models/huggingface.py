@@ -76,8 +76,8 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
     if lm_head:
         stored.setdefault('tokens_embed.weight', lm_head)
 
-    def get(name):
-        return get_stored(stored[name]) if name in stored else np.zeros((), np.float32)  # only 'head.bias' may lack
+    def get(name):  # only 'head.bias' may be absent
+        return get_stored(stored[name]) if name in stored else np.zeros((), np.float32)
 
     head, shapes = None, parameters.parameter_shapes(sizes, rows)
     if 'head.weight' in stored and n_special:
@@ -119,7 +119,7 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
 
 
 def write_folder(directory: epath.Path, saved: parameters.SavedModel, params: dict) -> None:
-    """Writes what transformers' `from_pretrained` loads, and a model card that says what it does not express.
+    """Writes a folder that transformers' `from_pretrained` loads, and a model card that says what it does not express.
 
     params: NumPy, {'decoder', 'head' if there is one}. Raises UserError if OpenAIGPTConfig cannot describe the model,
     or the disk is full.
@@ -160,7 +160,7 @@ def check_expressible(saved: parameters.SavedModel) -> None:
 
 
 def read_config(directory: epath.Path) -> dict:
-    """config.json with transformers' defaults. Raises UserError if it is missing, or describes no GPT-1."""
+    """config.json with transformers' defaults. Raises UserError if it is missing, or does not describe a GPT-1."""
     path = directory / 'config.json'
     try:
         config = _SIZES | _FIXED | read_json(path, dict, 'Get it again.')
@@ -191,7 +191,7 @@ def read_config(directory: epath.Path) -> dict:
 
 
 def _open_tensors(directory):
-    """(path, {name: shape}, name -> array) of the weights, from the file that transformers too would choose.
+    """(path, {name: shape}, name -> array) of the weights, from the file that transformers would choose too.
 
     path: of the only file, or of the index. Tensors are read on demand, except for pickles older than PyTorch 1.6.
     """
@@ -232,7 +232,7 @@ def _open_listed(index, open_file):
 
 
 def _open_safetensors(path):
-    patiently(lambda: path.open('rb').close())  # the library would say of one without permission that it is not there
+    patiently(lambda: path.open('rb').close())  # without permission, the library would say that there is no such file
     with local_copy(path) as copy:
         try:
             file = safetensors.safe_open(copy, framework='numpy')
@@ -330,7 +330,7 @@ def _config(saved, model_class, head):
 
 
 def _labels(config, classes):
-    """Those of `_config`; other programs' words need not be those of a data set here, so they count for nothing."""
+    """The labels that `_config` wrote; other programs' labels need not be those of a data set here, and are ignored."""
     names = config.get('id2label') if 'head_kind' in config else None
     labels = tuple(names.get(str(i)) for i in range(classes)) if isinstance(names, dict) else ()
     named = labels and all(isinstance(label, str) and not label.startswith('LABEL_') for label in labels)

@@ -13,7 +13,7 @@ from gpt1_jax.training.state import abstract_params
 
 
 def number(n_transfer: int | None, saved: SavedModel) -> int:
-    """The number of layers to transfer that `config.n_transfer` means; None means all. Raises UserError."""
+    """The number of layers that `config.n_transfer` transfers; None means all. Raises UserError if it is impossible."""
     layers = saved.architecture.sizes['layers']
     if n_transfer is None:
         return layers
@@ -26,7 +26,7 @@ def number(n_transfer: int | None, saved: SavedModel) -> int:
 
 
 def architecture(saved: SavedModel, n_layers: int, rest: str) -> Architecture:
-    """That of the model which takes over `n_layers` layers, -1 for nothing.
+    """The architecture of the model that takes over `n_layers` layers, -1 for nothing.
 
     rest: what stands in for the layers that are not transferred: 'fresh' ones, as many as are missing (the release), or
     none ('absent'). Raises UserError if a model of that kind cannot have so few layers.

@@ -53,8 +53,8 @@ class SavedModel(NamedTuple):
         parameters, sharded so.
       tokens_seen: () -> tokens that it was pre-trained on; None if unknown.
       step: () -> the step of its checkpoint; None if it has none.
-      fingerprint: () -> what tells its checkpoint from any other; '' where that is unknown.
-      labels: the words of the head's outputs, in their order; None where it has none, or they are unknown.
+      fingerprint: () -> a string that identifies its checkpoint; '' if unknown.
+      labels: the names of the head's outputs, in order; None if it has none, or they are unknown.
     """
 
     directory: epath.Path

@@ -86,12 +86,12 @@ def split_uri(uri: str) -> tuple[str, epath.Path]:
 def open_model(init_from: str) -> SavedModel:
     """Opens the workdir of a pre-training or fine-tuning run, 'openai:DIR' (the release's folder `model/`) or 'hf:DIR'.
 
-    Where there is no such DIR, 'hf:OWNER/NAME' and 'hf:OWNER/NAME@REVISION' are fetched from the Hugging Face hub. Of a
-    run, the best checkpoint is read, or the latest if none is ranked; of damaged ones a warning tells, and the next
-    best is read. 'WORKDIR@STEP' names another.
+    If there is no such DIR, 'hf:OWNER/NAME' and 'hf:OWNER/NAME@REVISION' are fetched from the Hugging Face hub. Of a
+    run, the best checkpoint is read, or the latest if none is ranked; if it is damaged, the next best, with a warning.
+    'WORKDIR@STEP' names another.
 
-    Raises UserError if it is none of these, or damaged, or has no such step; that there is no checkpoint at all is
-    noticed when it is read.
+    Raises UserError if it is none of these, or damaged, or has no such step. A run without any checkpoint is noticed
+    only when its parameters are read.
     """
     if not init_from:
         raise UserError(
@@ -136,7 +136,7 @@ def open_model(init_from: str) -> SavedModel:
 
 
 def warn_unless_finished(init_from: str) -> None:
-    """For whoever opens one model many times: a run without results may train on, and have another best checkpoint."""
+    """For tasks that open one model many times: a run without results may train on and get another best checkpoint."""
     scheme, directory = split_uri(init_from)
     directory, step = _split_step(directory)
     is_run = not scheme and exists(directory / 'model.json')
@@ -168,7 +168,7 @@ def load_model(saved: SavedModel, model_config: Mapping, partitioner: Partitione
 
 
 def check_finite(saved: SavedModel, params: dict, partitioner: Partitioner) -> None:
-    """Raises DivergedError if a parameter is not finite. For what would make text of any model."""
+    """Raises DivergedError if a parameter is not finite. For generation, which would make text with any model."""
     finite = lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
     if not partitioner.jit(finite, out_shardings=partitioner.sharding())(params):
         raise DivergedError(
@@ -242,8 +242,8 @@ def _split_step(directory):
 
 
 class _Checkpoint:
-    """The one of a run that is read: that of `step`, or, for None, the best that is not damaged, from when it is first
-    needed."""
+    """The checkpoint of a run that is read: that of `step`; for None the best that is not damaged, chosen when it is
+    first needed."""
 
     def __init__(self, directory, stored, step):
         self._directory, self._stored, self._given, self._step = directory, stored, step is not None, step
@@ -251,7 +251,7 @@ class _Checkpoint:
     def read(self, abstract):
         """The parameters."""
         checkpointer, items = _checkpointer(self._directory, self._stored), {'params': abstract}
-        if peers.current:  # to find the checkpoint reads it whole
+        if peers.current:  # only then, because finding the checkpoint reads it whole
             peers.check_same(self.fingerprint(), str(self._directory))
         if self._given:
             return checkpointer.restore(self._step, items)[1]['params']
@@ -262,7 +262,7 @@ class _Checkpoint:
         return restored[1]['params']
 
     def step(self):
-        """None where there is none yet."""
+        """None if there is none yet."""
         if self._step is None:
             self._step = next(_checkpointer(self._directory, self._stored).whole_steps('params'), None)
         return self._step
