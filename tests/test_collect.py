@@ -123,7 +123,7 @@ def test_reports_and_the_paper_task_are_no_runs(folder):
 
 
 def test_where_there_are_no_runs_it_says_so(tmp_path):
-    for path, words in ((tmp_path / 'none', 'is no folder'), (tmp_path, 'holds no runs')):
+    for path, words in ((tmp_path / 'none', 'is not a folder'), (tmp_path, 'holds no runs')):
         with pytest.raises(UserError, match=rf'^runs: {path} {words}.*[.] Name the one that holds the workdirs'):
             collect.collect(epath.Path(path))
 

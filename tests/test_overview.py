@@ -197,5 +197,5 @@ def test_a_run_that_is_in_the_folder_of_a_sweep_by_chance_is_named():
     stray = dataclasses.replace(run, name='finetune/mine')
     gaps = recorded.texts(overview.summary([*runs, stray], lines), Gap)
     assert [gap for gap in gaps if 'is no run of' in gap] == [
-        'finetune/mine is in the folder of a sweep that it is no run of, so its scores are not shown.'
+        'finetune/mine is in the folder of a sweep but not one of its runs, so its scores are not shown.'
     ]

@@ -49,7 +49,7 @@ def test_again_in_the_same_place_it_writes_the_same(folder):
     ('runs', 'workdir', 'message'),
     [
         ('', 'out', r'runs: It is empty\. Name the folder .* --config\.runs=DIR\.'),
-        ('none', 'out', r'runs: .*none is no folder\. Name the one that holds the workdirs, --config\.runs=DIR\.'),
+        ('none', 'out', r'runs: .*none is not a folder\. Name the one that holds the workdirs, --config\.runs=DIR\.'),
         ('.', 'evaluation', r'.*evaluation: This is the workdir of another task\. Give the report .* of its own\.'),
     ],
 )

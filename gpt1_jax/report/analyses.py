@@ -22,7 +22,7 @@ def layer_transfer(lines: Sequence[Line]) -> list[Block]:
     groups = {}
     for line in lines:
         if line.owner.task == 'layer_transfer' and _LAYERS.fullmatch(line.variant):
-            run = next(iter(line.finished or line.runs), line.owner)  # which knows it better than a later command
+            run = next(iter(line.finished or line.runs), line.owner)  # the owner's config may be of a later command
             groups.setdefault((run.setting('init_from', ''), run.setting('rest', '')), []).append(line)
     blocks = []
     words = [f'from {source.rstrip("/").rpartition("/")[2]}, other layers {rest}' for source, rest in groups]
@@ -35,7 +35,7 @@ def layer_transfer(lines: Sequence[Line]) -> list[Block]:
 
 
 def _titles(words, labels) -> list[str]:
-    """Titles of figures or panels: the words, and with them the labels of the runs where others have the same."""
+    """Titles of figures or panels: the words, with the labels of the runs if others have the same words."""
     return [f'{one}: {", ".join(of)}' if words.count(one) > 1 else one for one, of in zip(words, labels)]
 
 
@@ -108,8 +108,8 @@ def zero_shot(runs: Sequence[Run]) -> list[Block]:
         return [*blocks, Gap('No run of them is finished.')] if tried else []
     blocks.append(
         Text(
-            'Scaled: 0 is chance, 1 the best supervised result of the time; where none is known, only the raw score is '
-            'given. The threshold of CoLA is chosen on its train split, all else needs no labels.'
+            'Scaled: 0 is chance, 1 the best supervised result of the time; if none is known, only the raw score is '
+            'given. The threshold of CoLA is chosen on its train split; the other sets need no labels.'
         )
     )
     names = list(dict.fromkeys(score.dataset for run in found for score in run.result.select(metric='scaled')))
@@ -131,15 +131,15 @@ def zero_shot(runs: Sequence[Run]) -> list[Block]:
 
 
 def _models(found, runs):
-    """Which models they are, and whether they have one vocabulary."""
+    """Which models they are, and whether they share a vocabulary."""
     vocabularies = [first.vocabulary if (first := origin(run, runs)) else '' for run in found]
     words = [f'{run.label}: {run.model_words}, vocabulary {of or "unknown"}' for run, of in zip(found, vocabularies)]
     return f'{"; ".join(words)}.{other_vocabularies(vocabularies)}'
 
 
 def _panels(runs) -> dict[tuple, list[Run]]:
-    """Runs with the same heuristics belong into one panel, but no two with the same kind of model; what else of them
-    differs, such as data.limit, the tables say."""
+    """Runs with the same heuristics share a panel, but no two with the same kind of model. Other differences, such as
+    data.limit, are in the tables."""
     groups = {}
     for run in runs:
         other = [
@@ -183,7 +183,7 @@ def _limits(runs) -> Iterable[str]:
 
 
 def _raw_table(runs):
-    """Of the last checkpoint of each run."""
+    """The raw scores of the last checkpoint of each run."""
     entries = []
     for run in runs:
         for score in run.result.select(step=run.result.scores[-1].step):
@@ -203,8 +203,8 @@ def _raw_table(runs):
         ('run', 'set', 'split', 'metric', 'examples', 'score', 'standard error', 'chance', 'best supervised', 'cut'),
         entries,
         (
-            'Two runs here are compared by their standard errors only: predictions for single examples are not kept. '
-            'Cut: examples whose text is longer than the model can read, so that it saw the end of it.',
+            'Two runs here can be compared only by their standard errors: predictions for single examples are not '
+            'kept. Cut: examples whose text is longer than the model can read, so that it saw only the end.',
             *_limits(runs),
         ),
     )
@@ -223,7 +223,7 @@ def studies(lines: Sequence[Line]) -> list[Block]:
 
 
 def _study(lines, study) -> list[Block]:
-    """One panel a set, all owners together; a curve for each pattern that variants fit."""
+    """One panel per set and owner; a curve for each pattern that variants fit."""
     if not any(line.finished for line in lines):
         return [Gap('No run of it is finished.')]
     _, patterns, unit, factor, pairs_of = _STUDIES[study]

@@ -1,4 +1,4 @@
-"""Sections: what the models confuse, examples that they got wrong, and samples of what they write."""
+"""Sections: what the models confuse, examples that they got wrong, and samples of generated text."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +24,7 @@ def mistakes(lines: Sequence[Line]) -> list[Block]:
 
 
 def _first_rows(lines) -> Iterable[Line]:
-    """Of each set the first row, of an ablation only where there is no other; every one of a user's own set."""
+    """Of each set the first row, one of an ablation only if there is no other; of a user's own sets every row."""
     seen = set()
     for line in sorted(lines, key=lambda line: line.owner.task == 'ablation'):
         varied = line.owner.task == 'layer_transfer' or line.study in _VARIED

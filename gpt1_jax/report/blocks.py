@@ -25,7 +25,7 @@ Cell = str | Paper | Shaded | None  # None: a gap; '': nothing belongs there
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """Of a section (level 2) or a part of one (3)."""
+    """The heading of a section (level 2) or a part of one (3)."""
 
     text: str
     level: int = 2
@@ -47,10 +47,10 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns of numbers stand on the right; the first names the entry.
+    """A table. Columns of numbers are aligned on the right; the first column names the entry.
 
     Attributes:
-      caption: what it shows; '' where the heading says so.
+      caption: what it shows; '' if the heading says so.
       notes: sentences below it.
     """
 
@@ -112,7 +112,7 @@ def whole(value: int | None) -> str | None:
 
 
 def whole_span(values: Iterable[int]) -> str | None:
-    """The smallest to the largest, as '635 to 1,000', or the one that all are; None for none."""
+    """The smallest to the largest, as '635 to 1,000'; the number alone if all are the same; None for none."""
     values = sorted(set(values))
     return ' to '.join(map(whole, values[:1] + values[1:][-1:])) or None
 

@@ -1,4 +1,4 @@
-"""The runs below a folder, with all that the report reads of them; what is damaged is named and left out."""
+"""The runs below a folder, with all that the report reads of them; damaged files are named and left out."""
 
 import collections
 import dataclasses
@@ -21,10 +21,10 @@ from gpt1_jax.report.results import Result
 # Folders of a workdir that hold no runs and may hold very many files; and tasks that only start or show other runs.
 _NO_RUNS = ('checkpoints', 'compiled', 'tensorboard')
 _NOT_SHOWN = ('paper', 'report')
-_SWEEPS = ('sweep', 'ablation', 'layer_transfer', 'quickstart')  # tasks whose folders hold the runs that they are of
+_SWEEPS = ('sweep', 'ablation', 'layer_transfer', 'quickstart')  # tasks that consist of runs in their folders
 
 _VALUE = r'\d+(\.\d+)?(e[+-]\d+)?'
-_VARIED = {'lambda': f'lambda{_VALUE}', 'share': f'share{_VALUE}(_scratch)?'}  # studies of a value -> their variants
+_VARIED = {'lambda': f'lambda{_VALUE}', 'share': f'share{_VALUE}(_scratch)?'}  # studies of a value -> variants' names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +34,17 @@ class Run:
     Attributes:
       name: its path from the folder of all runs; '.' for that folder.
       folder: its path.
-      config: of the run, as JSON types: that of its result where it has one; {} if it is damaged.
-      result: what it found; None before it has ended.
-      versions, device: of results.json; {} before.
+      config: of the run, as JSON types; that of its result if it has one; {} if it is damaged.
+      result: of the run; None before it has ended.
+      versions, device: of results.json; {} before it has ended.
       plan: of a sweep, runs.json: the runs that it is made of, finished or not, [{'dataset', 'variant', 'seed',
         'path'}]; else ().
       metrics: the lines of metrics.jsonl.
-      dev: 'labels' [n], 'logits' [n, c], perhaps 'subsets' [n], of the best checkpoint; {} where it has none.
-      errors: the lines of dev_errors.jsonl. generations: those of generations.jsonl.
-      vocabulary: the fingerprint of its tokenizer; '' where unknown.
-      damage: what of it cannot be read, one sentence each.
+      dev: 'labels' [n], 'logits' [n, c], perhaps 'subsets' [n], of the best checkpoint; {} if it has none.
+      errors: the lines of dev_errors.jsonl.
+      generations: the lines of generations.jsonl.
+      vocabulary: the fingerprint of its tokenizer; '' if unknown.
+      damage: a sentence for each file that cannot be read.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Run:
 
     @functools.cached_property
     def real(self) -> str:
-        """`real_path` of its folder, which takes a call of the system for each folder above."""
+        """`real_path` of its folder. Cached, because it takes a system call for each folder above."""
         return real_path(self.folder)
 
     @property
@@ -72,7 +73,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """Its task; '' where the config is damaged."""
+        """Its task; '' if the config is damaged."""
         return self.config.get('task', '')
 
     @property
@@ -82,22 +83,22 @@ class Run:
 
     @property
     def facts(self) -> dict:
-        """Of the result; {} before it has ended."""
+        """The facts of the result; {} before it has ended."""
         return self.result.facts if self.result else {}
 
     @property
     def model(self) -> dict:
-        """Of the result; {} where there is none."""
+        """The model of the result; {} if there is none."""
         return (self.result.model if self.result else None) or {}
 
     @property
     def device_words(self) -> str:
-        """What it ran on; '' where unknown."""
+        """What it ran on; '' if unknown."""
         return f'{self.device["count"]} x {self.device["kind"]}' if self.device else ''
 
     @property
     def model_words(self) -> str:
-        """Kind, sizes and parameters of its model: of the result, or else as the config says; '' for none."""
+        """Kind, sizes and parameters of its model, from the result or else from the config; '' for none."""
         sizes = self.model.get('sizes') or {
             name: value for name in ('layers', 'width', 'units') if (value := self.setting(f'model.{name}'))
         }
@@ -112,18 +113,19 @@ class Run:
         return ', '.join(words)
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """The value of a dotted key of its config; `default` where it has none."""
+        """The value of a dotted key of its config; `default` if it has none."""
         value = reading.setting(self.config, key)
         return default if value is None else value
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """The fine-tuning runs of one data set and variant of a sweep, one a seed; or one run that is of no sweep.
+    """The fine-tuning runs of one data set and variant of a sweep, one per seed; or one run outside of any sweep.
 
     Attributes:
       owner: the sweep, or the run.
-      runs: that are there, finished or not. planned: how many there are to be.
+      runs: those that are there, finished or not.
+      planned: how many there will be.
     """
 
     owner: Run
@@ -144,8 +146,8 @@ class Line:
 
     @property
     def study(self) -> str:
-        """Of an ablation 'lambda', 'share' or 'table5', as its variant says: a folder may have runs of several studies,
-        and its config is of the last. '' of other tasks."""
+        """'lambda', 'share' or 'table5' for an ablation, by its variant: a folder may have runs of several studies, and
+        its config is of the last one. '' for other tasks."""
         if self.owner.task != 'ablation':
             return ''
         return next((name for name, form in _VARIED.items() if re.fullmatch(form, self.variant)), 'table5')
@@ -154,7 +156,7 @@ class Line:
 def collect(folder: epath.Path) -> list[Run]:
     """All runs in a folder and below, by name. Raises UserError if there is none."""
     if not folder.is_dir():
-        raise UserError(f'runs: {folder} is no folder. Name the one that holds the workdirs, --config.runs=DIR.')
+        raise UserError(f'runs: {folder} is not a folder. Name the one that holds the workdirs, --config.runs=DIR.')
     runs = [
         Run(str(path.relative_to(folder)), path, **({'config': {}, 'damage': (why,)} if why else reading.read(path)))
         for path, why in _workdirs(folder)
@@ -177,8 +179,8 @@ def natural(text: str) -> list:
 def lines(runs: list[Run]) -> list[Line]:
     """The fine-tuning runs, joined over seeds: those of each sweep in the order of its plan, then the others.
 
-    A run in the folder of a sweep that does not list it, as after a command with fewer of them, belongs to it by its
-    path, NAME[/VARIANT]/seedN; with another path it is in no line.
+    A run in the folder of a sweep that does not list it, as after a command with fewer seeds, belongs to it if its path
+    is NAME[/VARIANT]/seedN; else it is in no line.
     """
     sweeps = {run.name: run for run in runs if run.plan or run.task in _SWEEPS}
     places, alone = {}, []  # (name of the sweep, data set, variant) -> places, as keys
@@ -205,7 +207,7 @@ def lines(runs: list[Run]) -> list[Line]:
 
 
 def real_path(path: epath.Path) -> str:
-    """The whole path without links, where it is on this machine; epath's `resolve` keeps them."""
+    """The absolute path; without links if it is on this machine (epath's `resolve` keeps them)."""
     return os.path.realpath(path) if is_local(path) and '\0' not in str(path) else str(path)
 
 
@@ -216,7 +218,7 @@ def split_step(init_from: str) -> tuple[str, str]:
 
 
 def origin(run: Run, runs: list[Run]) -> Run | None:
-    """The run whose model another one reads, `init_from`, if it is one of `runs`; also when all were moved together."""
+    """The run of `runs` whose model a run starts from (`init_from`), or None; also if all were moved together."""
     path, _ = split_step(run.setting('init_from', ''))
     if not path or '\0' in path:
         return None
@@ -229,14 +231,14 @@ def origin(run: Run, runs: list[Run]) -> Run | None:
 
 
 def model_name(run: Run, runs: list[Run]) -> str:
-    """The name for readers of what a run's `init_from` names, without the folders above it; '' for nothing."""
+    """The name, for readers, of the model that a run starts from, without the folders above it; '' for none."""
     found = origin(run, runs)
     return found.label if found else split_step(run.setting('init_from', ''))[0].rpartition('/')[2]
 
 
 def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
-    """Folders with a config.json or results.json, and those that cannot be read, with why; each once: links are
-    followed last, and not to what is known."""
+    """(folder, '') of folders with a config.json or results.json, and (folder, why) of those that cannot be read; each
+    once: links are followed last, and not to a folder that was seen."""
     waiting, seen = collections.deque([folder]), set()
     while waiting:
         path = waiting.popleft()
@@ -258,9 +260,9 @@ def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
 
 
 def other_vocabularies(vocabularies: Sequence[str]) -> str:
-    """A sentence where models have not one vocabulary, or are not known to have; '' where they have.
+    """A sentence if the models do not share a vocabulary, or are not known to; '' if they do.
 
-    vocabularies: of each model; '' where unknown.
+    vocabularies: of each model; '' if unknown.
     """
     if len(vocabularies) < 2 or (len(set(vocabularies)) == 1 and vocabularies[0]):
         return ''

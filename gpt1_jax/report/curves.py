@@ -1,4 +1,4 @@
-"""Sections: learning curves of pre-training and of fine-tuning, and how well the language models predict text."""
+"""Sections: learning curves of pre-training and fine-tuning, and how well the language models predict text."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ _PAPERS_PERPLEXITY = '18.4'  # of a token, on BooksCorpus (Radford et al. 2018, 
 
 
 def pretraining(runs: Sequence[Run]) -> list[Block]:
-    """Losses over tokens, those of each vocabulary apart; perplexities; zero-shot scores meanwhile."""
+    """Losses over tokens, with a panel per vocabulary; perplexities; zero-shot scores during training."""
     trained = [run for run in runs if run.task == 'pretrain' and run.metrics]
     blocks = [*_pretraining_figure(trained), *_setbacks(trained), *_perplexities(runs), *_meanwhile(trained)]
     return [Heading('Pre-training'), *blocks] if blocks else []
@@ -47,7 +47,7 @@ def _pretraining_figure(runs) -> Iterable[Block]:
 
 
 def _setbacks(runs) -> Iterable[Block]:
-    """Updates of the finished runs that changed nothing, and stretches of batches that were left out."""
+    """Updates of the finished runs that changed nothing, and ranges of batches that were left out."""
     entries = []
     for run in runs:
         rollbacks = run.facts.get('rollbacks') or ()
@@ -57,7 +57,7 @@ def _setbacks(runs) -> Iterable[Block]:
             entries += [(run.label, skipped, *one) for one in back or [('', '')]]
     if entries:
         notes = (
-            'Skipped: loss or gradient was not finite, so the update changed nothing. Where the loss diverged, the run '
+            'Skipped: loss or gradient was not finite, so the update changed nothing. When the loss diverged, the run '
             'went back to a checkpoint and left out the batches that had led there.',
         )
         columns = ('run', 'skipped updates', 'went back to update', 'without batches')
@@ -94,7 +94,7 @@ def _some(items):
 
 
 def _perplexities(runs) -> Iterable[Block]:
-    """Of the held-out part and of other texts."""
+    """The perplexities of the held-out part and of other texts."""
     entries, vocabularies = [], {}
     for run in runs:
         if run.task not in ('pretrain', 'evaluate_text') or not run.result:
@@ -124,8 +124,8 @@ def _perplexities(runs) -> Iterable[Block]:
         ('run', 'text', 'checkpoint', 'updates', 'tokens', 'loss', 'perplexity', 'of a word', 'vocabulary'),
         entries,
         (
-            'A perplexity is of the tokens of its vocabulary: those of two vocabularies or two texts are not '
-            f"comparable, and none is with the paper's.{other_vocabularies(list(vocabularies.values()))}",
+            'A perplexity is per token of its vocabulary: those of two vocabularies or two texts are not comparable, '
+            f"and none is comparable with the paper's.{other_vocabularies(list(vocabularies.values()))}",
         ),
     )
 
@@ -199,13 +199,13 @@ def _two_panels(name, dataset, lines) -> Iterable[str]:
 
 
 def _logged(line, key) -> list[dict[float, float]]:
-    """Update -> value, of each run that has logged it: of the finished runs, or where there is none of the others."""
+    """Update -> value, for each run that has logged it: the finished runs, or if there are none the others."""
     found = [{one['step']: one[key] for one in run.metrics if key in one} for run in line.finished or line.runs]
     return [of for of in found if of]
 
 
 def _over_seeds(line, key) -> list[tuple[float, float, float, float]]:
-    """(update, lowest, median, highest), up to where the first of the runs ends: a median of the others would jump."""
+    """(update, lowest, median, highest), up to where the first of the runs ends: there the median would jump."""
     logged = _logged(line, key)
     end, over = min((max(of) for of in logged), default=0), []
     for step in sorted({step for of in logged for step in of if step <= end}):
@@ -215,7 +215,7 @@ def _over_seeds(line, key) -> list[tuple[float, float, float, float]]:
 
 
 def _ends(line):
-    """The numbers of a row: medians of where each run begins and ends, and of its best."""
+    """The numbers of a row: medians over the runs of each one's first, last and best value."""
     loss, dev = ([list(of.values()) for of in _logged(line, key)] for key in ('task_loss', 'dev_score'))
     last = max((entry['step'] for run in line.runs for entry in run.metrics), default=None)
     median = lambda runs, of: statistics.median(map(of, runs)) if runs else None

@@ -67,7 +67,7 @@ def panel(name: str, axes: Axes, curves: Sequence[Curve]) -> str:
     """One <svg>, the same bytes for the same arguments.
 
     Args:
-      name: unlike that of any other panel of the page.
+      name: unique among the panels of the page.
 
     Raises:
       UserError: matplotlib is not installed.
@@ -98,7 +98,7 @@ def _without_backend(settings):
 def _draw(plot, axes, curves, labelled):
     for curve in curves:
         colour = _COLOURS[curve.look % len(_COLOURS)]
-        # A line of one point would not be seen, and a second one of a colour not be told from the first.
+        # Without markers, a line of one point would be invisible, and two lines of one colour would look the same.
         marked = curve.points or len(curve.x) < 3 or curve.look >= len(_COLOURS)
         marker = _MARKERS[curve.look % len(_MARKERS)] if marked else None
         each = 1 if curve.points else max(1, len(curve.x) // 8)
@@ -122,7 +122,7 @@ def _draw(plot, axes, curves, labelled):
 
 
 def _set_log_axis(plot):
-    """Ticks at powers of ten, and at 2 and 5 times these where there would be few."""
+    """Ticks at powers of ten, and at 2 and 5 times these if there would be few."""
     ticker = import_package('matplotlib.ticker', 'a report cannot be drawn')
     plot.set_xscale('log')
     low, high = plot.get_xlim()
@@ -153,9 +153,10 @@ def _for_page(svg, name, words):
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points: means of neighbours, of equally many or, for a logarithmic x, of equal stretches of it.
+    """At most `most` points: means of neighbours, of equally many each or, for a logarithmic x, in equal intervals of
+    log x.
 
-    x: ascending; above 0 where `log` is set.
+    x: ascending; above 0 if `log` is set.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) <= most:

@@ -23,10 +23,10 @@ def summary(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
     blocks = [
         Heading('What was run'),
         Text(
-            'Every number here is from a run in this folder, but for those in italics, in columns or lines that say '
+            'Every number here is from a run in this folder, except those in italics, in columns or lines that say '
             '"paper", "before" or "best supervised": these are of Radford et al. (2018), on test sets, and of the best '
-            'systems before, as it gives them or, for DPR, as Peng et al. (2015) do. A dash is a gap: nothing has been '
-            'run there, it is not finished, or what the number needs was not kept.'
+            'systems before, as that paper gives them or, for DPR, Peng et al. (2015). A dash is a gap: nothing has '
+            'been run there, it is not finished, or what the number needs was not kept.'
         ),
         _runs_table(runs, lines),
     ]
@@ -72,7 +72,7 @@ def _of_sweeps(lines) -> dict[str, Run]:
 
 
 def _data(run, runs):
-    """The run that its model is from, with the checkpoint, or what of it; and its data."""
+    """The run that its model is from, with the checkpoint or the layers that it takes; and its data."""
     _, step = split_step(run.setting('init_from', ''))
     name, layers = model_name(run, runs) + f'@{step}' * bool(step), run.setting('n_transfer')
     if name and layers is not None:
@@ -89,7 +89,7 @@ def _unfinished(runs, lines) -> Iterable[Block]:
             yield Gap(f'{run.label} is not finished, so it has no scores here.')
     for run in runs:
         if run.task == 'finetune' and run.name not in shown:
-            yield Gap(f'{run.label} is in the folder of a sweep that it is no run of, so its scores are not shown.')
+            yield Gap(f'{run.label} is in the folder of a sweep but not one of its runs, so its scores are not shown.')
     gaps = {}
     for line in lines:
         if line.owner.plan and len(line.finished) < line.planned:
@@ -101,7 +101,7 @@ def _unfinished(runs, lines) -> Iterable[Block]:
 
 
 def _left_out(runs) -> Iterable[tuple[tuple[str, str], list[str]]]:
-    """(data set, or a sweep's path of a run, and why) -> the runs that say so."""
+    """((data set, or a run's path in its sweep; why it is left out), the runs that say so)..."""
     found = {}
     for run in runs:
         for name, why in run.facts.get('left_out', {}).items():
@@ -155,15 +155,15 @@ def _labelled(lines) -> Iterable[Block]:
             ('set', 'runs', 'training examples', 'which', 'dev examples', 'cut', 'seeds', 'finished'),
             entries,
             (
-                'Where only a part was used, the scores are those of a partial training set. A source may itself hold '
+                'If only a part was used, the scores are those of a partial training set. A source may itself hold '
                 'only a part of a set. Cut: how many sequences of train and dev were longer than the model can read, '
-                'so that it saw a part of their text; a multiple-choice example has one for each answer.',
+                'so that it saw only a part of their text; a multiple-choice example has a sequence per answer.',
             ),
         )
 
 
 def part_of(run: Run) -> str:
-    """Which of the training examples that its source has a run used: 'all', or which part."""
+    """Which of its source's training examples a run used: "all of the source's", or which part."""
     limit, share = run.setting('data.limit'), run.setting('data.share', 1.0)
     used, parts = run.facts.get('train_examples'), []
     if limit is not None and used in (None, math.ceil(fractions.Fraction(str(share)) * limit)):  # else there are fewer
@@ -179,7 +179,7 @@ def _part(runs):
 
 
 def _made_with(runs) -> Iterable[Block]:
-    """The programs and devices; of each combination, how many runs."""
+    """The programs and devices, with the number of runs of each combination."""
     counted = {}
     for run in runs:
         if run.versions:
@@ -191,7 +191,7 @@ def _made_with(runs) -> Iterable[Block]:
 
 
 def _not_run(runs, lines) -> Iterable[str]:
-    """Sentences: what the paper has, and no finished run here."""
+    """Sentences: what the paper has and no finished run here has."""
     finished = [run for run in runs if run.result]
     pretrained = {run.model.get('kind') for run in finished if run.task == 'pretrain'}
     for kind, words in (('transformer', 'a transformer'), ('lstm', 'an LSTM')):
@@ -250,9 +250,9 @@ def cost(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
             ('run', 'model', 'tokens', 'petaFLOP/s-days', 'tokens/s', 'time', 'device'),
             entries,
             (
-                'petaFLOP/s-days: operations of the training in all, by the count of gpt1_jax/model/flops.py, of which '
-                "8.64e19 are one; the paper's are of OpenAI's post on it (2018). Time: of the process that ended the "
-                'run, so less than all where it was resumed.',
+                'petaFLOP/s-days: all operations of the training, as gpt1_jax/model/flops.py counts them; one is '
+                "8.64e19. The paper's are from OpenAI's post on it (2018). Time: of the process that ended the run, so "
+                'less than all if it was resumed.',
             ),
         ),
     ]
@@ -262,7 +262,7 @@ def cost(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
 
 
 def _other_times(runs, lines) -> list[Block]:
-    """Of all runs but pre-training: the sum over the runs of each sweep."""
+    """The time of all runs except pre-training, summed over the runs of each sweep."""
     times = {}
     of_sweeps = _of_sweeps(lines)
     for run in runs:

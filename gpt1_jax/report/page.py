@@ -18,7 +18,7 @@ _INTRODUCTION = (
 def write(folder: epath.Path, out: epath.Path) -> list[Run]:
     """Writes OUT/report.html and OUT/report.md of all runs in and below a folder; the same runs give the same bytes.
 
-    Returns the runs. Raises UserError where there are none, or matplotlib is not installed.
+    Returns the runs. Raises UserError if there are none, or matplotlib is not installed.
     """
     folder, out = epath.Path(folder).expanduser(), epath.Path(out).expanduser()
     runs = collect(folder)
@@ -34,7 +34,7 @@ def write_blocks(title: str, blocks: list[Block], out: epath.Path) -> None:
 
 
 def sections(runs: list[Run]) -> list[Block]:
-    """What the report shows of the runs; a section where there are none of its kind is left out."""
+    """What the report shows of the runs; a section without any runs is left out."""
     tuned = lines(runs)
     return [
         *overview.summary(runs, tuned),

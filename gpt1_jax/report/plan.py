@@ -1,4 +1,4 @@
-"""Several runs as one plan: the command of each, how far it is, and how long the rest may take."""
+"""A plan of several runs: the command of each, how far it is, and how long the rest may take."""
 
 import dataclasses
 import importlib
@@ -20,9 +20,9 @@ from gpt1_jax.training.cost import LabelledSet
 from gpt1_jax.training.metric_writer import median_speed, read_metrics
 
 # Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
-_START, _SAMPLES, _REPORT = 10, 15, 20  # of a run; of the texts from one checkpoint; of the report
-_ONE_CORE = 1.6  # times as long as with two cores takes a run with one; measured with the quickstart
-STEP = 'STEP'  # in the plan, stands for the checkpoints that there will be
+_START, _SAMPLES, _REPORT = 10, 15, 20  # to start a run; for the texts from one checkpoint; for the report
+_ONE_CORE = 1.6  # a run on one core takes so many times as long as on two; measured with the quickstart
+STEP = 'STEP'  # stands for the checkpoints that do not exist yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PlannedRun:
     workdir: epath.Path
 
     def command(self) -> str:
-        """The command line that does the same: the config file, what is changed in it, the workdir."""
+        """The command line that does the same: the config file, the changed keys, the workdir."""
         name, _, argument = self.file.partition(':')
         default = importlib.import_module(f'configs.{name}').get_config(argument)
         file = f'configs/{name}.py' + (f':{argument}' if argument else '')
@@ -48,12 +48,12 @@ class PlannedRun:
         return shlex.join(['python', '-m', 'gpt1_jax.main', f'--config={file}', *changes, f'--workdir={self.workdir}'])
 
     def result(self) -> Result | None:
-        """What it found, if it is finished and was a run of the same config."""
+        """Its result, if it is finished and was a run of the same config."""
         result = results.read(self.workdir)
         return result if result and not compare(result.config, as_json(self.config)) else None
 
     def content(self) -> str:
-        """Tells what it found from anything else, wherever it lies; '' if it is not finished."""
+        """A string that identifies its result, wherever it lies; '' if it is not finished."""
         if not (result := self.result()):
             return ''
         scores = [(score.split, score.metric, score.value, score.checkpoint, score.step) for score in result.scores]
@@ -61,7 +61,7 @@ class PlannedRun:
 
 
 def _changes(default, config, prefix='') -> Iterator[tuple[str, object]]:
-    """Dotted key, value: where a config differs from the default of its file. Tuples as text that a shell likes."""
+    """(dotted key, value) where a config differs from the default of its file; tuples as text without single quotes."""
     for name, value in config.items():
         if name not in default:  # no flag can set it
             yield prefix + name, value.to_json() if isinstance(value, ConfigDict) else value
@@ -77,14 +77,15 @@ class Part:
 
     Attributes:
       name: of the part.
-      runs: those of it.
-      seconds: that all of it takes, estimated from the speed of the machine. work: parts with the same word are
-        estimated alike, and so corrected alike by what has run.
-      units: into how many pieces its progress is counted, see `progress`: steps of pre-training, checkpoints.
-      together: how many runs of a sweep there are at a time.
-      lacks: data sets that it will leave out, each with why.
+      runs: of the part.
+      seconds: estimated time of all of it, from the speed of the machine.
+      work: parts with the same word are estimated in the same way, so what has run corrects the estimates of all.
+      units: total of its progress, see `progress`: steps of pre-training, or checkpoints.
+      together: how many runs of a sweep go on at a time.
+      lacks: data sets that it will leave out, each with the reason.
       left_out: why it cannot be run; '' if it can.
-      waits_for: the part that is to be made again, and tells whether what is there is still of it; '' for none.
+      waits_for: a part that will be made again: only its result tells whether the runs that are there still belong to
+        it; '' for none.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Part:
     waits_for: str = ''
 
     def is_done(self) -> bool:
-        """Whether all of its runs are finished, and of what it needs."""
+        """Whether all of its runs are finished, and made from the parts that it needs as they are."""
         return not self.waits_for and self.is_there()
 
     def is_there(self) -> bool:
@@ -114,10 +115,9 @@ class Part:
         return 'begun' if any((run.workdir / 'config.json').exists() for run in self.runs) else 'to do'
 
     def progress(self) -> tuple[float, float | None]:
-        """(share of the work that is done, the seconds that this took, or None if that is unknown)
+        """(share of the work that is done; the seconds that this took, None if unknown)
 
-        Of pre-training it is the share of the steps, of zero-shot scores that of the checkpoints, of a sweep that of
-        its runs.
+        The share is one of steps in pre-training, of checkpoints in zero-shot scores, of runs in a sweep.
         """
         first, done = self.runs[0], self.is_done()
         if first.config.task == 'pretrain':
@@ -132,7 +132,7 @@ class Part:
 
 
 def _steps_done(run, steps):
-    """Of pre-training: (their share, the seconds that they took at the speed that is logged)."""
+    """In pre-training: (the share of the steps that are done; their seconds at the logged speed, None if unknown)."""
     lines = read_metrics(run.workdir)
     done = max((line['step'] for line in lines), default=0.0)
     speed = median_speed(lines)
@@ -141,7 +141,7 @@ def _steps_done(run, steps):
 
 
 def seconds_left(parts: Sequence[Part]) -> dict[str, float]:
-    """Part -> seconds that its rest may take: its estimate, times how wrong that was for like work that is done."""
+    """Part -> seconds that its rest may take: its estimate, corrected by how wrong it was for such work so far."""
     progress = {part.name: part.progress() for part in parts}
     estimated, took = {}, {}
     for part in parts:
@@ -251,16 +251,16 @@ def format_plan(parts: Sequence[Part], left: dict[str, float]) -> str:
 
 
 def made_from(folder: epath.Path) -> dict[str, dict[str, dict]]:
-    """What the parts were made from, of FOLDER/parts.json: part -> each part that it needs -> {'config': of that one,
-    'result': what tells its result from any other, '' where unknown}. {} in a folder of an earlier version."""
+    """What the parts were made from, by FOLDER/parts.json: part -> each part that it needs -> {'config': of that one,
+    'result': a string that identifies its result, '' if unknown}. {} in a folder of an earlier version."""
     path = folder / 'parts.json'
     form = {str: {str: {'config': dict, 'result': str}}}
     return read_json(path, form, 'Delete it: then the parts count as made from what is there.') if exists(path) else {}
 
 
 def difference(before: dict, now: dict) -> str | None:
-    """How a part that another needs, as `made_from` tells it, is now another one: differing keys as words, '' where the
-    result alone differs; None where it is the same, as far as is known. Where it lies is no difference."""
+    """How a part that another one needs (as in `made_from`) has changed: the keys that differ, in words; '' if only the
+    result differs; None if it is the same, as far as is known. Its place does not matter."""
     pairs = compare(before['config'], now['config']) if before['config'] and now['config'] else {}
     words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in pairs.items() if not is_place(key))
     is_other = before['result'] and now['result'] and before['result'] != now['result']

@@ -1,4 +1,4 @@
-"""The files of one workdir that the report reads, each checked; what is damaged is named and left out."""
+"""The files of one workdir that the report reads, each checked; damaged ones are named and left out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ _RESULT = {
 }
 _COUNTS = ({str: int}, type(None))
 _SETBACKS = {'skipped_steps': _NUMBER, 'rollbacks': ([{'step': int, 'batches': [int]}], type(None))}
-# Of the facts of a task, where it has them.
+# Facts of a task, if it has them.
 _FACTS = {
     'finetune': {
         **dict.fromkeys(('train_examples', 'dev_examples', 'cut_sequences'), _NUMBER),
@@ -35,7 +35,7 @@ _FACTS = {
     'prepare': {'documents': _COUNTS, 'tokens': _COUNTS, 'vocab_size': _NUMBER},
     'zero_shot': {'checkpoints': ([{'step': _NUMBER, 'tokens_seen': _NUMBER}], type(None)), 'cut': _COUNTS},
 }
-# Of a config, where it has them.
+# Keys of a config, if it has them.
 _SETTINGS = {
     **dict.fromkeys(('seed', 'n_transfer', 'data.batch_size', 'data.limit', 'model.n_positions'), _NUMBER),
     **dict.fromkeys(('model.layers', 'model.width', 'model.units'), _NUMBER),
@@ -45,12 +45,12 @@ _SETTINGS = {
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """The attributes of a `collect.Run` that are in the files of its workdir; each is empty where its file is missing
-    or damaged, and `damage` names what is."""
+    """The attributes of a `collect.Run` that are in the files of its workdir; each is empty if its file is missing or
+    damaged, and `damage` names the damaged files."""
     damage = []
 
     def attempt(file: str, read: Callable, empty):
-        """What `read` makes of a file, `empty` where the file is missing or damaged."""
+        """What `read` makes of a file, or `empty` if the file is missing or damaged."""
         try:
             return read(folder / file) if (folder / file).exists() else empty
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
@@ -77,7 +77,7 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def setting(config: dict, key: str) -> Any:
-    """The value of a dotted key of a config; None where it has none."""
+    """The value of a dotted key of a config; None if it has none."""
     for name in key.split('.'):
         config = config.get(name) if isinstance(config, dict) else None
     return config

@@ -1,4 +1,4 @@
-"""A report's blocks as one HTML page, which needs nothing but itself, and as Markdown."""
+"""A report's blocks as one self-contained HTML page, and as Markdown."""
 
 import html
 import re
@@ -55,7 +55,7 @@ tr,blockquote,.panels svg{break-inside:avoid}.scroll{overflow:visible}table{font
 
 
 def to_html(title: str, introduction: str, blocks: Sequence[Block]) -> str:
-    """One page: no script, and nothing that it would fetch."""
+    """One page, without scripts or anything that it would fetch."""
     anchors = _anchors(blocks)
     contents = ''.join(
         f'<li><a href="#{anchors[i]}">{html.escape(block.text)}</a></li>\n'
@@ -74,7 +74,7 @@ def to_html(title: str, introduction: str, blocks: Sequence[Block]) -> str:
 
 
 def to_markdown(title: str, introduction: str, blocks: Sequence[Block]) -> str:
-    """The same for GitHub: of figures, the numbers."""
+    """The same for GitHub, with the numbers in place of the figures."""
     parts = [f'# {_escape(title)}', _escape(introduction), *map(_markdown, blocks)]
     return '\n\n'.join(parts) + '\n'
 
@@ -181,6 +181,6 @@ def _markdown_table(table) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text of one line that Markdown and HTML leave as it is."""
+    """The text on one line, escaped for Markdown and HTML."""
     text = re.sub(r'([\\`*_\[\]|~#])', r'\\\1', ' '.join(text.split()))
     return text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')

@@ -1,5 +1,5 @@
-"""The one record of a result: every task writes it to WORKDIR/results.json. The report has its scores from there;
-curves, intervals and examples are from the files beside it that report/reading.py reads."""
+"""The one record of a result: every task writes it to WORKDIR/results.json. The report takes its scores from there, and
+curves, intervals and examples from the files beside it (report/reading.py)."""
 
 import dataclasses
 import hashlib
@@ -47,10 +47,12 @@ class Score:
     Attributes:
       dataset: a labelled set's name, or the URI of a text.
       split: 'train', 'dev', 'test', ...; 'valid' for the held-out part of a corpus, 'text' for all of one.
-      metric: its name; value: in its own unit (0 to 1 for an accuracy, nats a token for 'loss').
-      examples: how many it is over: labelled examples, or tokens.
+      metric: its name.
+      value: in the metric's own unit (0 to 1 for an accuracy, nats per token for 'loss').
+      examples: how many labelled examples, or tokens, it is over.
       subset: the part of the split, such as RACE's 'middle'; '' for all of it.
-      checkpoint: 'best' or 'last' of a run that trains, '' otherwise. step: of that checkpoint.
+      checkpoint: 'best' or 'last' of a run that trains, '' otherwise.
+      step: of that checkpoint.
       variant, seed: which run of a sweep it is from.
     """
 
@@ -68,14 +70,14 @@ class Score:
 
 @dataclasses.dataclass
 class Result:
-    """What a task found.
+    """The result of a task.
 
     Attributes:
       task: its name.
       scores: see Score.
-      facts: name -> any other number or text that the task tells, as JSON types.
-      model: {'kind', 'sizes', 'parameters', 'tokens_seen'}; None for a task without a model. tokens_seen: of
-        pre-training; None where unknown.
+      facts: name -> any other number or text of the task, as JSON types.
+      model: {'kind', 'sizes', 'parameters', 'tokens_seen'}; None for a task without a model. tokens_seen: in
+        pre-training; None if unknown.
       config: of the run, as JSON types.
       seconds: that the process which ended the run spent on it.
     """
@@ -97,7 +99,7 @@ class Result:
         return score.value
 
     def write(self, workdir: epath.Path) -> None:
-        """Writes WORKDIR/results.json, in one process. Raises UserError where that is impossible."""
+        """Writes WORKDIR/results.json, in one process. Raises UserError if that is impossible."""
         device = None
         if self.model is not None:  # a task without one leaves the devices alone: another program may hold them
             if not is_writer():
@@ -137,16 +139,16 @@ def record(
 
 
 def read(workdir: epath.Path) -> Result | None:
-    """The record of a finished run; None where there is none, or one of a version before 0.2.
+    """The record of a finished run; None if there is none, or it is of a version before 0.2.
 
-    Raises UserError where results.json is damaged.
+    Raises UserError if results.json is damaged.
     """
     path = workdir / 'results.json'
     return from_json(path, read_json(path)) if exists(path) else None
 
 
 def from_json(path: epath.Path, stored: dict) -> Result | None:
-    """The record that a results.json holds; None if it is of a version before 0.2. Raises UserError: it is damaged."""
+    """The record in a results.json; None if it is of a version before 0.2. Raises UserError if it is damaged."""
     if stored.get('format_version') != FORMAT_VERSION:
         return None
     check_form(path, stored, _FORM, _FIX)
@@ -156,7 +158,7 @@ def from_json(path: epath.Path, stored: dict) -> Result | None:
 
 
 def of_runs(scores: Iterable[Score]) -> dict[tuple[str, str, int], list[Score]]:
-    """The scores of a sweep by its runs: (data set, variant, seed) -> those of one."""
+    """The scores of a sweep by run: (data set, variant, seed) -> scores."""
     found = {}
     for score in scores:
         found.setdefault((score.dataset, score.variant, score.seed), []).append(score)
@@ -164,13 +166,13 @@ def of_runs(scores: Iterable[Score]) -> dict[tuple[str, str, int], list[Score]]:
 
 
 def first_metric(scores: Iterable[Score], metric: str, split: str = 'dev') -> float | None:
-    """The number by which a run is compared with others, at its best checkpoint; None where it has none. Of MNLI it is
+    """The number by which a run is compared with others, at its best checkpoint; None if it has none. For MNLI it is
     the mean of the two dev sets, matched and mismatched, as in table 5 of the paper.
 
     Args:
       scores: of one run.
       metric: the first one of its data set.
-      split: with what the names of the splits begin.
+      split: beginning of the names of the splits.
     """
     wanted = dict(metric=metric, subset='', checkpoint='best')
     of_splits = [
@@ -182,7 +184,7 @@ def first_metric(scores: Iterable[Score], metric: str, split: str = 'dev') -> fl
 
 
 def of_mnli(runs: Iterable[Sequence[Score]]) -> str:
-    """The end of a sentence on `first_metric`: what it is in those of these runs that are of MNLI; '' if none is.
+    """The end of a sentence on `first_metric`: what it is for those of these runs that are of MNLI; '' if none is.
 
     runs: the scores of each.
     """

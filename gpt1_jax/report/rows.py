@@ -1,4 +1,4 @@
-"""Rows of fine-tuning scores: their values over seeds, how sure these are, and the difference of two rows."""
+"""Rows of fine-tuning scores: their values over seeds, how certain these are, and the difference of two rows."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,18 +14,18 @@ from gpt1_jax.report.collect import Line, Run
 from gpt1_jax.report.results import Score
 
 HOW = (
-    'Differences are of the medians over seeds, in points, with intervals of 95 % from a paired bootstrap: '
+    'Differences are of the medians over seeds, in points, with 95 % intervals from a paired bootstrap: '
     f'{statistics.RESAMPLES:,} resamples of the dev examples, the same for both rows; and the same with the seeds '
-    f'resampled too. * marks a difference over at least {statistics.FEWEST_SEEDS} seeds whose second interval leaves '
-    'out 0. Medians: those that are subtracted, over the seeds that both rows have; of MNLI they are of matched alone, '
-    'because only for it single predictions are kept.'
+    f'resampled too. * marks a difference over at least {statistics.FEWEST_SEEDS} seeds whose second interval excludes '
+    '0. Medians: those that are subtracted, over the seeds that both rows have; for MNLI they are of matched alone, '
+    'because single predictions are kept only for it.'
 )
 
 COLUMNS = ('medians', 'difference', '95 %, examples', '95 %, examples and seeds', 'seeds')
 
 
 def dataset_of_run(run: Run) -> Dataset | None:
-    """The data set of a fine-tuning run; None where its config does not say."""
+    """The data set of a fine-tuning run; None if its config does not say."""
     try:
         return dataset_of(ConfigDict(run.config['data']))
     except (UserError, KeyError, AttributeError, TypeError, ValueError):
@@ -44,7 +44,7 @@ def best_scores(line: Line, split: str = 'dev') -> dict[tuple[str, str, str], li
 
 
 def first_metric(line: Line, split: str = 'dev') -> statistics.Spread | None:
-    """Over seeds, of what `first_metric_of` says of each run; None where none has it."""
+    """The spread of `first_metric_of` over the seeds; None if no run has it."""
     values = [value for run in line.finished if (value := first_metric_of(run, split)) is not None]
     return statistics.spread(values) if values else None
 
@@ -61,7 +61,7 @@ def of_mnli(lines: Iterable[Line]) -> str:
 
 
 def predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """(labels, predicted), each [n], of a run's best checkpoint on dev; None where they were not kept."""
+    """(labels, predicted), each [n], of a run's best checkpoint on dev; None if they were not kept."""
     dataset = dataset_of_run(run)
     if not run.dev or dataset is None:
         return None
@@ -70,8 +70,8 @@ def predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def standard_error(line: Line, scores: Sequence[Score]) -> float | None:
-    """Of one run's score, of examples drawn anew: of an accuracy by the formula, else by the bootstrap on the run
-    whose score is the median; None where its predictions were not kept."""
+    """The standard error of one run's score if the examples were drawn anew: by the formula for an accuracy, else by
+    the bootstrap on the run whose score is the median; None if its predictions were not kept."""
     middle = sorted(scores, key=lambda score: score.value)[(len(scores) - 1) // 2]
     if middle.metric == 'accuracy':
         return statistics.accuracy_error(middle.value, middle.examples)
@@ -111,12 +111,12 @@ def comparisons(caption: str, pairs: Iterable[tuple[Line, Line]]) -> list[Table 
 
 
 def compared_set(dataset: str) -> str:
-    """On what `compare` compares."""
+    """The name of the dev set on which `compare` compares."""
     return dataset + ', matched' * (dataset == 'mnli')
 
 
 def cells(difference: statistics.Difference) -> tuple[str, ...]:
-    """Of COLUMNS; the interval over examples and seeds is empty for one seed."""
+    """Cells for COLUMNS; the interval over examples and seeds is empty for one seed."""
     return (
         ' less '.join(map(percent, difference.medians)),
         signed(difference.value) + '*' * difference.significant,
@@ -127,12 +127,12 @@ def cells(difference: statistics.Difference) -> tuple[str, ...]:
 
 
 def spread_cells(one: statistics.Spread | None) -> tuple[str | None, str | None]:
-    """The median, and the lowest to the highest, empty for one run."""
+    """The median, and the lowest to the highest, which is empty for one run."""
     if one is None:
         return None, None
     return percent(one.median), span(one.low, one.high) if one.runs > 1 else ''
 
 
 def constant(line: Line) -> float | None:
-    """What the same answer to all dev examples scores, by the first metric; None where no run says it."""
+    """The score, by the first metric, of the same answer to all dev examples; None if no run has it."""
     return next((run.facts['dev_constant'] for run in line.finished if 'dev_constant' in run.facts), None)

@@ -25,7 +25,7 @@ from gpt1_jax.report.overview import STUDIES, part_of
 from gpt1_jax.report.results import paper_key
 from gpt1_jax.report.statistics import Difference, mean_difference, spread
 
-# Which table of the paper has which sets; the others come after.
+# Table of the paper -> its sets; other sets come after these.
 _TABLES = {
     'Natural language inference (table 2)': ('mnli', 'snli', 'scitail', 'qnli', 'rte'),
     'Question answering and commonsense reasoning (table 3)': ('story_cloze', 'race'),
@@ -83,9 +83,9 @@ def _table(caption, entries):
         ),
         entries,
         (
-            f'{_PARTIAL}: a partial training set. Standard error: of one score, of dev examples drawn anew; of an '
-            'accuracy by the formula, of other metrics by the bootstrap. One answer: the best score of one and the '
-            'same answer to all dev examples.',
+            f'{_PARTIAL}: a partial training set. Standard error: of one score, if the dev examples were drawn anew; '
+            'by the formula for an accuracy, by the bootstrap for other metrics. One answer: the best score of one and '
+            'the same answer to all dev examples.',
             *_NOTES.get(caption, ()),
         ),
     )
@@ -101,7 +101,7 @@ def _by_set(lines) -> dict[tuple[str, str], list[Line]]:
 
 
 def _entries(name, lines) -> Iterable[tuple]:
-    """Of one set: each metric of each row; those of the paper that no run has, as gaps."""
+    """The entries of one set: each metric of each row; the paper's metrics that no run has, as gaps."""
     published = REGISTRY[name].paper if name in REGISTRY else {}
     seen = set()
     for line in lines:
@@ -122,12 +122,12 @@ def _entries(name, lines) -> Iterable[tuple]:
 
 
 def _seeds(runs, line):
-    """How many have a score, and of how many if others are to come."""
+    """How many runs have a score, and of how many if others are still to come."""
     return f'{runs} of {line.planned}' if runs < line.planned else whole(runs)
 
 
 def _examples(lines):
-    """How many training examples, marked where they are not all."""
+    """How many training examples were used, with a mark if these are not all."""
     runs = [run for line in lines for run in line.finished]
     numbers = whole_span(run.facts['train_examples'] for run in runs if 'train_examples' in run.facts)
     mark = any(part_of(run).startswith('partial') for run in runs)
@@ -140,7 +140,7 @@ def _papers(numbers):
 
 
 def _glue(lines) -> Iterable[tuple]:
-    """GLUE's average, of the medians of each variant of a sweep that has all nine tasks."""
+    """GLUE's average of the medians, for each variant of a sweep that has all nine tasks."""
     groups = {}
     for line in lines:
         if line.finished:
@@ -234,7 +234,7 @@ def _ablation(lines) -> Iterable[Block]:
 
 
 def _models(lines):
-    """What the rows' models are, and whether they have one vocabulary."""
+    """What the rows' models are, and whether they share a vocabulary."""
     runs = {_ROWS_OF_TABLE_5.get(line.variant, line.variant): line.finished[0] for line in lines if line.finished}
     words = [f'{row}: {run.model_words}, vocabulary {run.vocabulary or "unknown"}' for row, run in runs.items()]
     return f'Models. {"; ".join(words)}.{other_vocabularies([run.vocabulary for run in runs.values()])}'

@@ -1,7 +1,7 @@
-"""How sure a score is, and a difference of two: spreads over seeds, the bootstrap over the dev examples.
+"""How certain a score is, or the difference of two: spreads over seeds, the bootstrap over the dev examples.
 
 A resample draws as many dev examples as there are, with replacement (Efron & Tibshirani 1993, An Introduction to the
-Bootstrap). All that is compared is scored on the same resamples, so it is paired. Intervals are percentiles.
+Bootstrap). Comparisons are paired: both sides are scored on the same resamples. Intervals are percentiles.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ import numpy as np
 from gpt1_jax.evaluation.metrics import METRICS
 
 RESAMPLES = 1000
-FEWEST_SEEDS = 3  # that a difference is judged by: resamples of one are all the same, those of two hardly differ
+FEWEST_SEEDS = 3  # for a judgement: resamples of one seed are all the same, those of two hardly differ
 _SEED = 0
 _AT_ONCE = 4_000_000  # counts in memory as float64
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Of the values of several seeds."""
+    """Median, lowest and highest of the values of several seeds, and their number."""
 
     median: float
     low: float
@@ -31,11 +31,11 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of two rows' medians over seeds: the first less the second.
+    """The difference of two rows' medians over seeds, the first less the second.
 
     Attributes:
       medians: of the two rows, on the examples as they are.
-      examples: its values on the resamples, [RESAMPLES].
+      examples: the difference on each resample of the examples, [RESAMPLES].
       both: the same, with the seeds resampled too.
       seeds: how many.
     """
@@ -47,17 +47,17 @@ class Difference:
 
     @property
     def value(self) -> float:
-        """On the examples as they are."""
+        """The difference on the examples as they are."""
         return self.medians[0] - self.medians[1]
 
     def interval(self, seeds: bool) -> tuple[float, float]:
-        """95 % of the values on the resamples: of the examples, and of the `seeds` too if that is asked."""
+        """The middle 95 % of the values on the resamples. seeds: whether the seeds are resampled too."""
         low, high = np.percentile(self.both if seeds else self.examples, [2.5, 97.5])
         return float(low), float(high)
 
     @property
     def significant(self) -> bool:
-        """Whether the interval over examples and seeds leaves 0 out, and these are enough."""
+        """Whether the interval over examples and seeds excludes 0, and there are enough seeds."""
         low, high = self.interval(seeds=True)
         return self.seeds >= FEWEST_SEEDS and (low > 0 or high < 0)
 
@@ -91,7 +91,7 @@ def accuracy_error(value: float, examples: int) -> float:
 
 
 def standard_error(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Of a metric on the dev examples: the standard deviation over the resamples. labels, predicted: [n]."""
+    """The standard error of a metric: its standard deviation over the resamples. labels, predicted: [n]."""
     return float(np.std(on_resamples(metric, labels, np.asarray(predicted)[None]), ddof=1))
 
 
@@ -116,7 +116,7 @@ def difference(metrics: Sequence[str], labels: np.ndarray, first: np.ndarray, se
 
 def mean_difference(differences: Sequence[Difference]) -> Difference:
     """The mean over data sets, whose examples are resampled independently of each other."""
-    # Sets of one size have the same resamples: shifted against each other, they are independent.
+    # Sets of the same size have the same resamples: shifted against each other, they are independent.
     mean = lambda of: np.mean([np.roll(values, shift) for shift, values in enumerate(of)], axis=0)
     return Difference(
         tuple(statistics.mean(row) for row in zip(*(one.medians for one in differences))),
@@ -147,7 +147,8 @@ def _class_metrics(metric, labels, predicted):
     return of
 
 
-# Functions of how many examples of each label are right, have it, and are said to: [r, k, c], [r, 1, c], [r, k, c].
+# Functions of how many examples of each label are right, have the label, and are predicted to have it: [r, k, c],
+# [r, 1, c], [r, k, c].
 
 
 def _accuracy(right, true, said):

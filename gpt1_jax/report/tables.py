@@ -8,12 +8,12 @@ from gpt1_jax.files import write_atomically
 
 
 def format_table(columns: Sequence[tuple[str, int, str]], entries: Iterable[Sequence]) -> str:
-    """A header line, then one line an entry.
+    """A header line, then one line per entry.
 
     Args:
-      columns: (heading, width, format) each. The format is that of a number, as '.3f', which stands on the right; ''
+      columns: (heading, width, format) each. The format is that of a number, such as '.3f', aligned on the right; ''
         for text, on the left. A column with a longer cell is as wide as that cell and one space.
-      entries: one value a column each; None leaves the cell empty.
+      entries: one value per column each; None leaves the cell empty.
     """
     headings, least, formats = zip(*columns, strict=True)
     cells = [
@@ -32,6 +32,6 @@ def format_table(columns: Sequence[tuple[str, int, str]], entries: Iterable[Sequ
 
 
 def publish(workdir: epath.Path, text: str) -> None:
-    """Writes a task's table to WORKDIR/table.txt, and prints it. Raises UserError where it cannot be written."""
+    """Writes a task's table to WORKDIR/table.txt, and prints it. Raises UserError if it cannot be written."""
     write_atomically(workdir / 'table.txt', [f'{text}\n'.encode()])
     print(f'\n{text}')
