@@ -43,7 +43,9 @@ def test_an_accelerator_is_not_shared(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             assert side_by_side.number(0, 8, lambda: pytest.fail('not needed')) == 1
-            with pytest.raises(UserError, match='workers: It is 2, but only on a CPU.*Set it to 1'):
+            with pytest.raises(
+                UserError, match='workers: It is 2, but runs go side by side only on a CPU.*Set it to 1'
+            ):
                 side_by_side.number(2, 8, lambda: 1)
 
 

@@ -1,6 +1,5 @@
 """The machine, and the two ceilings of a device: those of a large matrix product and of a large copy."""
 
-import importlib.metadata
 import os
 import platform
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from gpt1_jax.files import package_version
 from gpt1_jax.meter.timing import rates, rounds
 from gpt1_jax.training.throughput import peak_flops
 
@@ -18,12 +18,8 @@ _CALLS = 10  # dispatched before the last is waited for
 def machine() -> dict:
     """Device and versions."""
     device = jax.devices()[0]
-    versions = {'python': platform.python_version()}
-    for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ml-collections', 'torch'):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ml-collections', 'torch')
+    versions = {'python': platform.python_version()} | {name: package_version(name) or None for name in packages}
     return {
         'device': device.device_kind,
         'platform': device.platform,

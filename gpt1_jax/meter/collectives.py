@@ -19,8 +19,8 @@ _SENT = {
     'all-to-all': lambda m, s: ((m - 1) / m / s, (s - 1) / s),
     'collective-permute': lambda m, s: (float(s == 1), float(s > 1)),
 }
-_TRANSFERS = {'ONE_TO_ONE': 'collective-permute'}  # by the host; others have their names
-# A mesh, in which order it has the devices if not in their own, and along which of its axes they send.
+_TRANSFERS = {'ONE_TO_ONE': 'collective-permute'}  # by the host; other kinds have the usual names
+# A mesh; the order of its devices, if it is not their own; the axes along which they send.
 _MESH = re.compile(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:\'\w+\',?)+)\}'
 )
@@ -61,7 +61,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _instructions(inside, computations, fused=False) -> Iterator:
-    """(instruction, the computation that it is in, whether another instruction is made of that), of all."""
+    """(instruction, the computation that it is in, whether that is inside another instruction) of all instructions."""
     for one in inside.values():
         yield one, inside, fused
         if body := hlo.called(one, computations):
@@ -69,8 +69,8 @@ def _instructions(inside, computations, fused=False) -> Iterator:
 
 
 def _kind(one, inside, fused):
-    """In a TPU's program, a reduce-scatter is a fusion of an all-reduce with slices of its result, and what goes to
-    other slices is sent by the host ('megascale')."""
+    """The kind of an instruction, as in `Collective`. In a TPU's program, a reduce-scatter is a fusion of an all-reduce
+    with slices of its result, and the host sends what goes to other slices ('megascale')."""
     kind = one.opcode.removesuffix('-start')
     if kind == 'send' and (transfer := re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)):
         return _TRANSFERS.get(transfer[1], transfer[1].lower().replace('_', '-'))
@@ -80,7 +80,7 @@ def _kind(one, inside, fused):
 
 
 def _operand_bytes(one, inside):
-    """Also of arrays in on-chip memory, which hlo leaves out."""
+    """Bytes of all operands, also of those in on-chip memory, which hlo leaves out."""
     return sum(
         (1 if kind == 'pred' else int(bits or 0) / 8) * math.prod(int(size) for size in sizes.split(',') if size)
         for operand in one.operands
@@ -115,7 +115,7 @@ def _groups(text):
 
 
 def _groups_of_host(target):
-    """Of '{1,2}x{0:7}', slices and the places in each, or of lists of 100,000 x slice + place."""
+    """The groups of '{1,2}x{0:7}', slices and places in each; or of lists of 100,000 x slice + place."""
     if 'x' in target:
         slices, places = ([_between(one) for one in part.strip('{}').split(',')] for part in target.split('x'))
         groups = [[100_000 * slice_ + place for slice_ in sum(slices, [])] for place in sum(places, [])]

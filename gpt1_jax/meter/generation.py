@@ -17,12 +17,12 @@ from gpt1_jax.training.state import abstract_params
 
 
 def prompt_length(model: nn.Module) -> int:
-    """Tokens of a prompt here, and of its continuation."""
+    """Tokens of a prompt, and of its continuation, in these measurements."""
     return max(1, model.n_positions // 4)
 
 
 def random_parameters(model: nn.Module, partitioner: Partitioner) -> dict:
-    """Those of a decoder, layer by layer. Raises UserError if a device has no room for them."""
+    """Random parameters of a model, layer by layer. Raises UserError if a device has no room for them."""
     classifier = Classifier(model)
     abstract = abstract_params(classifier, partitioner)
     check_room('model', 'parameters', abstract)
@@ -44,13 +44,13 @@ def measure(
 
     Args:
       params: `random_parameters`.
-      steps: prefill and decode, jitted by `tasks.generate.jit_steps` for places for prompt and continuation.
+      steps: prefill and decode, jitted by `tasks.generate.jit_steps` with room for prompt and continuation.
       batch: texts; more if the mesh has more shards.
 
     Returns:
       'batch'; 'prompt' and 'new', tokens of each; 'tokens_per_s' of new tokens, with the time of reading the prompt;
-      'first_token_ms'; 'token_ms', of a later token of all texts, if there is one; 'compile_s', with a first run;
-      `memory.peak`. And the text of the compiled decode, whose loop makes a token.
+      'first_token_ms'; 'token_ms', of one later token of all texts, if there is one; 'compile_s', with a first run;
+      `memory.peak`. And the text of the compiled decode, whose loop makes one token per round.
 
     Raises:
       NoRoomError: the memory is too small.

@@ -1,8 +1,8 @@
 """Bytes and FLOPs of each instruction of a compiled program, from its text.
 
-Bytes are an estimate: every operand is read once and every result written once. Of an operand that is only sliced,
-gathered from or updated in place, only the slices count; arrays in a TPU's on-chip memory do not count. A kernel that
-reads twice moves more; one with operands still in the cache moves less.
+Bytes are an estimate: every operand is read once and every result written once. If an operand is only sliced, gathered
+from or updated in place, only the slices count; arrays in a TPU's on-chip memory do not count. A kernel that reads
+twice moves more; one with operands still in the cache moves less.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([0-9,]*)\](\{[^}]*\bS\(1\)[^}]*\})?')
 _INSTRUCTION = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'([a-z][\w\-]*)\(')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
-CONTROL = ('while', 'conditional', 'call')  # they run other instructions, which have the bytes, FLOPs and time
+CONTROL = ('while', 'conditional', 'call')  # they run other instructions, for which bytes, FLOPs and time count
 _FREE = (*CONTROL, 'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'opt-barrier')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 _UPDATES = ('dynamic-update-slice', 'scatter')
@@ -49,7 +49,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Cost:
-    """FLOPs and bytes of one execution, its place in the source (`op_name`), and whether devices talk in it."""
+    """FLOPs and bytes of one execution, its place in the source (`op_name`), and whether devices communicate in it."""
 
     opcode: str
     op_name: str
@@ -70,7 +70,7 @@ def costs(text: str) -> dict[str, Cost]:
 def executed(text: str, rounds: bool = True) -> list[tuple[Cost, int]]:
     """(Cost, how often) of every instruction that one run of the module executes by itself, not as a part of another.
 
-    A loop counts as one round if the compiler does not know their number, or `rounds` is not set.
+    A loop counts as one round if the compiler does not know how many it has, or `rounds` is not set.
     """
     computations = parse(text)
     return [
@@ -82,7 +82,7 @@ def executed(text: str, rounds: bool = True) -> list[tuple[Cost, int]]:
 
 
 def runs(text: str, computations: dict, rounds: bool = True) -> list[tuple[str, int]]:
-    """(name, how often) of the computations that one run of the module enters, but for those inside of instructions.
+    """(name, how often) of the computations that one run of the module enters, except those inside of instructions.
     rounds: see `executed`."""
     found = [(re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1], 1)]
     for name, times in found:
@@ -94,7 +94,7 @@ def runs(text: str, computations: dict, rounds: bool = True) -> list[tuple[str, 
 
 
 def _rounds(one, computations):
-    """Of a loop: what the compiler noted, or, on a TPU, the constant below which its condition keeps the counter."""
+    """The rounds of a loop: as the compiler noted, or, on a TPU, the constant that its condition compares with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', one.text):
         return int(known[1])
     condition = re.search(r'condition=%?([\w.\-]+)', one.text)
@@ -163,7 +163,7 @@ def called(one: Instruction, computations: dict) -> dict[str, Instruction] | Non
 
 
 def _flops(one, inside, computations):
-    """FLOPs of matrix products only: they decide which ceiling is near."""
+    """FLOPs of matrix products only: these decide which ceiling is nearer."""
     if body := called(one, computations):
         return sum(_flops(each, body, computations) for each in body.values())
     if one.opcode not in ('dot', 'convolution', 'custom-call'):
@@ -172,7 +172,7 @@ def _flops(one, inside, computations):
     result = one.result[0][1]
     if one.opcode == 'convolution':
         return 2.0 * _products(result, shapes, one.text)
-    # of a dot, or of a call of cuBLAS
+    # A dot, or a call of cuBLAS.
     contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([0-9,"]*)', one.text)
     if contracted is None:
         return 0.0
@@ -180,8 +180,8 @@ def _flops(one, inside, computations):
 
 
 def _products(result, shapes, text):
-    """Multiplications of a convolution, without those of padding and holes. In a TPU's program every matrix product is
-    a convolution, and a batch is an axis with holes."""
+    """Multiplications of a convolution, without those with padding and holes. In a TPU's program every matrix product
+    is a convolution, and a batch is an axis with holes."""
     labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', text).groups()
     data, kernel, out = (dict(zip(names, shape)) for names, shape in zip(labels, (*shapes, result)))
     window = dict(re.findall(r'(\w+)=([\w\-]+)', re.search(r'window=\{([^}]*)\}|$', text)[1] or ''))
@@ -219,7 +219,7 @@ def _moved(one, inside, computations):
 
 
 def _room(arrays):
-    """Bytes of the workspace of cuBLAS and cuDNN, recognised by its form: flat, of s8."""
+    """Bytes of the workspace of cuBLAS and cuDNN, which is recognised by its form: flat, of type s8."""
     return sum(shape[0] for width, shape in arrays if width == 1 and len(shape) == 1)
 
 

@@ -15,7 +15,7 @@ class NoRoomError(Exception):
 
 @contextlib.contextmanager
 def in_memory() -> Iterator[None]:
-    """Raises NoRoomError where something needs more memory than there is."""
+    """Raises NoRoomError if the block needs more memory than there is."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -25,7 +25,7 @@ def in_memory() -> Iterator[None]:
 
 
 def planned(compiled: jax.stages.Compiled) -> dict:
-    """GB on one device, as planned by the compiler: in all, and for what lives only inside the program."""
+    """GB on one device, as planned by the compiler: in all, and for arrays that live only inside the program."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     temporary = analysis.temp_size_in_bytes
@@ -40,13 +40,13 @@ def check_room(planned_gb: float, devices: Sequence[jax.Device]) -> None:
 
 
 def peak_bytes(devices: Sequence[jax.Device]) -> int:
-    """What a device has held at most since the process began; 0 if it does not count."""
+    """The most bytes that a device has held since the process began; 0 if it does not count them."""
     return max((device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in devices)
 
 
 def peak(devices: Sequence[jax.Device], before: int, planned_gb: float) -> dict:
-    """{'peak_gb', 'peak_from'}: counted by the device, or planned by the compiler if the device does not count, or has
-    held as much before. before: its `peak_bytes` then."""
+    """{'peak_gb', 'peak_from'}: counted by the device, or planned by the compiler if the device does not count, or had
+    held as much before. before: `peak_bytes` at that time."""
     counted = peak_bytes(devices)
     if counted > before:
         return {'peak_gb': counted / 1e9, 'peak_from': 'the device'}

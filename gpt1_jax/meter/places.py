@@ -1,4 +1,4 @@
-"""Where in the model the instructions of a compiled program come from, and what they move."""
+"""Where in the model the instructions of a compiled program come from, and how many bytes they move."""
 
 import collections
 import re
@@ -17,7 +17,8 @@ def place(op_name: str) -> str:
 
 
 def table(text: str, entries: int) -> str:
-    """The bytes of all instructions of a compiled module's text, as often as they run, and the kinds that move most."""
+    """The bytes of all instructions of a compiled module's text, as often as they run, and the kinds that move most.
+    entries: how many kinds."""
     totals, calls = collections.Counter(), collections.Counter()
     for one, times in hlo.executed(text):
         what = f'{one.opcode:20} {place(one.op_name)}'

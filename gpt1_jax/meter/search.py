@@ -15,7 +15,7 @@ def search(base: Mapping, axes: Mapping[str, Sequence], measure: Callable[[dict]
       measure: settings -> {'tokens_per_s': `timing.spread`, ...}. Raises NoRoomError or UserError for settings that
         do not fit the machine or the program; what else it raises ends the search.
 
-    Yields, after each of them, {'settings'} and what `measure` returned, or 'skipped', why there is nothing.
+    Yields for each of them {'settings'} with what `measure` returned, or with 'skipped', why there is nothing.
     """
     tried = []
 

@@ -1,4 +1,4 @@
-"""TPU slices by the names under which they are rented, with what their chips can do, and compiling for absent ones."""
+"""TPU slices by the names under which they are rented, what their chips can do, and devices to compile for."""
 
 import dataclasses
 import importlib.util
@@ -18,8 +18,8 @@ class Generation:
       memory_gb_per_s: to and from it.
       ici_gb_per_s: to the other chips of the slice, both directions, over all links.
       dcn_gb_per_s: a chip's share of the network between slices, one direction.
-      cores: of a chip, by which the names count: v4-8 has four chips.
-      grids: chips -> how they stand.
+      cores: of a chip; names count these: v4-8 has four chips.
+      grids: number of chips -> how they are arranged.
       options: of `topologies.get_topology_desc`; megacore: the two cores of a chip are one device.
     """
 

@@ -19,8 +19,8 @@ _FEWEST = 4  # steps: one that is left out, and three that are measured
 
 
 def training_rounds(work: Work, step: Callable, steps: int = STEPS) -> tuple[Callable, list]:
-    """(run, state): `run()` makes some updates on batches that are on the devices, and waits for the last; `state` is
-    a list that holds the state."""
+    """(run, state): `run()` does `steps` updates on batches that are on the devices, and waits for the last; `state` is
+    a list with the state as its only element."""
     state, batches = [work.new_state()], [work.put(i) for i in range(steps)]
 
     def run():
@@ -30,12 +30,12 @@ def training_rounds(work: Work, step: Callable, steps: int = STEPS) -> tuple[Cal
         return metrics
 
     if run()['skipped']:
-        raise FloatingPointError('the loss or its gradient is not finite: such a step is not what is measured')
+        raise FloatingPointError('the loss or its gradient is not finite: such a step must not be measured')
     return run, state
 
 
 def speed(work: Work, tokens: float, times: Sequence[float]) -> dict:
-    """Tokens/s, MFU and time of a step. tokens: in each of `times`, of `training_rounds`."""
+    """Tokens/s, MFU and time of a step. times: seconds of rounds of `training_rounds`. tokens: in each of these."""
     found = with_mfu(work, rates(tokens, times))
     per_step = tokens / STEPS
     return found | {'tokens_per_step': per_step, 'step_ms': per_step / found['tokens_per_s']['median'] * 1e3}
@@ -63,7 +63,7 @@ def roofline(text: str, flops_per_s: float, bytes_per_s: float, *, rounds: bool 
 
     Returns:
       'gflop' of its matrix products; 'gb' moved; 'arithmetic_ms', 'memory_ms': the least times of all FLOPs and of all
-      bytes; 'least_ms': of each instruction the longer of its two, added; 'collectives': their number;
+      bytes; 'least_ms': the sum over instructions of the longer of the two; 'collectives': their number;
       'collectives_gb': moved by them.
     """
     executed = hlo.executed(text, rounds)
@@ -86,8 +86,8 @@ class Step(NamedTuple):
     """One turn of the loop.
 
     Attributes:
-      input, placing, dispatch, waiting: seconds of the host until the batch is there, it is on the devices, the step is
-        launched (where it is computed in the call, as on a CPU: finished), and the step before it is finished.
+      input, placing, dispatch, waiting: seconds of the host until the batch is there, until it is on the devices, until
+        the step is launched (finished, if it is computed in the call, as on a CPU), until the step before is finished.
       end: on the clock.
       tokens, examples: of the step before it.
     """
@@ -136,7 +136,7 @@ def summary(turns: Sequence[Step]) -> dict:
 
     Returns:
       'steps'; 'tokens_per_s' and, in fine-tuning, 'examples_per_s' of up to ten rounds (`timing.spread`); 'step_ms', of
-      the mean step, and what adds up to it, in 'host_ms' and as shares in 'host_share'.
+      the mean step; the parts that add up to it, in 'host_ms' and as shares in 'host_share'.
     """
     first = max(1, len(turns) // 5)
     kept = turns[first:]

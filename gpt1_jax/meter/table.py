@@ -27,7 +27,7 @@ def table(report: dict) -> str:
     if tried := report.get('sweep', {}).get('tried'):
         parts.append(_sweep(tried))
     if machine['platform'] == 'cpu':
-        parts.append('Caches of a CPU are faster than the ceiling of a copy, so the least time may be more than 100%.')
+        parts.append("A CPU's caches are faster than the ceiling of a copy, so the least time may be more than 100%.")
     return '\n\n'.join(parts + report.get('advice', []))
 
 

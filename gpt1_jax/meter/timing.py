@@ -1,4 +1,4 @@
-"""Rounds of repeated work, and what is said of them."""
+"""Rounds of repeated work, and summaries of their times."""
 
 import statistics
 import time

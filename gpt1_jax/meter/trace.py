@@ -22,9 +22,9 @@ def summary(folder: pathlib.Path, text: str, steps: int, ceilings: tuple) -> dic
 
     Returns:
       'device_ms_per_step', of all kernels (more than the step takes if some run in parallel);
-      'collectives_ms_per_step', of those in which devices talk; 'kernels': the 20 instructions that take most time,
-      each with its longest kernel, its share, bytes and FLOPs per step (of all calls), and 'of_ceiling': the least time
-      that these need at the ceilings, divided by the time taken.
+      'collectives_ms_per_step', of those in which devices communicate; 'kernels': the 20 instructions that take most
+      time, each with its longest kernel, its share, bytes and FLOPs per step (of all calls), and 'of_ceiling': the
+      least time that these need at the ceilings, divided by the time taken.
 
     Raises:
       ValueError: the trace has no kernel.
@@ -58,7 +58,7 @@ def summary(folder: pathlib.Path, text: str, steps: int, ceilings: tuple) -> dic
                 'of_ceiling': least and least / time,
             }
         )
-    # A kernel may be of a module of another text, or, in a CUDA graph, not say its instruction.
+    # A kernel may belong to a module whose text is not known, or, in a CUDA graph, lack its instruction.
     collective = lambda op: (
         (op in costs and costs[op].collective) or op.startswith(hlo.COLLECTIVES) or 'nccl' in longest[op][1].lower()
     )
@@ -82,8 +82,8 @@ def _events(folder, spanning):
     planes = {plane.name: plane for plane in data.planes}
     first = min((name for name in planes if re.fullmatch('/device:[GT]PU:[0-9]+', name)), default='/host:CPU')
     kind = first.split(':')[1]
-    # Other lines of a device have the same kernels by module, step or source. A GPU's stream with overhead of CUPTI is
-    # named after that.
+    # Other lines of a device show the same kernels by module, step or source. A GPU's stream with overhead of CUPTI has
+    # a name that begins with CUPTI.
     kept = {'GPU': ('Stream', 'CUPTI'), 'TPU': ('XLA Ops',), 'CPU': ('',)}[kind]
     found = False
     for event in (event for line in planes[first].lines if line.name.startswith(kept) for event in line.events):

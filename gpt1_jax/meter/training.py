@@ -18,26 +18,27 @@ def measure(work: Work, *, seconds: float, distinct: int = 1, ceilings: tuple[fl
     """The speed of training; with `ceilings`, also where its time goes.
 
     Args:
-      seconds: about, without compiling; at least ten steps are made.
-      distinct: steps with batches of their own shapes, after which the batches begin again.
+      seconds: about, without compiling; at least ten steps are done.
+      distinct: number of steps after which the batches, whose shapes may differ, begin again.
       ceilings: the device's FLOP/s and bytes/s, measured.
 
     Returns:
       `summary` and `with_mfu` of the loop; 'compile_s', and whether that is 'from_cache'; 'planned_gb', the memory of
       one device that the compiler plans, and `memory.peak`.
-      With ceilings also 'alone_ms', of a step on batches that are on the devices; 'collectives_ms' of it, None if the
-      profiler does not see them; 'roofline', see there, with the share that its least time is 'of_alone' and 'of_step'.
+      With ceilings also 'alone_ms', of a step on batches that are on the devices; 'collectives_ms', the part of it that
+      collectives take, None if the profiler does not see them; 'roofline', see there, with its least time as a share
+      'of_alone' and 'of_step'.
 
     Raises:
       NoRoomError: the memory is too small. UserError: even for the state alone.
     """
-    work.program.check_room()  # before compiling, which takes for ever where it cannot fit
+    work.program.check_room()  # before compiling, which takes for ever if it cannot fit
     devices, step = work.program.partitioner.mesh.local_devices, work.program.train_step
     with in_memory():
         before = peak_bytes(devices)
         found, texts, first = _compile(work, distinct, devices)
         state = work.new_state()
-        for index in first:  # where compiling ahead does not count for the call
+        for index in first:  # the calls may compile again
             state, metrics = step(state, work.put(index))
             jax.block_until_ready(metrics)
         turns = loop(work, step, state, seconds=seconds if ceilings is None else seconds * 2 / 3)

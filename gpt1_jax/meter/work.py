@@ -28,7 +28,7 @@ TOTAL_STEPS = 10**6  # of the schedule
 
 
 def sized(config: ConfigDict, size: str) -> ConfigDict:
-    """A copy of a config whose model has the kind of SIZES[size] and, where it is None, its sizes. Raises UserError."""
+    """A copy of a config whose model has the kind of SIZES[size], and its sizes if they are None. Raises UserError."""
     check_choice('size', size, SIZES)
     config = config.copy_and_resolve_references()
     config.size, named = size, SIZES[size]
@@ -73,7 +73,7 @@ class Work:
 
 @contextlib.contextmanager
 def from_cache() -> Iterator[list]:
-    """A list that gets an entry for each program that is read from the cache in the block, not compiled."""
+    """A list that gets an entry for each program that is read from the cache in the block instead of being compiled."""
     hits = []
     listen = lambda event, **_: hits.append(event) if event == '/jax/compilation_cache/cache_hits' else None
     jax.monitoring.register_event_listener(listen)
@@ -84,7 +84,7 @@ def from_cache() -> Iterator[list]:
 
 
 class Cycle:
-    """The first `steps` of some batches, again and again: few shapes, all of which can be compiled before."""
+    """The first `steps` of some batches, again and again: few shapes, all of which can be compiled beforehand."""
 
     from_shards = False
 
@@ -107,7 +107,7 @@ def finetuning(
     *,
     packing: bool = True,
 ) -> Work:
-    """Fine-tuning of a model of this architecture on `encoded`, as a fine-tuning config says."""
+    """Fine-tuning of a model of architecture `base` on `encoded`, as a fine-tuning config says."""
     share_context = head.kind == 'multiple_choice' and 'share_context' not in KINDS[base.kind].CANNOT
     batches = FinetuningBatches(
         encoded,
@@ -123,13 +123,13 @@ def finetuning(
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSet:
-    """A labelled set, of which random examples are made.
+    """A labelled set, after which random examples are made.
 
     Attributes:
       kind, classes: of its head.
       make: (vocab_size, n, longest) -> n random examples with sequences of its lengths, at most `longest` tokens.
-      batches: in a training epoch that stands for its own; from 500 on an epoch is long to data.labelled.packing.
-      train, dev: examples that it has.
+      batches: in a training epoch here, which stands for the set's own; data.labelled.packing chooses shapes by it.
+      train, dev: numbers of its examples.
     """
 
     kind: str
