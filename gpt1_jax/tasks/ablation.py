@@ -21,9 +21,9 @@ from gpt1_jax.tasks import sweep
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Fine-tunes on each of `config.datasets` in each variant of `config.study`; prints a table.
 
-    Scores, facts and files are those of `sweep.fine_tune_all`. More facts: `averages`, variant -> `average` over the
-    sets in `averaged`, those that every variant has; `notes`, what a reader of the table must know. WORKDIR/table.txt
-    is the table.
+    Scores, facts and files are those of `sweep.fine_tune_all`. More facts: `averaged`, the sets that every variant has;
+    `averages`, variant -> its average over these; `notes`, what a reader of the table must know. WORKDIR/table.txt is
+    the table.
     """
     runs = _runs(config)
     notes = _compare_models(config) if config.study == 'table5' else []
@@ -78,7 +78,7 @@ def _named(key, values):
     named = {}
     for value in values:
         if named.setdefault(f'{value:g}', value) != value:
-            raise UserError(f'{key}: {named[f"{value:g}"]} and {value} are too much alike. Leave one of them out.')
+            raise UserError(f'{key}: {named[f"{value:g}"]} and {value} are too similar. Leave one of them out.')
     return named
 
 
@@ -93,7 +93,7 @@ def _compare_models(config) -> list[str]:
     lstm = _open('lstm_from', config, 'lstm')
     if lstm.tokenizer.fingerprint == transformer.tokenizer.fingerprint:
         return []
-    note = 'lstm: Its vocabulary is not that of the other rows, so they are not quite comparable.'
+    note = 'lstm: Its vocabulary is not that of the other rows, so they are not fully comparable.'
     logging.warning('%s: %s', config.lstm_from, note)
     return [note]
 
@@ -108,8 +108,7 @@ def _open(key, config, kind):
 
 
 def of_sets(result: Result) -> dict[str, dict[str, tuple[float, float]]]:
-    """Variant -> data set -> the median over the seeds, and the difference of the best and the worst, of the first
-    metric on dev, see `first_metric`."""
+    """Variant -> data set -> (median over the seeds, best less worst) of the first metric on dev (`first_metric`)."""
     values, found = {}, {}
     for (name, variant, _), scores in of_runs(result.scores).items():
         values.setdefault((name, variant), []).append(first_metric(scores, REGISTRY[name].metrics[0]))
@@ -119,7 +118,7 @@ def of_sets(result: Result) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def format_scores(result: Result, variants: Sequence[str]) -> str:
-    """A row a variant, scores in per cent, with the spread over seeds and the paper's row of table 5 below it.
+    """A row per variant, scores in per cent, with the spread over seeds and the paper's row of table 5 below it.
 
     variants: all of them, in their order.
     """

@@ -37,7 +37,7 @@ from gpt1_jax.training.state import abstract_params
 from gpt1_jax.training.throughput import peak_flops
 
 _TOKENS = 2**23  # of the random corpus
-_CYCLE = 4  # fine-tuning batches of shapes of their own, after which they begin again
+_CYCLE = 4  # fine-tuning batches, whose shapes may differ, after which they begin again
 _DEV = 2  # evaluation batches
 _FEWEST = 2.0  # seconds of a measurement
 
@@ -49,8 +49,8 @@ class _Bench:
     Attributes:
       config: with the size and all that depends on it filled in.
       shards: of pre-training, else None.
-      report: is written to WORKDIR/benchmark.json by `save`.
-      deadline: of time.monotonic().
+      report: all figures so far; `save` writes it to WORKDIR/benchmark.json.
+      deadline: as time.monotonic() counts.
     """
 
     config: ConfigDict
@@ -65,11 +65,11 @@ class _Bench:
         return self.shards.vocab_size if self.shards else SIZES[self.config.size].vocab_size
 
     def seconds(self, parts: int, most: float = 30.0) -> float:
-        """For one of `parts` that are still to come."""
+        """Seconds for one of `parts` parts that are still to come."""
         return min(most, max(_FEWEST, (self.deadline - time.monotonic()) / parts))
 
     def left(self) -> str:
-        """Of the time, in words."""
+        """The time that is left, in words."""
         return duration(max(0.0, self.deadline - time.monotonic()))
 
     def check_time(self, seconds: float = 0.0) -> None:
@@ -78,7 +78,7 @@ class _Bench:
             raise TimeoutError(f'no time is left of {self.config.minutes:g} minutes')
 
     def ceilings(self) -> tuple[float, float]:
-        """FLOP/s, bytes/s."""
+        """The device's measured (FLOP/s, bytes/s)."""
         found = self.report['ceilings']
         return found['product']['tflops']['median'] * 1e12, found['copy']['gb_per_s']['median'] * 1e9
 
@@ -123,7 +123,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
 
 def _settle(config, platform):
-    """The config with all that depends on the size and on the platform."""
+    """The config with all keys filled in that depend on the size or on the platform."""
     on_cpu = platform == 'cpu'
     config = work.sized(config, config.size or ('tiny' if on_cpu else 'gpt1'))
     if 'data' in config and config.data.batch_size is None:
@@ -153,7 +153,7 @@ def _open_shards(config, workdir):
 
 
 def _ceilings(bench, dtype):
-    """Each kind of work has them measured first, once it has refused what cannot be."""
+    """Measures the ceilings. Each kind of work calls it first, after its checks."""
     logging.info('benchmark: ceilings of the device')
     seconds = bench.seconds(20, most=5.0)
     bench.report['ceilings'] = {
@@ -225,7 +225,7 @@ def _finetuning(bench, model, of_set, config):
 
 
 def _evaluated(bench, make, of_set, found):
-    """`found`, with the rate of evaluation, and that of an epoch of the set's own size with the evaluation after it."""
+    """`found`, with the rate of evaluation, and that of an epoch as long as the real set's with its evaluation."""
     made, size = make(bench.config), bench.config.data.eval_batch_size
     predict = make_predictor(made.program.classifier, made.program.abstract.params, made.program.partitioner, size)
     dev, params = of_set.make(bench.vocab_size, _DEV * size, made.model.n_positions), made.new_state().params
@@ -318,5 +318,5 @@ def _sweep(bench, make, distinct, model):
     except TimeoutError as error:
         bench.report['advice'] = [
             *bench.report.get('advice', ()),
-            f'The sweep ended before all was tried: {error}. Give it more with --config.minutes.',
+            f'The sweep ended before all was tried: {error}. Give it more time with --config.minutes.',
         ]

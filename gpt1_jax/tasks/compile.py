@@ -1,4 +1,4 @@
-"""The training programs compiled for a TPU slice that is not there: what they need, and an estimate of the time."""
+"""The training programs compiled for an absent TPU slice: what they need, and an estimate of the time."""
 
 import collections
 import time
@@ -28,7 +28,7 @@ from gpt1_jax.training.partitioning import STRATEGIES, Partitioner
 from gpt1_jax.training.state import abstract_params
 from gpt1_jax.training.throughput import mfu, peak_flops
 
-# At XLA's default effort the estimate is negative, and bytes count prefetching copies; at -1 both are clean.
+# At XLA's default effort its estimate is negative, and bytes count prefetching copies; at -1 neither is so.
 _CLEAN = {'exec_time_optimization_effort': -1.0}
 _GIB = 2**30
 _SMALLER = 'Lower data.batch_size, raise optimizer.accumulation or set model.remat; --config.sweep=True tries these.'
@@ -95,7 +95,8 @@ def _made(config, name, partitioner):
 
 
 def _compile(config, name, described, partitioner, as_run):
-    """The figures of one program; `as_run`: also those of a run, which compiles longer for a faster program."""
+    """The figures of one program. as_run: also the memory and compile time of a run, which compiles longer for a faster
+    program."""
     made, batch, amount = _made(config, name, partitioner)
     lowered = made.train_step.lower(made.abstract, batch)
     compiled = lowered.compile(_CLEAN)
@@ -123,10 +124,10 @@ def _compile(config, name, described, partitioner, as_run):
 def _figures(compiled, made, described):
     """What one chip needs for a step.
 
-    'memory_gib'; 'gflop', 'gb': by XLA, with what kernels declare; 'collectives': kind -> how many, and gigabytes that
-    a chip sends to its own slice and to others; 'computation_ms': XLA's estimate; 'sending_ms': of the collectives, one
-    after the other; 'step_ms': both, as if nothing overlapped. XLA counts one round of a loop: the others are added, by
-    `roofline`.
+    'memory_gib'; 'gflop', 'gb': as XLA counts them, with what kernels declare; 'collectives': kind -> how many, and
+    gigabytes that a chip sends inside its slice and to others; 'computation_ms': XLA's estimate; 'sending_ms': of the
+    collectives, one after the other; 'step_ms': both, as if nothing overlapped. XLA counts one round of a loop:
+    `roofline` adds the others.
     """
     generation, cost = described.generation, compiled.cost_analysis()
     found, sending = collections.defaultdict(lambda: {'times': 0, 'gb': 0.0, 'gb_between_slices': 0.0}), 0.0

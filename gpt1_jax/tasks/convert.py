@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     if scheme:
         saved.architecture.require('convert', config.source)
         if not saved.architecture.sizes['layers']:
-            raise UserError(f'{config.source}: No other program has models without layers. Convert it to a workdir.')
+            raise UserError(f'{config.source}: Other programs have no models without layers. Convert it to a workdir.')
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f'target: {target} exists already. Name a new folder.')
     if os.path.abspath(target) == os.path.abspath(workdir):  # its config.json would be in the way
@@ -60,7 +60,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             checkpointer = Checkpointer(folder / 'checkpoints')
             checkpointer.save(0, {'params': params}, {'evaluations': []})
             checkpointer.close()
-        # Before there is a target: an interrupted run that has one could not be begun again.
+        # Before the target exists: with a target, an interrupted run could not be started again.
         result = record(config, workdir, started, model=model)
     if scheme == 'openai' and saved.n_special:
         logging.warning(
@@ -77,8 +77,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 def _whole_folder(target: epath.Path):
     """A temporary folder that is renamed to `target` at the end, or deleted if something fails.
 
-    In a remote store, where a folder cannot be renamed at once, it is `target` itself: what an interrupted conversion
-    leaves there is not read as a model, for lack of the files that are written last.
+    In a remote store, where a folder cannot be renamed in one step, it is `target` itself: what an interrupted
+    conversion leaves there is not taken for a model, because the files that are written last are missing.
     """
     partial = target.with_name(f'.{target.name}.converting') if is_local(target) else target
     partial.rmtree(missing_ok=True)
@@ -90,6 +90,6 @@ def _whole_folder(target: epath.Path):
                 target.rmdir()
             partial.rename(target)
     except BaseException:
-        with contextlib.suppress(OSError):  # of the same fault
+        with contextlib.suppress(OSError):  # perhaps the same error again
             partial.rmtree()
         raise

@@ -24,10 +24,10 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Evaluates the best checkpoint of `config.init_from` on `config.split`; writes and returns the result.
 
-    Scores: the data set's metrics. Facts: `examples`; `constant`, the first metric where every answer is the same
-    label, the best one; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1, number of examples by label);
-    the path of the predictions. A split without labels gives predictions only. WORKDIR/evaluation.journal, which is
-    deleted at the end, keeps what is finished, so that the command can be resumed.
+    Scores: the data set's metrics. Facts: `examples`; `constant`, the first metric if every answer were the same label,
+    the best one; `cut_sequences`, `cut_tokens`; `classes` (precision, recall, F1, number of examples by label); the
+    path of the predictions. A split without labels gives predictions only. WORKDIR/evaluation.journal, which is deleted
+    at the end, keeps finished batches, so that the command can be resumed.
     """
     started = time.monotonic()
     if exists(workdir / 'checkpoints'):
@@ -72,8 +72,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
 
 def _outputs(init_from, trained, dataset):
-    """Which of the head's outputs is that of each label of the data set; None where they have its order, or nothing
-    tells. trained: the labels that the head was trained on, or None.
+    """For each label of the data set, the number of the head's output; None if they have the same order, or it is
+    unknown. trained: the labels that the head was trained on, or None.
 
     Raises UserError if it was trained on other labels.
     """

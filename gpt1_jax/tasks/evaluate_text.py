@@ -20,9 +20,9 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
-    """Scores `config.data.source` with `config.init_from`; the config says what the result holds.
+    """Scores `config.data.source` with `config.init_from`; configs/evaluate_text.py says what the result holds.
 
-    WORKDIR/evaluation.journal, which is deleted at the end, keeps what is finished, so that the command can be resumed.
+    WORKDIR/evaluation.journal, which is deleted at the end, keeps finished batches, so that the command can be resumed.
     """
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
@@ -31,7 +31,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     stride = context // 2 if config.stride is None else config.stride
     if not 1 <= stride <= context:
         raise UserError(
-            f'stride: With {stride}, some tokens would be left out, or have nothing before them. It must be from 1 '
+            f'stride: With {stride}, some tokens would be left out, or have no context. It must be from 1 '
             f"to {context}, the model's positions."
         )
     options = {name: config.data[name] for name in (*TEXT_OPTIONS, 'download')}

@@ -43,11 +43,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
     Scores: the data set's metrics on dev, of the last checkpoint and of the best one (by the first metric), and of the
     best one on the other labelled splits and on `config.data.score_train` of the training examples, evenly spread.
-    Facts: the numbers of examples and steps; `loop.Outcome.facts`; `dev_constant`, the first metric on dev where every
-    answer is the same label, the best one; how many sequences were cut, by how many tokens, in all training and dev
-    examples. The predictions for the test splits go to workdir/predictions. Of the best checkpoint's predictions for
-    dev, workdir/dev.npz holds the logits (`write_logits`), workdir/dev_errors.jsonl wrong ones (`write_errors`). A run
-    that is finished is not done again.
+    Facts: the numbers of examples and steps; `loop.Outcome.facts`; `dev_constant`, the first metric on dev if every
+    answer were the same label, the best one; how many sequences were cut, and by how many tokens, among all training
+    and dev examples. The predictions for the test splits go to workdir/predictions. Of the best checkpoint's
+    predictions for dev, workdir/dev.npz holds the logits (`write_logits`) and workdir/dev_errors.jsonl wrong ones
+    (`write_errors`). A run that is finished is not done again.
     """
     started = time.monotonic()
     if not config.init_from:
@@ -152,8 +152,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
             watch = watching(f'evaluating {split}', len(encoded[split].ids), model=of_model)
             logits = predict(params, encoded[split], watch)
             if split != 'dev' and encoded[split].labels is not None:
-                best = {'checkpoint': 'best', 'step': outcome.best['step']}
-                scores += [dataclasses.replace(one, **best) for one in score(split, logits)]
+                step = outcome.best['step']
+                scores += [dataclasses.replace(one, checkpoint='best', step=step) for one in score(split, logits)]
             if is_writer():
                 _write_outputs(config.data, workdir, dataset, split, encoded[split], (loss, logits))
         logging.info(
@@ -174,7 +174,7 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
     """Raises UserError for what can be refused before the model and the data are read."""
     if not 0 <= config.seed < 2**32:  # of the generator that draws and shuffles examples
         raise UserError(f'seed: {config.seed} is not possible. It must be from 0 to {2**32 - 1:,}.')
-    if not config.data.source.startswith('tokens:'):  # there, any rule but theirs is refused
+    if not config.data.source.startswith('tokens:'):  # these refuse any rule but their own
         check_rule(config.data.rule, dataset)
     _loss(config.data, dataset)
 
@@ -187,7 +187,7 @@ def drawn(seed: int, data: ConfigDict, number: int) -> np.ndarray:
 def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     """Every split that the source has, by name: a mistake in a test file should not show after days of training.
 
-    Raises UserError where train or dev have no labelled examples, or the source cannot tell its splits.
+    Raises UserError if train or dev have no labelled examples, or the source's splits cannot be listed.
     """
     data, where, encoded = config.data, config.data.source or dataset.uri, {}
     names = available_splits(dataset, data.source, data.download)
@@ -206,7 +206,7 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
 
 
 def _write_outputs(data, workdir, dataset, split, encoded, outputs):
-    """Files of what the best checkpoint predicts. outputs: kind of loss, logits."""
+    """Writes the best checkpoint's predictions. outputs: (kind of loss, logits)."""
     predicted = metrics.predictions(*outputs)
     if split == 'dev':
         texts = None
@@ -220,7 +220,7 @@ def _write_outputs(data, workdir, dataset, split, encoded, outputs):
 
 
 def _dev_scores(dataset, dev: Encoded, outcome: loop.Outcome) -> list[Score]:
-    """Of the last checkpoint, then of the best one."""
+    """The scores on dev of the last checkpoint, then of the best one."""
     return [
         dataclasses.replace(one, checkpoint=checkpoint, step=evaluation['step'])
         for checkpoint, evaluation in (('last', outcome.evaluations[-1]), ('best', outcome.best))
@@ -229,7 +229,7 @@ def _dev_scores(dataset, dev: Encoded, outcome: loop.Outcome) -> list[Score]:
 
 
 def _shares_context(data, dataset: Dataset, kind: str) -> bool:
-    """Whether the choices' common text is read once: where it is wanted, and the model can."""
+    """Whether the choices' common text is read once: if it is wanted, and the model can do it."""
     return dataset.kind == 'multiple_choice' and data.share_context and 'share_context' not in KINDS[kind].CANNOT
 
 

@@ -51,8 +51,8 @@ class Row(NamedTuple):
 def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     """Generates as configs/generate.py says; returns what it writes to WORKDIR/generations.jsonl (interactive: []).
 
-    WORKDIR/generations.journal, which is deleted at the end, tells which lines of it are finished, so that the command
-    can be resumed.
+    WORKDIR/generations.journal, which is deleted at the end, tells which lines of that file are finished, so that the
+    command can be resumed.
     """
     started = time.monotonic()
     check(config)
@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     classifier, params = store.load_model(saved, config.model, partitioner)
     store.check_finite(saved, params, partitioner)
     model, key = store.summary(classifier.model, params, saved.tokens_seen()), ''
-    if len(rows) > config.batch_size:  # else nothing is finished before all is
+    if len(rows) > config.batch_size:  # else there is one batch, and nothing to resume
         of_model = journal.fingerprint(classifier, params, partitioner)
         key = journal.digest([of_model.encode(), json.dumps([as_json(config), prompts]).encode()])
     make = maker(
@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
     if config.interactive:
         _converse(make, rows_of, config)
         return []
-    if is_writer():  # it is of the texts that were there
+    if is_writer():  # that of earlier texts
         (workdir / 'results.json').unlink(missing_ok=True)
     lines = journal.Lines(workdir / 'generations.jsonl', key)
     with contextlib.closing(lines):
@@ -106,8 +106,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> list[dict]:
 def make_rows(
     prompt: str, name: str, *, tokenizer: Tokenizer, context: int, samples: int, max_tokens: int
 ) -> list[Row]:
-    """The samples to generate for one prompt, without the white space at its end, which is not read. Raises UserError,
-    which calls it `name`, if it is too long, or no text."""
+    """The samples to generate for one prompt; white space at its end is not read. Raises UserError, which calls it
+    `name`, if it is too long or not text."""
     if not prompt.isascii() and prompt != prompt.encode(errors='replace').decode():
         raise UserError(f'{name}: The text is not UTF-8. Convert it.')
     ids = tokenizer.encode_batch([prompt])[0]

@@ -73,7 +73,7 @@ def format_scores(result: Result) -> str:
 
 
 def _cells(values):
-    """Median, best and worst, in per cent; empty where the runs have none."""
+    """Median, best and worst, in per cent; empty if a run has no value."""
     return (None,) * 3 if None in values else [100 * of(values) for of in (statistics.median, max, min)]
 
 

@@ -36,7 +36,7 @@ _TASKS = {
     'ablation': ablation,
     'report': report,
 }
-# The parts in their order, and which others each needs: the first one's model is where it starts from.
+# The parts in order, and the parts that each needs: it starts from the model of the first of these.
 _NEEDS = {
     'prepare': (),
     'pretrain': ('prepare',),
@@ -57,15 +57,16 @@ _BYTES = 3.9e6  # of text that one core prepares in a second
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Runs those of `config.parts` that are not finished, one after the other, each in WORKDIR/PART; prints the plan
-    before, and at the end what is done. The report is written anew each time.
+    first, and at the end what is done. The report is written anew each time.
 
-    A part that needs data which are not there is left out; one that fails is, too, unless others need it.
-    WORKDIR/parts.json keeps what each part was made from. Facts:
-    `parts`, name -> {'state': see Part.state, or 'failed'; 'seconds': that it took, None if unknown}; `left_out`, part,
-    or part and data set -> why. With `config.dry_run` nothing is run and nothing written.
+    A part that needs missing data is left out, and so is one that fails, unless others need it. WORKDIR/parts.json
+    keeps what each part was made from. With `config.dry_run` nothing is run and nothing written.
+
+    Facts: `parts`, name -> {'state': see Part.state, or 'failed'; 'seconds': that it took, None if unknown};
+    `left_out`, PART or PART/PATH of a data set or run -> why.
 
     Raises UserError for an unknown part, one that needs an unfinished one, one that was made from another text or model
-    than is there, and at the end if one has failed.
+    than there is now, and at the end if one has failed.
     """
     started = time.monotonic()
     chosen = _chosen(config.parts)
@@ -90,7 +91,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
                     _start(name, one)
         except Exception as error:
             message = str(error) if isinstance(error, UserError) else explain(error)
-            # Of several processes the others may be in the middle of this part.
+            # With several processes, others may be in the middle of this part.
             if not message or peers.current or any(name in needs for needs in _NEEDS.values()):
                 raise
             failed[name] = message
@@ -125,13 +126,13 @@ def _finish(config, workdir, started, facts) -> Result:
     if failed := [name for name, part in facts['parts'].items() if part['state'] == 'failed']:
         reasons = ' '.join(f'{name}: {facts["left_out"][name]}' for name in failed)
         raise UserError(
-            f'parts: Not all could be finished. {reasons} Then run the same command again; the other parts are done.'
+            f'parts: Not all could be finished. {reasons} Then run the same command again. The other parts are done.'
         )
     return result
 
 
 def _facts(parts, failed):
-    """Those of the result. failed: part -> why."""
+    """The facts of the result. failed: part -> why."""
     states, left_out = {}, dict(failed)
     for name, part in parts.items():
         states[name] = {'state': 'failed' if name in failed else part.state(), 'seconds': part.progress()[1]}
@@ -203,8 +204,8 @@ def _shards(config, workdir):
 
 
 def _sampled_steps(config, workdir):
-    """Of the checkpoints kept, the first at or after each power of ten, and the last; without any, those of which there
-    are samples."""
+    """Of the checkpoints kept, the first at or after each power of ten, and the last; if none is kept, the steps of
+    which there are samples."""
     (language_model,) = _runs('pretrain', config, workdir)
     if not language_model.result():
         return [plan.STEP]
@@ -234,7 +235,7 @@ def _origins(name, config, workdir) -> dict[str, dict]:
 
 
 def _check_origins(config, workdir):
-    """Raises UserError if parts that are there were made from others than are there."""
+    """Raises UserError if there are parts that were made from others than there are now."""
     others, recorded = {}, made_from(workdir)
     for name in _NEEDS:
         there = recorded.get(name, {}) if (workdir / name).exists() else {}
@@ -246,8 +247,8 @@ def _check_origins(config, workdir):
     if others:
         folders = ', '.join(str(workdir / name) for name in others)
         raise UserError(
-            f'parts: Some were made from what is there no more: {"; ".join(others.values())}. Go back to that, or '
-            f'delete {folders} to make them anew.'
+            f'parts: Some were made from other parts than there are now: {"; ".join(others.values())}. Go back to '
+            f'those, or delete {folders} to make them anew.'
         )
 
 
@@ -255,7 +256,7 @@ def _check_origins(config, workdir):
 
 
 def _plan(config, workdir, chosen) -> dict[str, Part]:
-    """All parts; with estimates of those chosen or done, and why some of the others cannot be run."""
+    """All parts, with estimates for those that are chosen or done, and with why some cannot be run."""
     parts = {name: Part(name, _runs(name, config, workdir)) for name in _NEEDS}
     if _is_prepared(config):
         parts['prepare'] = dataclasses.replace(parts['prepare'], left_out=f'{config.text} is prepared already')
@@ -299,7 +300,7 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
 
 
 def _check(name, part, config, sets):
-    """Raises UserError, with the whole name of the key, for what the part's own task would refuse before it begins."""
+    """Raises UserError, with the full name of the key, for what the part's own task would refuse before it begins."""
     usable = [of_set for of_set in plan.datasets(part) if of_set not in sets or not sets[of_set].problem]
     try:
         if part.task == 'pretrain':
@@ -320,7 +321,7 @@ def _size(config) -> int:
 
 
 def _steps(one, config, workdir) -> int:
-    """Of a pre-training run."""
+    """The number of updates of a pre-training run."""
     if result := one.result():
         return result.facts['steps']
     data, tokens = one.config.data, one.config.data.tokens

@@ -17,15 +17,15 @@ from gpt1_jax.report.results import Result, record
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Prepares `config.data.source` in `config.data.output`, by default WORKDIR/shards.
 
-    Facts: `documents` and `tokens` by split, `vocab_size`; `characters_per_token`, None where an earlier version
-    of this program made the shards.
+    Facts: `documents` and `tokens` by split, `vocab_size`; `characters_per_token`, None if an earlier version of this
+    program made the shards.
     """
     started, workdir = time.monotonic(), epath.Path(workdir)
     open_workdir(config, workdir, write=True)
     output = epath.Path(config.data.output or workdir / 'shards').expanduser()
     there = exists(output / 'index.json')
     shards = prepare(config.data, output, _passes(config, output))
-    if there:  # whole?
+    if there:  # finished earlier: it may be damaged since
         shards.verify()
     tokens = {name: split.tokens for name, split in shards.splits.items()}
     facts = {

@@ -33,14 +33,14 @@ from gpt1_jax.training.program import pretraining, text_evaluation
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Trains in `workdir`, or resumes training there; writes and returns the result.
 
-    Scores: `loss` (nats a token, vocabulary rows only) and `perplexity` of the split 'valid', of the last checkpoint
+    Scores: `loss` (nats per token, vocabulary rows only) and `perplexity` on the split 'valid', of the last checkpoint
     and of the best one. Facts: `steps`, `tokens` trained on, `flops` of that, and `loop.Outcome.facts`.
     """
     started = time.monotonic()
     partitioner = Partitioner(config.mesh.strategy, config.mesh.shape)
     saved = _open_model(config) if config.init_from else None
     if not config.data.source.startswith('shards:'):
-        check(config, partitioner.platform)  # else told only after the text is prepared, which can take hours
+        check(config, partitioner.platform)  # before the text is prepared, which can take hours
     open_workdir(config, workdir, write=is_writer(), fingerprint=shards_fingerprint)
     shards = _open_shards(config.data, workdir)
     length, batch_size = config.model.n_positions, config.data.batch_size
@@ -162,15 +162,15 @@ def _open_shards(data, workdir):
     if is_writer():
         if scheme != 'shards':
             prepare(data, output, needs_held_out=True)
-        load_shards(output).verify()  # reading all once is cheap beside training on it
+        load_shards(output).verify()  # reads all tokens once, which is cheap compared with training on them
     peers.meet()
     peers.check_same(shards_fingerprint(f'shards:{output}'), str(output))
     return load_shards(output)
 
 
 def _held_out(config, program, shards):
-    """The held-out batches, of at most `log.eval_windows` windows, and (params, should_stop) -> {'valid_loss',
-    'valid_perplexity'}."""
+    """(the held-out batches, of at most `log.eval_windows` windows; (params, should_stop) -> {'valid_loss',
+    'valid_perplexity'})"""
     if 'valid' not in shards.splits:
         raise UserError(
             f'{shards.directory}: These shards have no held-out split. Prepare them with data.held_out above 0.'
@@ -199,7 +199,7 @@ def _held_out(config, program, shards):
 
 
 def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
-    """The evaluator that `log.zero_shot` asks for, -> {'zero_shot_DATASET': its score}; none if `every` is 0."""
+    """The evaluator that `log.zero_shot` asks for, which gives {'zero_shot_DATASET': score}; none if `every` is 0."""
     wanted = config.log.zero_shot
     if not wanted.every:
         return []

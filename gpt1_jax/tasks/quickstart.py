@@ -1,4 +1,4 @@
-"""The whole method at a small scale: pre-train once, fine-tune each input transformation with and without it."""
+"""The whole method in miniature: pre-trains once, fine-tunes with each input transformation with and without that."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from gpt1_jax.tasks import finetune, generate, pretrain, sweep
 from gpt1_jax.training.partitioning import is_writer
 
 STARTS = ('pretrained', 'scratch')  # variants of the fine-tuning runs, and keys of the config
-BASELINES = ('bag_of_words', 'last_text')  # variants of the scores of bags of words: of all texts, of the last alone
+BASELINES = ('bag_of_words', 'last_text')  # variants of the scores of bags of words: of all texts, of the last one
 _COLUMNS = (
     'data set',
     'input',
@@ -84,14 +84,14 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 
 
 def _write_text(source: str, folder: epath.Path) -> None:
-    """The text to pre-train on, a file for each documented one."""
+    """Writes the text to pre-train on, a file for each documented source file."""
     make_directory(folder)
     for path, text in training_text(source.removeprefix('docs:')).items():
         (folder / f'{path.replace("/", ".")}.txt').write_text(text)
 
 
 def _write_examples(name, source, folder):
-    """The splits of a data set, as files that anyone can read, and processes at once."""
+    """Writes the splits of a data set as files, which people can read, and several processes at the same time."""
     make_directory(folder)
     dataset = REGISTRY[name]
     for split in dataset.splits:
@@ -188,7 +188,7 @@ def _cells(result, name, scores) -> Iterator[str]:
 
 
 def _epochs(result, name, variant, checkpoint):
-    """After how many epochs a checkpoint was, the median over seeds."""
+    """The number of epochs up to a checkpoint, the median over seeds."""
     steps = result.facts['train_examples'][name][variant] // result.config['finetune']['data']['batch_size']
     of = result.select(dataset=name, variant=variant, split='dev', metric='accuracy', subset='', checkpoint=checkpoint)
     return statistics.median(score.step / steps for score in of)

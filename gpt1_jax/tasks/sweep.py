@@ -28,7 +28,7 @@ from gpt1_jax.training.partitioning import is_writer
 _MOST_NAMED = 10
 _ABSENT = 'has no folder for it'
 _ENTRY = {'dataset': str, 'variant': str, 'seed': int, 'path': str}  # of runs.json
-_OF_STUDY = ('task', 'study', 'init_from', 'rest')  # what all runs of a table have in common
+_OF_STUDY = ('task', 'study', 'init_from', 'rest')  # keys that all runs of a table have in common
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
@@ -52,7 +52,7 @@ def finish(config: ConfigDict, workdir: epath.Path, result: Result, table: str) 
 def with_variants(
     config: ConfigDict, variants: dict[str, dict], *, without: tuple[str, ...], **added: object
 ) -> ConfigDict:
-    """The config of a task that is built on this one -> that of its runs, for `fine_tune_all`.
+    """Turns the config of a task that is built on sweeps into one for `fine_tune_all`.
 
     Args:
       variants: name -> changed keys of a run's config, in the order of the runs.
@@ -71,17 +71,17 @@ def with_variants(
 def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | None = None) -> Result:
     """The runs of a sweep, without a table or a results.json of their own.
 
-    WORKDIR/NAME[/VARIANT]/seedN are the runs, WORKDIR/runs.json lists them before the first one starts, as {'dataset',
-    'variant', 'seed', 'path'}, and after them those of earlier commands that are still there; WORKDIR/predictions are
-    those of each set's run with the best dev score. What cannot be used is left out and named; so is a run that
-    diverges, and the others go on.
+    WORKDIR/NAME[/VARIANT]/seedN are the runs. WORKDIR/runs.json lists them before the first one starts, as {'dataset',
+    'variant', 'seed', 'path'}, and after them those of earlier commands that are still there. WORKDIR/predictions has
+    the predictions of each set's run with the best dev score. A data set that cannot be used is left out and named, and
+    so is a run that diverges; the others go on.
 
     Args:
-      task: the config with which the workdir is opened, as soon as nothing speaks against the runs; None: it is open.
+      task: the config with which the workdir is opened, once all checks are passed; None: it is open.
 
     Returns:
-      The scores of all runs; facts `train_examples`, data set -> variant -> number, `glue_average`, variant -> average
-      of the medians, where all nine tasks are there, `left_out`, data set, or path of its variant or run -> why.
+      The scores of all runs; facts `train_examples`, data set -> variant -> number; `glue_average`, variant -> average
+      of the medians, if all nine tasks are there; `left_out`, data set, or path of its variant or run -> why.
 
     Raises:
       UserError: no data set can be used, a variant does not fit the config, or the workdir holds one of the runs with
@@ -141,7 +141,7 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
 
 
 def check_runs(config: ConfigDict, names: Sequence[str]) -> None:
-    """Raises UserError for what can be refused before models and data are read; of runs, of those on `names`."""
+    """Raises UserError for what can be refused before models and data are read; checks the runs on `names` only."""
     if not config.datasets:
         raise none_usable({})
     for name in config.datasets:
@@ -159,7 +159,7 @@ def _earlier_runs(workdir):
 
 def _check_study(config, workdir, earlier):
     """Raises UserError if the earlier runs, which the report shows together with those of this config, are of another
-    study. Settings of their own are told beside them."""
+    study. The report shows their other settings beside them."""
     of_study = lambda of: {key: of[key] for key in _OF_STUDY if key in of}
     path = workdir / 'config.json'
     if earlier and exists(path) and (found := compare(of_study(read_json(path)), of_study(as_json(config)))):
@@ -198,11 +198,11 @@ def _fine_tune(config, folder, write):
         with lock.hold(folder, write=write):
             return finetune.run(config, folder)
     except DivergedError as error:
-        return error.with_traceback(None)  # it would keep the run's state
+        return error.with_traceback(None)  # the traceback would keep the run's state in memory
 
 
 def _log_left_out(left_out):
-    """All of it at once: mistakes, then what is not there."""
+    """Logs all that is left out at once: first mistakes, then what is not there."""
     if left_out:
         ordered = sorted(left_out.items(), key=lambda item: item[1].endswith(_ABSENT))
         reasons = [f'{name}: {reason}' for name, reason in ordered[:_MOST_NAMED]]
@@ -217,7 +217,7 @@ def _path(*parts):
 
 
 def _uris(config):
-    """(data set -> its source URI, data set or path of its variant -> why it cannot be used): found out before anything
+    """(data set -> its source URI; data set or path of its variant -> why it cannot be used), found out before anything
     is trained."""
     uris, left_out, directory, unknown = {}, {}, config.data.source.partition(':')[2], []
     check_runs(config, ())
@@ -265,7 +265,7 @@ def _run_config(config, name, uri, variant, seed):
 
 
 def _copy_predictions(runs, workdir):
-    """Those of each data set's run with the best dev score, the first of equal ones."""
+    """Copies the predictions of each data set's run with the best dev score, the first of equal ones."""
     for name in dict.fromkeys(name for name, _, _ in runs):
         dev = {
             path: result.value(split='dev', subset='', metric=REGISTRY[name].metrics[0], checkpoint='best')
@@ -278,7 +278,7 @@ def _copy_predictions(runs, workdir):
 
 
 def _glue_averages(scores):
-    """Variant -> GLUE's average of the medians, where all of its tasks are there."""
+    """Variant -> GLUE's average of the medians, if all of its tasks are there."""
     medians = {}
     for (name, variant, split, subset, metric), of in summary(scores).items():
         medians.setdefault(variant, {}).setdefault(name, {})[paper_key(split, metric, subset)] = of['median']
@@ -287,9 +287,9 @@ def _glue_averages(scores):
 
 def summary(scores: list[Score], split: str = 'dev') -> dict[tuple[str, str, str, str, str], dict]:
     """The scores of all seeds: (dataset, variant, split, subset, metric) -> {'median', 'best', 'worst', 'last',
-    'runs'}, each run's at its best checkpoint, 'last' the median at the last one or None.
+    'runs'}: of each run's best checkpoint, but 'last' is the median at the last checkpoint, or None.
 
-    split: with what the names of the splits begin.
+    split: beginning of the names of the splits.
     """
     values = {}
     for score in scores:

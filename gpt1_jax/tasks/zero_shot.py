@@ -30,8 +30,8 @@ _FORM = {  # of each checkpoint's entry in zero_shot.json
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Scores the checkpoints that `config.init_from` names on `config.datasets`; prints a table.
 
-    WORKDIR/zero_shot.json keeps what is found of each checkpoint, and WORKDIR/evaluation.journal what is found of the
-    one that is being scored, so that the command can be resumed. WORKDIR/table.txt is the table.
+    WORKDIR/zero_shot.json keeps the findings for each checkpoint, and WORKDIR/evaluation.journal the finished batches
+    of the one that is being scored, so that the command can be resumed. WORKDIR/table.txt is the table.
 
     Scores, each with its step: the metric of paper.ZERO_SHOT, and 'scaled', see paper.scaled. Facts: `checkpoints`, a
     list of {'step', 'tokens_seen', 'cola_threshold', 'ties'}; `examples` and `cut`, data set -> number; `left_out`,
@@ -89,7 +89,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _checkpoints(init_from) -> list[str]:
-    """The names of single checkpoints that `init_from` means. RUN@all: each that there is, by step."""
+    """The single checkpoints that `init_from` names. RUN@all: every checkpoint that the run has kept, by step."""
     run = init_from.removesuffix('@all')
     if run == init_from:
         return [init_from]
@@ -102,8 +102,8 @@ def _checkpoints(init_from) -> list[str]:
 
 def _find(config, workdir, models, questions, content, partitioner) -> list[dict]:
     """For each model: its 'step', its 'model' of the record, and 'findings', data set -> zero_shot.Finding as a dict;
-    also what these are found with: 'checkpoint', and `content`, data set -> fingerprint. From WORKDIR/zero_shot.json as
-    far as they are there, of the same checkpoint and content."""
+    also what they depend on: 'checkpoint', a fingerprint, and 'content', data set -> fingerprint. Those that are in
+    WORKDIR/zero_shot.json for the same checkpoint and content are taken from there."""
     path, score = workdir / 'zero_shot.json', None
     found = {of_one['step']: of_one for of_one in (read_json(path, [_FORM]) if exists(path) else [])}
     origins = [{'checkpoint': saved.fingerprint(), 'content': content} for saved in models]
@@ -141,8 +141,8 @@ def _find(config, workdir, models, questions, content, partitioner) -> list[dict
 
 
 def _is_of(of_one, origin):
-    """Whether what was found is all that is wanted, and of the same checkpoint and content, as far as these were
-    written: earlier versions did not. Of other programs' models nothing tells whether they are the same."""
+    """Whether an entry has all findings that are wanted, for the same checkpoint and content. Earlier versions did not
+    write these two, and then they pass. Models of other programs never do: nothing tells whether they are the same."""
     checkpoint, content = origin['checkpoint'], of_one.get('content', {})
     if not checkpoint or of_one.get('checkpoint', checkpoint) != checkpoint:
         return False
@@ -152,7 +152,7 @@ def _is_of(of_one, origin):
 
 
 def format_scores(result: Result) -> str:
-    """A line a checkpoint: raw scores in per cent, and scaled ones. Above and below them chance and the best supervised
+    """A line per checkpoint: raw scores in per cent, and scaled ones; above them chance, below them the best supervised
     results of the time."""
     of_set = {score.dataset: score for score in result.scores}
     columns = [('step', 8, ''), ('tokens', 16, ',d')]
