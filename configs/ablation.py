@@ -9,9 +9,9 @@ The argument is the study:
   share   parts of the training examples, with and without pre-training.
 
 Fine-tunes on each data set in each variant of the method; prints a table of the medians over the seeds, beside the
-paper's table 5. The source has one folder per data set. WORKDIR/NAME/VARIANT/seedN are the runs; the command can be
-resumed, and other data sets, seeds or values be asked for later: `--config.datasets=cola,sst2`. The table then has what
-is asked for, the report all of the study. Other keys: configs/finetune.py.
+paper's table 5. The source has one folder per data set. WORKDIR/NAME/VARIANT/seedN are the runs. The command can be
+resumed, and other data sets, seeds or values added later: `--config.datasets=cola,sst2`. The table then has only what
+was asked for, the report all of the study. Other keys: configs/finetune.py.
 
 Hardware: 117M parameters need an accelerator; time: table5 is 32 fine-tuning runs a seed, lambda 48, share 80; not
 measured yet. Result: the paper's averages are 74.7, 59.9, 75.0 and 69.1; not reproduced yet.

@@ -19,15 +19,15 @@ WORKDIR/table.txt is the table. How to read it:
 - `least time` is what the FLOPs and bytes of each instruction of the compiled step need at these ceilings. Its share of
   the measured time says how much is left to gain; on a CPU, caches allow more than 100 %.
 - `in the loop` is the training loop with its input; waiting for the input, placing the batch, launching the step and
-  waiting for the device add up to it. `alone` is the same step on batches that are on the device. What the loop takes
-  longer is lost to input or launching.
-- MFU is that of training: causal attention counted half, recomputation and padding not at all; unknown without a
-  vendor's peak.
-- Compiled steps are kept for later runs; with JAX_ENABLE_COMPILATION_CACHE=false in the environment they are compiled
-  anew, and the time is that of compiling.
+  waiting for the device add up to it. `alone` is the same step on batches that are already on the device. The
+  difference is lost to input or launching.
+- MFU is that of training: causal attention counts half, recomputation and padding not at all. It is unknown for a
+  device without a vendor's peak.
+- Compiled steps are kept for later runs. With JAX_ENABLE_COMPILATION_CACHE=false in the environment they are compiled
+  anew, so that the compile time is measured.
 
-Hardware: any, in one process. Time: `minutes`, about; at least ten steps are made, however long one takes. Result: no
-figures on a quiet machine yet.
+Hardware: any, in one process. Time: about `minutes`, but always at least ten steps. Result: no figures on a quiet
+machine yet.
 """
 
 import ml_collections
@@ -42,13 +42,13 @@ def get_config(arg: str = 'pretrain') -> ml_collections.ConfigDict:
     work = arg or 'pretrain'
     check_choice('argument', work, WORKS)
     model = common.model_of_any_size()
-    model.scan = work == 'finetune'  # as in the configs of the two
+    model.scan = work == 'finetune'  # as in configs/pretrain.py and configs/finetune.py
     config = ml_collections.ConfigDict(
         dict(
             task='benchmark',
             work=work,
             size='',  # see gpt1_jax/model/sizes.py; empty: tiny on a CPU, gpt1 elsewhere
-            minutes=3.0,  # in all, about: what is compiled, or measured once, is finished
+            minutes=3.0,  # in all, about: a compilation or a single measurement is not cut short
             model=model,
             mesh=common.mesh_defaults(),
         )

@@ -8,8 +8,8 @@ from gpt1_jax.model.sizes import SIZES, init_std
 
 
 def model_defaults() -> ml_collections.ConfigDict:
-    """Settings of training and computation, for models of any kind and size. A kind ignores those of what it lacks: an
-    LSTM has no attention, no position rows, no stack of layers to scan or recompute."""
+    """Settings of training and computation, for models of any kind and size. A kind ignores the settings of parts that
+    it lacks: an LSTM has no attention, no position rows, and no stack of layers to scan or recompute."""
     return ml_collections.ConfigDict(
         dict(
             dropout=0.1,  # of embeddings (section 4.1)
@@ -17,8 +17,8 @@ def model_defaults() -> ml_collections.ConfigDict:
             residual_dropout=0.1,  # of the output of each sub-layer, and of the LSTM's layer
             embedding_dropout='table',  # what `dropout` drops from: table (the release) or sum (the Hugging Face port)
             softmax_rows='all',  # rows that compete in training: all (the release) or tokens (without positions)
-            init_std=optional(float),  # standard deviation of initial values; None: 0.02 at width 768, narrower more
-            scan=True,  # compile one layer and loop (compiles fast), or every layer (runs fast)
+            init_std=optional(float),  # standard deviation of initial values; None: 0.02 at width 768, more if narrower
+            scan=True,  # compile one layer and loop over it (compiles fast), or compile every layer (runs fast)
             remat=False,  # recompute activations in the backward pass to save memory
             attention='auto',  # xla, kernel, or auto (the kernels of a TPU or GPU, where they fit the model)
             dtype='auto',  # of computation: float32, bfloat16, or auto (float32 on a CPU, bfloat16 elsewhere)
@@ -27,7 +27,7 @@ def model_defaults() -> ml_collections.ConfigDict:
 
 
 def model_of_any_size() -> ml_collections.ConfigDict:
-    """`model_defaults` with the sizes of models of all kinds; None: that of the config's key `size`."""
+    """`model_defaults` and the sizes of every kind of model. A size that is None is that of the config's `size`."""
     model = model_defaults()
     for name in dict.fromkeys(name for named in SIZES.values() for name in named.sizes):
         model[name] = optional(int)
@@ -43,7 +43,7 @@ def model_size(size: str) -> ml_collections.ConfigDict:
         kind=named.kind,  # of model, see gpt1_jax/model/architecture.py
         **named.sizes,
         init_std=init_std(named.sizes['width']),
-        scan=False,  # unrolled, a step moves half the bytes on a TPU or GPU and takes four fifths of the time on a CPU
+        scan=False,  # without a loop, a step moves half the bytes on a TPU or GPU and takes 4/5 of the time on a CPU
     )
     return model
 
@@ -60,8 +60,8 @@ def optimizer_defaults(**values: object) -> ml_collections.ConfigDict:
             weight_decay=0.01,  # of tables and kernels
             max_grad_norm=1.0,  # gradients are clipped to this norm; 0: no clipping
             accumulation=1,  # micro-batches per batch
-            max_skipped=5,  # non-finite steps in a row that are divergence
-            on_divergence='stop',  # or rollback: back to the last checkpoint, and on without the batches from there on
+            max_skipped=5,  # non-finite steps in a row that count as divergence
+            on_divergence='stop',  # or rollback: back to the last checkpoint, then skip the batches read since
         )
         | values
     )
@@ -72,7 +72,7 @@ def text_defaults() -> dict:
     return dict(
         source='',  # URI of the text
         download=True,  # fetch what is not here, of tfds: and hf:
-        text_column='',  # of tables among its files; empty: text, book_text or content
+        text_column='',  # of the tables among its files; empty: text, book_text or content
         strip_gutenberg=False,  # take out the header and the licence of Project Gutenberg
         unwrap=False,  # join the lines of each paragraph of prose
     )
@@ -86,7 +86,7 @@ def data_defaults(**values: object) -> ml_collections.ConfigDict:
             output='',  # folder of the shards; empty: WORKDIR/shards
             vocab_size=40000,  # pieces of the vocabulary to train
             tokenizer='',  # folder of a vocabulary to use instead
-            tokenizer_sample_mb=64,  # text to train the vocabulary on, in 2^20 characters (Latin: MB)
+            tokenizer_sample_mb=64,  # text to train the vocabulary on, in units of 2^20 characters (of ASCII: MiB)
             held_out=0.01,  # fraction of the text; of a single document at most 0.9
             tokens_per_shard=2**26,  # in one file
             workers=0,  # processes; 0: one per core
@@ -102,10 +102,10 @@ def run_defaults(**log: object) -> dict:
         checkpoint=ml_collections.ConfigDict(
             dict(
                 every=2000,  # steps between saves, in addition to those after evaluations; 0: only those
-                every_minutes=0.0,  # minutes after a save that another one is due, wherever the run is; 0: never
+                every_minutes=0.0,  # also save when the last save is this many minutes old; 0: never
                 keep_latest=2,  # newest checkpoints to keep
                 keep_best=1,  # best checkpoints to keep
-                keep_every=0,  # also keep each step that this divides; 0: none
+                keep_every=0,  # also keep each step that is a multiple of this; 0: none
                 keep_log=0,  # also keep this many steps per factor of ten (1, 10, 100, ... if 1); 0: none
             )
         ),

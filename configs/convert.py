@@ -5,8 +5,8 @@
 
 `source` and `target` are each `openai:DIR`, `hf:DIR` or a workdir; `source` may be `hf:OWNER/NAME`, which is fetched.
 An hf: folder loads in transformers, and its README.md says what transformers does not express; an openai: folder has no
-special rows and no head. Training from such a folder and evaluating it need no conversion: `init_from` accepts it as it
-is.
+special rows and no head. To train from such a folder or to evaluate it, no conversion is needed: `init_from` accepts
+it.
 
 Hardware: any; about 2 GB of memory for 117M parameters. Time: about 3 s of processor time to read 117M parameters; the
 rest depends on the disk.

@@ -3,12 +3,12 @@
     python -m gpt1_jax.main --config=configs/evaluate.py:sst2 --config.init_from=runs/sst2 \
         --config.data.source=files:/data/sst2 --config.split=dev --workdir=runs/sst2-dev
 
-The argument names the data set, and `data.source` where it is, as in configs/finetune.py. The split is one of train,
-dev, test; for MNLI also dev_mismatched and test_mismatched. `init_from` is the workdir of a fine-tuning run; its best
-checkpoint is used. The argument `text` scores running text instead: see configs/evaluate_text.py.
+The argument names the data set and `data.source` says where it is, as in configs/finetune.py. The split is one of
+train, dev, test; for MNLI also dev_mismatched and test_mismatched. `init_from` is the workdir of a fine-tuning run; its
+best checkpoint is used. The argument `text` scores running text instead: see configs/evaluate_text.py.
 
-The metrics, also per class, are in WORKDIR/results.json and the predictions in WORKDIR/predictions, those of GLUE's
-test splits in the form of a submission. Run a command that was stopped or killed again to resume it.
+The metrics, also per class, are in WORKDIR/results.json. The predictions are in WORKDIR/predictions; those of GLUE's
+test splits have the form of a submission. Run a command that was stopped or killed again to resume it.
 
 Hardware: any. Time: not measured yet. Result: on dev, the scores of the best checkpoint in the run's own results.json.
 """

@@ -4,8 +4,8 @@
         --config.data.source=files:/data/sst2 --workdir=runs/sst2
 
 The argument names a data set of gpt1_jax/data/labelled/registry.py, which has all of the paper's (for a list, give any
-other name), or is custom: your own data set, with its kind, fields and labels. Of multiple choice the last field is a
-list; where each choice has a column, `choices` names these:
+other name), or is custom: your own data set, with its kind, fields and labels. For multiple choice the last field is a
+list; if each choice has a column of its own, `choices` names the columns:
 
     python -m gpt1_jax.main --config=configs/finetune.py:custom --config.init_from=runs/gpt1 \
         --config.data.source=files:/data/mine --config.data.kind=entailment \
@@ -17,8 +17,8 @@ folder per data set. The command can be resumed; it prints median, best and wors
     python -m gpt1_jax.main --config=configs/finetune.py:glue --config.init_from=runs/gpt1 \
         --config.data.source=files:/data --config.seeds=5 --workdir=runs/glue
 
-Sources: `files:/dir` with train, dev (or validation, val) and optionally test as .jsonl, .json, .tsv, .csv, these as
-.gz, or .parquet, or as the authors of the set, GLUE, `datasets` or the hub ship it; `tfds:glue/sst2`;
+Sources: `files:/dir` with train, dev (or validation, val) and optionally test as .jsonl, .json, .tsv, .csv (each also
+as .gz) or .parquet, or as the authors of the set, GLUE, `datasets` or the hub ship it; `tfds:glue/sst2`;
 `hf:nyu-mll/glue:sst2` (OWNER/NAME:CONFIG of the Hugging Face hub). Empty: the data set's own in TensorFlow Datasets, or
 else on the hub; the log says which. What is not here is fetched. `init_from` may also be
 `hf:openai-community/openai-gpt`, the released model. `--config.n_transfer=-1` trains from scratch, with the same size
@@ -49,8 +49,8 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             task='finetune',
             seed=0,  # of the new parameters, dropout, the order and the share of the examples
             init_from='',  # the model to fine-tune
-            n_transfer=common.optional(int),  # layers to transfer; 0: only the table; -1: nothing; None: all
-            rest='fresh',  # what stands in for the other layers: fresh ones (the release), or none: absent
+            n_transfer=common.optional(int),  # layers to transfer; 0: only the table; -1: not even that; None: all
+            rest='fresh',  # the other layers: fresh (new ones, as in the release) or absent (left out)
             lm_coefficient=0.5,  # weight of the auxiliary LM loss (section 3.2)
             model=model,
             optimizer=common.optimizer_defaults(schedule='linear', learning_rate=6.25e-5, warmup_fraction=0.002),
@@ -60,16 +60,16 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                     source='',  # URI, see above
                     download=True,  # fetch what is not here, of tfds: and hf:
                     batch_size=32,  # examples
-                    epochs=3.0,  # at most, if there is a patience
-                    patience=0,  # epochs in a row without a better dev score that end the run; 0: none do
+                    epochs=3.0,  # at most, if `patience` is set
+                    patience=0,  # stop after this many epochs in a row without a better dev score; 0: never
                     eval_batch_size=64,  # examples
                     max_length=common.optional(int),  # None: the model's positions
                     limit=common.optional(int),  # None: all training examples
-                    share=1.0,  # share of these that is used, drawn with the seed
+                    share=1.0,  # share of these to use, drawn with the seed
                     score_train=0,  # training examples that the best checkpoint is also scored on
                     rule='',  # how long sequences are cut: longest or release; empty: the data set's own
-                    share_context=True,  # of multiple choice: read the choices' context once (the release: per choice)
-                    score_loss='ordinal',  # of a set with scores: ordinal (six soft classes, the release) or mse
+                    share_context=True,  # multiple choice: read the context once for all choices (release: per choice)
+                    score_loss='ordinal',  # loss of a set with scores: ordinal (six soft classes, the release) or mse
                     cache='',  # folder of the token sequences; empty: gpt1_jax in the user's cache; off: none
                     # Only for custom; names are separated by commas.
                     kind='',  # classification, entailment, similarity or multiple_choice
@@ -77,7 +77,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                     choices='',  # of multiple choice: the columns of the choices, if these are not one list
                     labels='',  # names of the labels, in the order of their ids
                     label_field='label',  # column of the label
-                    metrics='',  # the first picks the best epoch; empty: accuracy, or pearson; f1: of the second label
+                    metrics='',  # the first picks the best epoch; empty: accuracy, or pearson; f1 is of the 2nd label
                     max_score=0,  # highest score, for scores from 0 in place of labels
                 )
             ),
@@ -91,6 +91,6 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             datasets=SUITES[name],
             seeds=1,
             variants=ml_collections.ConfigDict(),
-            workers=0,  # runs at a time; 0: one per core, up to 8, if the only device is a CPU and the model narrow
+            workers=0,  # runs at a time; 0: on a CPU and with a narrow model one per core, up to 8, else 1
         )
     return config

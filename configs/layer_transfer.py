@@ -4,13 +4,13 @@
         --config.data.source=files:/data --workdir=runs/layer_transfer_mnli
 
 Fine-tunes on one data set with the table and the first n = 0, 1, ... layers of `init_from`; prints a table of train and
-dev scores over n. The argument names the data set, the paper's are mnli and race; the source has one folder per data
-set. WORKDIR/NAME/layersN/seedN are the runs; the command can be resumed, and more layers or seeds be asked for later.
+dev scores over n. The argument names the data set; the paper's are mnli and race. The source has one folder per data
+set. WORKDIR/NAME/layersN/seedN are the runs. The command can be resumed, and more layers or seeds added later.
 Other keys: configs/finetune.py.
 
-The layers that are not transferred are new, as in the release (`n_transfer`). With `rest=absent` they are left out: a
-model of n layers, which with none cannot tell texts of one length apart, so that its curve begins at chance. That of
-the paper begins 9 points below its end on MNLI.
+The layers that are not transferred are new, as in the release (`n_transfer`). With `rest=absent` they are left out, and
+the model has n layers. With none it cannot tell texts of one length apart, so its curve begins at chance; the paper's
+begins 9 points below its end on MNLI.
 
 Hardware: 117M parameters need an accelerator; time: 13 fine-tuning runs a seed; not measured yet.
 Result: in the paper every layer helps, all 12 by about 9 points on MNLI; not reproduced yet.
@@ -30,7 +30,7 @@ def get_config(arg: str = 'mnli') -> ml_collections.ConfigDict:
     del config.n_transfer  # it is what varies
     config.update(
         task='layer_transfer',
-        rest='fresh',  # what stands in for the other layers: fresh ones (the release), or none: absent
+        rest='fresh',  # the other layers: fresh (new ones, as in the release) or absent (left out)
         layers=(),  # numbers of layers to transfer, such as (0,2,4); empty: from 0 to all
         seeds=1,  # fine-tuning runs of each number
         workers=0,  # runs at a time; 0: see configs/finetune.py

@@ -11,15 +11,15 @@ method, and writes the report.
 
 The argument is a size: tiny, small, gpt1 (default; the paper's values). Each part is a run of its own in WORKDIR/PART;
 its command, which does the same, is printed before it starts. `config.PART` is the config of the part, so
-`--config.finetune.data.limit=500` changes that of fine-tuning; the keys that join the parts (`init_from`, the sources,
-`seeds`) are filled in. Parts that need data which the source lacks are left out and named.
+`--config.finetune.data.limit=500` changes that of fine-tuning. The keys that connect the parts (`init_from`, the
+sources, `seeds`) are filled in. Parts whose data the source lacks are left out and named.
 
 `dry_run` prints the plan, with estimated times, and does nothing. After an interruption, run the same command again:
 finished parts are not done again, others are resumed. WORKDIR/report/report.html is the result, written anew each time.
 
 Hardware: tiny and small run on 2 CPU cores: about 6 and 20 hours with 263 MB of novels and fifteen sets, some in part,
-by the plan's own estimate; not measured as a whole. gpt1 needs an accelerator, and about 70 GB for the checkpoints that
-are kept; not measured. Result: the paper's is not reproduced yet.
+by the plan's own estimate; not measured as a whole. gpt1 needs an accelerator, and about 70 GB of disk for the
+checkpoints that are kept; not measured. Result: the paper's is not reproduced yet.
 """
 
 import ml_collections
@@ -37,7 +37,7 @@ _FILES = {
     'ablation': ablation,
     'report': report,
 }
-_LSTM = {'tiny': 'tiny_lstm', 'small': 'small_lstm', 'gpt1': 'lstm'}  # as wide
+_LSTM = {'tiny': 'tiny_lstm', 'small': 'small_lstm', 'gpt1': 'lstm'}  # of the same width
 
 
 def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
@@ -66,7 +66,7 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
             seeds=3,  # fine-tuning runs of each set and variant
             parts='',  # names of those to run, separated by commas; empty: all
             dry_run=False,  # print the plan, and do nothing
-            files=tuple(files.items()),  # part, its config file and the argument of that
+            files=tuple(files.items()),  # part, and its config file with the argument
         )
     )
     for part, file in files.items():

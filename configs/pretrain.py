@@ -5,7 +5,7 @@
     python -m gpt1_jax.main --config=configs/pretrain.py:lstm --config.data.source=text:/books --workdir=runs/lstm
 
 The argument is a size: tiny, small, gpt1 (default); or tiny_lstm, small_lstm, lstm: the LSTM that the paper compares
-with (section 5: one layer of 2,048 units), all else being equal. `data.source` is a corpus (`tfds:pg19`,
+with (section 5: one layer of 2,048 units), everything else being equal. `data.source` is a corpus (`tfds:pg19`,
 `hf:OWNER/NAME`, `text:/books`, `docs:`), which is first prepared in WORKDIR/shards, or `shards:/path`, prepared before.
 `init_from` (a workdir, `openai:DIR`, `hf:DIR`, `hf:OWNER/NAME`) starts from another model's parameters; size and
 tokenizer must be the same.
@@ -13,10 +13,10 @@ tokenizer must be the same.
 gpt1_large_batch is gpt1 in batches of 512 x 512 tokens, for slices that are too wide for 64 rows. Its settings are not
 the paper's, and nobody has trained with them yet. With k = 8 times the batch they follow the square-root scaling rule
 of Adam (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", arXiv:2205.10287): the
-rate grows by sqrt(k), 1 - b1 and 1 - b2 by k, and eps shrinks by sqrt(k). What the rule does not speak of is kept per
-token: the length of the run and of the warm-up, and the weight decay, whose sum over the run (rate x decay x steps) is
-kept if the decay grows by sqrt(k). The norm at which gradients are clipped stays. 8 is the largest power of two that
-leaves b1 above 0.
+rate grows by sqrt(k), 1 - b1 and 1 - b2 by k, and eps shrinks by sqrt(k). What the rule does not cover is kept per
+token: the length of the run and of the warm-up, and the weight decay, whose sum over the run (rate x decay x steps)
+stays the same if the decay grows by sqrt(k). The norm at which gradients are clipped stays. 8 is the largest power of
+two that leaves b1 above 0.
 
 Hardware: gpt1 needs an accelerator (the paper: 8 GPUs, one month); not measured yet.
 Result: the paper's model has token perplexity 18.4 on BooksCorpus; not reproduced yet (BooksCorpus is not public).
@@ -75,5 +75,5 @@ def _scale_batch(config, k):
         weight_decay=optimizer.weight_decay * root,
         warmup_steps=optimizer.warmup_steps // k,
     )
-    for part, key in ((config.log, 'eval_every'), (config.checkpoint, 'every')):  # in steps, so that as often per token
+    for part, key in ((config.log, 'eval_every'), (config.checkpoint, 'every')):  # steps: as often per token as before
         part[key] //= k

@@ -8,8 +8,9 @@ examples of each of four data sets, one for each input transformation, and train
 each until dev stops improving. Prints accuracies on test beside those of a bag of words with logistic regression, and
 writes a report. `seeds` fine-tunes that many times; each draws 200 other examples.
 
-The settings of each start are those with the best mean on the dev sets, seed 0: of learning rates 2e-4, 4e-4 and 8e-4
-from the pre-trained model and 5e-4, 1.5e-3 and 4e-3 from scratch, and of no auxiliary loss or one of weight 0.5.
+The settings of each start are those with the best mean on the dev sets, seed 0. The learning rates tried were 2e-4,
+4e-4 and 8e-4 from the pre-trained model and 5e-4, 1.5e-3 and 4e-3 from scratch, each without the auxiliary loss and
+with one of weight 0.5.
 
 Hardware: 2 CPU cores. Time and result: README.md, measured.
 """
@@ -32,7 +33,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     language_model.optimizer.update(learning_rate=2e-3, warmup_steps=50)
     language_model.log.update(every=50, eval_every=500, eval_windows=100)
     classifier = finetune.get_config('docs_number')
-    # A fifth of the 1,000 training examples. A constant rate: with one that falls, the end of a run would depend on
+    # A fifth of the 1,000 training examples. The rate is constant: with a falling one, the end of a run would depend on
     # `epochs`, not on dev.
     classifier.data.update(source=PACKAGES, share=0.2, batch_size=16, epochs=40.0, patience=10)
     classifier.optimizer.update(schedule='constant', warmup_fraction=0.0, warmup_steps=20)

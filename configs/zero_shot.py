@@ -34,10 +34,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             task='zero_shot',
             init_from='',  # a run, RUN@STEP or RUN@all, see above
             datasets=tuple(ZERO_SHOT),
-            # What the paper does not say, or says; the other value shows what it does.
-            start_token=False,  # whether the token that ends a text stands before each sequence
+            # Choices that the paper leaves open or makes; the other value shows their effect.
+            start_token=False,  # put the token that ends a text before each sequence
             length_normalised=True,  # mean log-probability of the tokens (the paper), or the sum
-            condition='given',  # answers of race, story_cloze, copa: given what precedes them (the paper), or alone
+            condition='given',  # answers of race, story_cloze, copa: given the text before them (the paper), or alone
             data=ml_collections.ConfigDict(
                 dict(
                     source='',  # URI of the data sets, see above

@@ -2,12 +2,12 @@
 
 A step is bad if its loss or gradient is not finite (it then changes nothing, see `steps.train_step`), or if its loss
 is a spike: more than 7 standard deviations above the mean of the last 1,000 or so, about what OLMo 2 counts in its
-spike score (OLMo team 2025, arXiv 2501.00656). So many bad steps in a row as `optimizer.max_skipped` says are
-divergence. With `optimizer.on_divergence` 'stop', where only what is not finite counts, they end the run. With
-'rollback' it goes back to the newest checkpoint before them and leaves out the batches from there to the last of them,
-as was done for PaLM (Chowdhery et al. 2022, section 5.1): the later batches move up, the number of updates stays.
+spike score (OLMo team 2025, arXiv 2501.00656). A loss has diverged after `optimizer.max_skipped` bad steps in a row.
+With `optimizer.on_divergence` 'stop', where only non-finite steps count as bad, the run then ends. With 'rollback' it
+goes back to the newest checkpoint before the bad steps and leaves out the batches from there to the last bad step, as
+was done for PaLM (Chowdhery et al. 2022, section 5.1): the later batches move up, the number of updates stays.
 
-All of it is a function of the losses, which every process sees alike and a resumed run sees again.
+All of it depends on the losses only, which are the same in every process and in a resumed run.
 """
 
 import dataclasses
