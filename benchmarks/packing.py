@@ -7,8 +7,8 @@ transformers; without it PyTorch is left out. All sides use the same model (Open
 same batches of the same token sequences, both losses, clipping and one Adam update per step, in float32 on the CPU.
 Padded lengths are rounded up to a multiple of 16 on the JAX side, because otherwise every batch would be compiled. On
 the packed side the choices of a question share its text (RACE), the default of `data.share_context`. The first 20,000
-examples of a set are read: their epoch is long in the sense of `data.labelled.packing`, as those of the whole SST-2,
-MNLI and RACE are; with fewer, more of the packed side would be padding. PyTorch's loop is the usual one: a collator
+examples of a set are read, so that rows are as full as with the whole SST-2, MNLI and RACE; with fewer
+examples, more of the packed side would be padding. PyTorch's loop is the usual one: a collator
 that pads to the batch's longest, forward, backward, clip_grad_norm_, AdamW. After one pass to warm up (and compile) the
 sides take turns, `--rounds` passes each over some training batches and over the first dev examples, `--eval_batch_size`
 at once. Prints median and range of the examples/s of an epoch: the set's own number of training examples over the time

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether the environment works: some steps of training a tiny model on random tokens, on the device that JAX finds
-# (JAX_PLATFORMS=cpu: on the CPU). About a minute; exit status 0 if well.
+# Checks that the environment works: trains a tiny model for some steps on random tokens, on the device that JAX finds
+# (JAX_PLATFORMS=cpu: on the CPU). Takes about a minute; exit status 0 if it works.
 
 set -euo pipefail
 CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -23,7 +23,7 @@ done
 accelerator=${words[0]} image=${words[1]}
 case "$accelerator" in
   cpu | cuda | tpu) ;;
-  *) fail "$accelerator: It is no accelerator. $usage" ;;
+  *) fail "$accelerator: It is not an accelerator. $usage" ;;
 esac
 [[ $image =~ :[A-Za-z0-9_.-]+$ ]] || fail "$image: It has no tag. Give one, such as $image:$(date +%Y%m%d)."
 [ -n "$dry_run" ] || command -v docker >/dev/null ||

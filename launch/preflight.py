@@ -1,10 +1,10 @@
-"""Checks a host before a run and, where several hosts run together, that all are there and have the same.
+"""Checks a host before a run and, if several hosts run together, that all are there and alike.
 
     python launch/preflight.py --workdir=DIR [--hosts=N --run=NAME] -- FLAGS
 
-FLAGS are those that gpt1_jax.main will get. Checks that DIR can be written to and deleted from, the clock, the free
-disk, and that nothing holds the TPU. With several hosts, each leaves what it found in DIR/preflight/NAME/HOST.json and
-waits for the others; NAME is the same on all of them and new at every start.
+FLAGS are those that gpt1_jax.main will get. Checks the clock, the free disk, that files in DIR can be written and
+deleted, and that nothing holds the TPU. With several hosts, each writes what it found to DIR/preflight/NAME/HOST.json
+and waits for the others; NAME is the same on all of them and new at every start.
 
 Exit status: 0 ready; 2 something is wrong, and the messages say how to fix it; 75 not all hosts came in time.
 """
@@ -34,9 +34,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from gpt1_jax import remote  # noqa: E402  gs:// paths that behave like local ones
 
-READY, WRONG, LATE = 0, 2, 75  # exit status; as that of gpt1_jax.main, 75 says: start again
+READY, WRONG, LATE = 0, 2, 75  # exit status; 75 means, as for gpt1_jax.main: start again
 DISK_GB = 5  # for logs, compiled steps and encoded data sets; a checkpoint of 117M parameters is 1.4 GB
-CLOCK_SECONDS = 60  # that a clock may be wrong; stores refuse requests of hosts that are minutes off
+CLOCK_SECONDS = 60  # how far off a clock may be; buckets refuse requests of hosts that are minutes off
 POLL_SECONDS = 1.0
 
 # What must be the same on all hosts, and how it is made the same.
@@ -49,7 +49,7 @@ _SAME = {
 
 
 def disk_problems(folders: Iterable[str | os.PathLike]) -> list[str]:
-    """Messages about folders, or those above that exist, with less than DISK_GB of free disk."""
+    """Messages about folders with less than DISK_GB of free disk. In place of a missing one, its parent is checked."""
     problems = {}
     for folder in map(pathlib.Path, folders):
         folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -70,7 +70,7 @@ def tpu_problems(lock: str = '/tmp/libtpu_lockfile', devices: str = r'/dev/(acce
       devices: regular expression of the TPU's devices.
     """
     problems = []
-    for link in glob.iglob('/proc/[0-9]*/fd/*'):  # of other users only where this one may look
+    for link in glob.iglob('/proc/[0-9]*/fd/*'):  # of other users only with the permission to look
         try:
             device = os.readlink(link)
         except OSError:  # closed meanwhile
@@ -95,14 +95,15 @@ def tpu_problems(lock: str = '/tmp/libtpu_lockfile', devices: str = r'/dev/(acce
 
 
 def workdir_problems(workdir: epath.Path) -> list[str]:
-    """Messages about a workdir that cannot be written to or deleted from, and about a clock that differs from its."""
+    """Messages about a workdir where files cannot be written or deleted, and about a clock that differs from that of
+    its file system."""
     probe = workdir / 'preflight' / f'probe-{socket.gethostname()}-{os.getpid()}'
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         before = time.time()
         probe.write_text('written by launch/preflight.py, which deletes it')
         after = time.time()
-        # By the clock of the file system or bucket. Not `probe.stat()`: it fails where the owner has no name.
+        # By the clock of the file system or bucket. Not `probe.stat()`: it fails if the owner has no name.
         modified = os.stat(probe).st_mtime if remote.is_local(probe) else probe.stat().mtime
     except Exception as error:  # of gs://: TensorFlow's own errors, not OSError
         return [
@@ -145,7 +146,7 @@ def facts(flags: list[str]) -> dict[str, str]:
 
 
 def meet(folder: epath.Path, mine: dict, hosts: int, seconds: float) -> list[dict]:
-    """Leaves the facts of this host in `folder`; returns those of all that came, this one among them, in time."""
+    """Writes the facts of this host to `folder`; returns those of all hosts that came in time, this one included."""
     file = folder / f'{mine["host"]}.json'
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + '.tmp')
@@ -176,10 +177,10 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog='preflight.py', description=__doc__.splitlines()[0])
     parser.add_argument('--workdir', required=True)
-    parser.add_argument('--hosts', type=int, default=1, help='that run together')
+    parser.add_argument('--hosts', type=int, default=1, help='number of hosts that run together')
     parser.add_argument('--run', default='', help='name of this start, for several hosts')
-    parser.add_argument('--wait', type=float, default=300, help='seconds for the other hosts')
-    parser.add_argument('flags', nargs='*', help='of gpt1_jax.main, after --')
+    parser.add_argument('--wait', type=float, default=300, help='seconds to wait for the other hosts')
+    parser.add_argument('flags', nargs='*', help='after --: the flags of gpt1_jax.main')
     args = parser.parse_args(argv)
     if args.hosts > 1 and not args.run:
         parser.error('--run: It is needed with several hosts. Give all of them the same name, new at every start.')
@@ -213,7 +214,7 @@ def main(argv: list[str]) -> int:
 
 
 def _commit():
-    """That of the tree: left by whoever copied it, or asked of git."""
+    """The commit of this tree: from the file that its copying left, or from git; else 'unknown'."""
     if (ROOT / '.commit').is_file():
         return (ROOT / '.commit').read_text().strip()
     asked = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--abbrev=12']

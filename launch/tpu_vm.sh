@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A TPU slice, or several, as a queued resource, and one config on all of its workers:
+# Creates a TPU slice, or several, as a queued resource, and runs one config on all of its workers:
 #
 #   export NAME=books ZONE=us-west4-a PROJECT=my-project TYPE=v5e-16 WORKDIR=gs://bucket/runs/books
 #   bash launch/tpu_vm.sh create --spot     # asks for it and waits; Ctrl-C leaves the request in the queue
-#   bash launch/tpu_vm.sh setup             # copies this tree, without what git ignores, to all workers and installs
+#   bash launch/tpu_vm.sh setup             # copies this tree, without what git ignores, to all workers; installs it
 #   bash launch/tpu_vm.sh run configs/pretrain.py --config.data.source=shards:gs://bucket/books
 #   bash launch/tpu_vm.sh status            # of the queued resource, the VMs and the run
 #   bash launch/tpu_vm.sh logs              # follows the log of the first worker; --node=N --worker=N|all: of others
@@ -14,12 +14,12 @@
 # stand before the config:
 #
 #   --name= --zone= --project= --type= --version= --workdir= --node-count=   instead of NAME, ZONE, ... NODE_COUNT
-#   --node-count=N   slices (1); libtpu and JAX learn from the VMs' metadata that they are one
+#   --node-count=N   slices (1); libtpu and JAX learn from the VMs' metadata that they belong together
 #   --version=V      runtime version of the VMs; without it, the usual one of the type
 #   --spot           with `create` and `run --restart`: cheaper, and may be taken away at any time
 #   --restart        with `run`: stays, and after a preemption or crash deletes the slice, creates it, sets it up and
-#                    runs again; gives up after --failures=N (5) in a row. A run of ten polls or more ends the row.
-#   --poll=SECONDS   between looks at the state (60)
+#                    runs again; gives up after --failures=N (5) in a row. A run of ten polls or more resets the count.
+#   --poll=SECONDS   time between two looks at the state (60)
 #   --dry-run        prints the commands and runs none
 #
 # Exit status: 0 done; 2 an error that you can fix, and the message says how; 75 a run with --restart was stopped; 1
@@ -79,7 +79,7 @@ if [ "$action" = create ] || [ -n "$restart" ]; then
     v5e-[1-9]* | v5litepod-[1-9]*) usual=v2-alpha-tpuv5-lite TYPE=v5litepod-${TYPE#*-} ;;
     v5p-[1-9]*) usual=v2-alpha-tpuv5 ;;
     v6e-[1-9]*) usual=v2-alpha-tpuv6e ;;
-    *) fail "TYPE: $TYPE is no type of TPU. Use one such as v4-8, v5e-16, v5p-8 or v6e-8." ;;
+    *) fail "TYPE: $TYPE is not a type of TPU. Use one such as v4-8, v5e-16, v5p-8 or v6e-8." ;;
   esac
   : "${VERSION:=$usual}"
 fi
@@ -288,7 +288,7 @@ bring_up() {
   esac
   setup && start && return
   status=$?
-  [ "$status" = 2 ] || status=1 # 75 of preflight.py, not all hosts came, is no `stop`
+  [ "$status" = 2 ] || status=1 # 75 of preflight.py means that not all hosts came, not that the run was stopped
   return "$status"
 }
 

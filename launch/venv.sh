@@ -20,9 +20,9 @@ fail() {
   exit 2
 }
 
-# uv takes a third of pip's time, but does not read pip's settings: where these name an index, and for what uv cannot
-# install, there is pip. Compiling every module takes half of pip's time; Python compiles those that it imports, if it may
-# keep them.
+# uv takes a third of pip's time, but does not read pip's settings. So pip installs if they name an index, or if uv has
+# failed. Compiling every module takes half of pip's time, so it is left to Python, which compiles what it imports, unless
+# Python may not keep the result.
 install_packages() {
   local pip=("$PYTHON" -m pip install --quiet --disable-pip-version-check)
   local uv=("$PYTHON" -m uv pip install --quiet --python "$PYTHON") compile=--no-compile

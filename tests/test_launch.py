@@ -249,7 +249,7 @@ def test_a_dry_run_builds_nothing(tools):
     'words, message',
     [
         ((), 'image.sh: An accelerator and a name are needed. Use bash'),
-        (('gpu', 'gpt1_jax:first'), 'gpu: It is no accelerator. Use bash'),
+        (('gpu', 'gpt1_jax:first'), 'gpu: It is not an accelerator. Use bash'),
         (('cpu', 'gpt1_jax'), 'gpt1_jax: It has no tag. Give one, such as gpt1_jax:2'),
         (('cpu', 'gpt1_jax:first', '--pull'), '--pull: There is no such flag. Use bash'),
     ],

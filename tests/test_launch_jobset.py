@@ -273,14 +273,14 @@ def test_kubectl_must_be_there(tools, tmp_path):
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--name=Books'], "--name: 'Books' is no name of a JobSet. Use at most 40"),
-        (['--topology=4x4x4'], "--topology: '4x4x4' is no topology of v5e. Write one such as 2x2."),
-        (['--accelerator=v4'], "--topology: '4x4' is no topology of v4. Write one such as 2x2x2."),
+        (['--name=Books'], "--name: 'Books' cannot name a JobSet. Use at most 40"),
+        (['--topology=4x4x4'], "--topology: '4x4x4' is not a topology of v5e. Use one such as 2x2."),
+        (['--accelerator=v4'], "--topology: '4x4' is not a topology of v4. Use one such as 2x2x2."),
         (['--chips-per-host=3'], '--chips-per-host: 16 chips (4x4) are not a multiple of 3. Give'),
         (['--topology=2x2', '--slices=2'], '--slices: GKE joins only slices of several hosts, and 2x2 is one host.'),
         (['--workdir=/runs'], '--workdir: The hosts share no disk, and /runs is not in a bucket. Give a gs:// path.'),
         (['--image=a b'], "--image: 'a b' has characters that it cannot have. Correct it."),
-        (['--slices=0'], "argument --slices: '0' is no whole number, 1 or more"),
+        (['--slices=0'], "argument --slices: '0' is not a whole number, 1 or more"),
     ],
 )
 def test_mistakes_are_named(tools, flags, message):

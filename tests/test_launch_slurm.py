@@ -139,7 +139,7 @@ def test_a_dry_run_only_prints(slurm):
 @pytest.mark.parametrize(
     'words, env, message',
     [
-        (RUN, {'WORKDIR': ''}, 'WORKDIR: It is not set. Export it: a folder that all nodes see.'),
+        (RUN, {'WORKDIR': ''}, 'WORKDIR: It is not set. Export the path of a folder that all nodes see.'),
         ((), {}, 'slurm.sbatch: No config is given. Name one first'),
         (('--config=configs/pretrain.py',), {}, '--config=configs/pretrain.py: No config is given. Name one first'),
         (RUN, {'SLURM_SUBMIT_DIR': '/'}, '/: This is not the root of the repository. Submit from there.'),
@@ -156,4 +156,4 @@ def test_mistakes_are_named(slurm, words, env, message):
 def test_the_environment_must_be_there(slurm):
     (slurm.tree / '.venv' / 'bin' / 'python').unlink()
     said = script(slurm, *RUN, status=2)
-    assert '.venv: It is missing. Make it where there is a network: EXTRA=cuda,triton bash launch/venv.sh' in said
+    assert '.venv: It is missing. Make it on a machine with a network: EXTRA=cuda,triton bash launch/venv.sh' in said

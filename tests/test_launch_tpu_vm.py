@@ -380,7 +380,7 @@ def test_a_dry_run_only_prints(cloud, action):
         (('create',), {'ZONE': ''}, 'ZONE: It is not set. Export it, or give --zone=VALUE.'),
         (('delete', '--project='), {}, 'PROJECT: It is not set. Export it, or give --project=VALUE.'),
         (('create',), {'TYPE': ''}, 'TYPE: It is not set. Export it, or give --type=VALUE.'),
-        (('create', '--type=h100-8'), {}, 'TYPE: h100-8 is no type of TPU. Use one such as v4-8'),
+        (('create', '--type=h100-8'), {}, 'TYPE: h100-8 is not a type of TPU. Use one such as v4-8'),
         (('create', '--node-count=0'), {}, 'NODE_COUNT: It is 0. Give a whole number, 1 or more.'),
         (('run', '--poll=x', 'configs/pretrain.py'), {}, '--poll: It is x. Give a whole number, 1 or more.'),
         (

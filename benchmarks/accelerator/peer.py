@@ -71,7 +71,7 @@ class Worker:
         self.facts = json.loads(self._answer(patience))
 
     def round(self, patience: float) -> float:
-        with contextlib.suppress(OSError):  # of one that has ended, of which the answer tells
+        with contextlib.suppress(OSError):  # the process has ended; `_answer` then says so
             self._process.stdin.write('\n')
             self._process.stdin.flush()
         return float(self._answer(patience))

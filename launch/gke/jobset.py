@@ -30,10 +30,12 @@ class Error(Exception):
 def manifest(args: argparse.Namespace) -> str:
     """The filled-in jobset.yaml. Raises Error."""
     if not re.fullmatch(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', args.name):
-        raise Error(f'--name: {args.name!r} is no name of a JobSet. Use at most 40 of a-z, 0-9 and -, a letter first.')
+        raise Error(f'--name: {args.name!r} cannot name a JobSet. Use at most 40 of a-z, 0-9 and -, a letter first.')
     if not re.fullmatch(r'\d+(x\d+)*', args.topology) or args.topology.count('x') + 1 != DIMENSIONS[args.accelerator]:
         example = 'x'.join('2' * DIMENSIONS[args.accelerator])
-        raise Error(f'--topology: {args.topology!r} is no topology of {args.accelerator}. Write one such as {example}.')
+        raise Error(
+            f'--topology: {args.topology!r} is not a topology of {args.accelerator}. Use one such as {example}.'
+        )
     chips = math.prod(map(int, args.topology.split('x')))
     per_host = min(args.chips_per_host, chips)
     if chips % per_host:
@@ -100,13 +102,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     try:
         text = manifest(args)
-    except Error as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    if args.dry_run:
-        print(text, end='')
-        return 0
-    try:
+        if args.dry_run:
+            print(text, end='')
+            return 0
         return submit(args.name, text)
     except Error as error:
         print(f'error: {error}', file=sys.stderr)
@@ -145,7 +143,7 @@ def _kubectl(*words, **kwargs):
 
 def _whole_number(text):
     if not re.fullmatch('[1-9][0-9]*', text):
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number, 1 or more')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, 1 or more')
     return int(text)
 
 
