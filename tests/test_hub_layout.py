@@ -222,8 +222,8 @@ def test_what_is_no_data_set(tmp_path):
     (tmp_path / 'empty').mkdir()
     for rest, match in (
         (str(tmp_path / 'empty'), 'no parquet files. Fetch its files'),
-        ('/nowhere', 'no folder, and no name on the hub'),
-        ('glue', 'no folder, and no name on the hub'),
+        ('/nowhere', 'neither a folder nor a name on the hub'),
+        ('glue', 'neither a folder nor a name on the hub'),
     ):
         with pytest.raises(UserError, match=match):
             hub_layout.open_layout(rest)

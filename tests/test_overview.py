@@ -196,6 +196,6 @@ def test_a_run_that_is_in_the_folder_of_a_sweep_by_chance_is_named():
     run = next(run for run in runs if run.name == 'finetune/sst2/seed0')
     stray = dataclasses.replace(run, name='finetune/mine')
     gaps = recorded.texts(overview.summary([*runs, stray], lines), Gap)
-    assert [gap for gap in gaps if 'is no run of' in gap] == [
+    assert [gap for gap in gaps if 'not one of its runs' in gap] == [
         'finetune/mine is in the folder of a sweep but not one of its runs, so its scores are not shown.'
     ]
