@@ -10,7 +10,7 @@ import numpy as np
 from gpt1_jax.files import check_file, local_copy
 
 _MOST = 2**26  # bytes that any .npz may unpack to
-_RATIO = 100  # or so many times its size, if that is more: arrays of floats or tokens shrink less than tenfold
+_RATIO = 100  # or this many times its size, if that is more: arrays of floats or tokens shrink less than tenfold
 
 
 def load_npy(path: os.PathLike) -> np.ndarray:

@@ -140,7 +140,7 @@ def local_copy(path: epath.Path) -> Iterator[os.PathLike | str]:
 
 
 def write_atomically(path: epath.Path, parts: Iterable, suffix: str = '.tmp') -> None:
-    """Writes the parts (bytes or arrays) such that `path` never holds only some of them.
+    """Writes the parts (bytes or arrays) so that `path` never holds only some of them.
 
     Args:
       suffix: of the temporary file's name; no other process may use the same one at that time.

@@ -94,7 +94,7 @@ class _Remote:
         self._reference = self._storage / 'refs' / (name.revision or constants.DEFAULT_REVISION)
 
     def asked(self) -> Repository:
-        """As the hub has it now."""
+        """The repository as the hub has it now."""
         errors = import_package('huggingface_hub.errors', f'{self._where} cannot be fetched')
         look_up = functools.partial(
             self._library.HfApi().repo_info,
@@ -144,7 +144,7 @@ class _Remote:
         return Repository(self._where, info.sha, sizes, lambda wanted: self._fetch(info.sha, files, sizes, wanted))
 
     def cached(self, fault: str) -> Repository:
-        """As the cache has it. fault: why the hub is not asked."""
+        """The repository as the cache has it. fault: why the hub is not asked."""
         commit = (
             self._reference.read_bytes().decode(errors='replace').strip()
             if self._reference.exists()
@@ -227,7 +227,7 @@ class _Remote:
 
 
 def _sizes_below(folder):
-    """Of all files, without those of git and of huggingface_hub."""
+    """The sizes of all files below a folder, by path, without those of git and of huggingface_hub."""
     return {
         (root / file).relative_to(folder).as_posix(): size_of(root / file)
         for root, _, files in folder.walk()
@@ -249,7 +249,7 @@ def _checked(folder, files, sizes):
 
 
 def _reason(error):
-    """In a few words, why something was not fetched."""
+    """Why something was not fetched, in a few words."""
     error = error.__cause__ or error
     text = ' '.join(str(error).split()).partition('. ')[0].rstrip('.')[:200]
     return f'{type(error).__name__}: {text}' if text else type(error).__name__

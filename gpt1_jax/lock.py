@@ -261,7 +261,7 @@ def _key(folder):
 
 
 def _missing(folder):
-    """Those of a local folder and its parents that are not there, from the innermost on."""
+    """The folders that do not exist among a local folder and its parents, the innermost first."""
     if not is_local(folder):
         return []
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]

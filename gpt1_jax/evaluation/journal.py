@@ -31,7 +31,7 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.preemption import PreemptionGuard
 
 _SECONDS = 10  # between two writes of a journal,
-_TIMES = 20  # or so many times as long as the last one took, if that is more
+_TIMES = 20  # or this many times as long as the last one took, if that is more
 
 
 class Journal:

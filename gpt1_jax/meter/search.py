@@ -40,8 +40,8 @@ def search(base: Mapping, axes: Mapping[str, Sequence], measure: Callable[[dict]
 
 
 def fastest(tried: Sequence[dict], **wanted: object) -> dict | None:
-    """Of the entries of `search` that were measured, and whose settings have the values `wanted`, the one with most
-    tokens/s; None if there is none."""
+    """The measured entry of `search` with the most tokens/s among those whose settings have the values `wanted`; None
+    if there is none."""
     fit = [one for one in tried if 'skipped' not in one and wanted.items() <= one['settings'].items()]
     return max(fit, key=lambda one: one['tokens_per_s']['median'], default=None)
 

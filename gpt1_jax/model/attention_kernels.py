@@ -261,7 +261,7 @@ def _own_columns(x, settings):
 
 
 def _queries(dtype, block, settings):
-    """Of each column [1, columns]: its head in the group, and its query in the row."""
+    """For each column [1, columns]: its head in the group, and its query in the row."""
     column = lax.broadcasted_iota(dtype, (1, LANES * LANES // settings.head_dim), 1)
     return column >> (LANES.bit_length() - 1), (column & (LANES - 1)) + block.start
 

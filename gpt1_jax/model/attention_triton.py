@@ -217,13 +217,13 @@ def _store(array, tokens, values, part: constexpr, parts: constexpr, sizes: cons
 
 @jit
 def _scores(rows, columns, sizes: constexpr):
-    """To the base 2: exp2 is one instruction."""
+    """Scores to the base 2, because exp2 is one instruction."""
     return tl.dot(rows, columns.T, input_precision='ieee') * (sizes.head_dim**-0.5 * _LOG2_E)
 
 
 @jit
 def _per_query(array, query, sizes: constexpr):
-    """Of an array [rows, heads, length]; 0 after the row's end."""
+    """The queries' values of an array [rows, heads, length]; 0 after the row's end."""
     _, row, head = _place(sizes)
     return tl.load(array + (row * sizes.heads + head) * sizes.length + query, mask=query < sizes.length, other=0.0)
 

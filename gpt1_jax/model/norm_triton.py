@@ -173,8 +173,8 @@ def _sizes(x, settings):
 
 @jit
 def _places(block, sizes: constexpr):
-    """Of a block of tokens: their numbers [tokens, 1]; where their elements are, in an array [tokens, width]; which of
-    these are there."""
+    """The tokens of a block: their numbers [tokens, 1]; the offsets of their elements in an array [tokens, width]; and
+    which of these exist."""
     token = block * sizes.block + tl.arange(0, sizes.block)[:, None]
     column = tl.arange(0, sizes.padded)[None, :]
     there = (token < sizes.tokens) & (column < sizes.width)

@@ -178,7 +178,8 @@ class Decoder(nn.Module):
 
     @staticmethod
     def cache_shardings(sharding: Callable[..., Any]) -> Cache:
-        """Of a cache's arrays. sharding: of an array by the roles of its first axes (`Partitioner.sharding`)."""
+        """The shardings of a cache's arrays. sharding: gives that of an array, from the roles of its first axes
+        (`Partitioner.sharding`)."""
         heads = sharding('batch', 'heads')
         return Cache(heads, heads, sharding('batch'))
 

@@ -87,7 +87,7 @@ def _points(lines, pattern, split='dev') -> dict[float, Spread]:
 
 
 def _curve(label, points, look, dashed=False):
-    """In per cent. points: x -> Spread."""
+    """A curve in per cent. points: x -> Spread."""
     of = lambda name: [100 * getattr(one, name) for one in points.values()]
     return Curve(label, list(points), of('median'), look, of('low'), of('high'), dashed)
 

@@ -15,7 +15,7 @@ _SAMPLES = 3  # texts of a checkpoint
 
 
 def mistakes(lines: Sequence[Line]) -> list[Block]:
-    """Of each set, for one row: its confusion matrix, and some errors on dev."""
+    """The confusion matrix of one row of each set, and some of its errors on dev."""
     chosen = [(line, _middle(line)) for line in _first_rows(lines)]
     matrices = [block for line, run in chosen for block in _matrix(line, run)]
     errors = [block for line, run in chosen for block in _errors(line, run)]
@@ -24,7 +24,7 @@ def mistakes(lines: Sequence[Line]) -> list[Block]:
 
 
 def _first_rows(lines) -> Iterable[Line]:
-    """Of each set the first row, one of an ablation only if there is no other; of a user's own sets every row."""
+    """The first row of each set (one of an ablation only if there is no other), and every row of a user's own sets."""
     seen = set()
     for line in sorted(lines, key=lambda line: line.owner.task == 'ablation'):
         varied = line.owner.task == 'layer_transfer' or line.study in _VARIED

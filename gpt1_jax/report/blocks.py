@@ -81,7 +81,7 @@ Block = Heading | Text | Gap | Table | Figure | Quote
 
 
 def fixed(value: float | None, digits: int) -> str | None:
-    """A number with so many digits after the point; None stays a gap."""
+    """A number with this many digits after the point; None, a gap, for None."""
     if value is None:
         return None
     if not math.isfinite(value):

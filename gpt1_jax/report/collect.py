@@ -136,7 +136,7 @@ class Line:
 
     @property
     def finished(self) -> tuple[Run, ...]:
-        """Those that have a result."""
+        """The runs that have a result."""
         return tuple(run for run in self.runs if run.result)
 
     @property

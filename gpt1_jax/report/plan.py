@@ -21,7 +21,7 @@ from gpt1_jax.training.metric_writer import median_speed, read_metrics
 
 # Seconds, measured on CPU cores; a run also compiles its steps, unless another with the same shapes has.
 _START, _SAMPLES, _REPORT = 10, 15, 20  # to start a run; for the texts from one checkpoint; for the report
-_ONE_CORE = 1.6  # a run on one core takes so many times as long as on two; measured with the quickstart
+_ONE_CORE = 1.6  # how many times as long a run takes on one core as on two; measured with the quickstart
 STEP = 'STEP'  # stands for the checkpoints that do not exist yet
 
 
@@ -132,7 +132,7 @@ class Part:
 
 
 def _steps_done(run, steps):
-    """In pre-training: (the share of the steps that are done; their seconds at the logged speed, None if unknown)."""
+    """Pre-training: (share of the steps that is done; their seconds at the logged speed, None if unknown)."""
     lines = read_metrics(run.workdir)
     done = max((line['step'] for line in lines), default=0.0)
     speed = median_speed(lines)

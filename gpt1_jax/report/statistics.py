@@ -86,7 +86,7 @@ def on_resamples(metric: str, labels: np.ndarray, predicted: np.ndarray, resampl
 
 
 def accuracy_error(value: float, examples: int) -> float:
-    """The standard error of an accuracy over so many examples, by the formula."""
+    """The standard error of an accuracy over this many examples, by the formula."""
     return (value * (1 - value) / examples) ** 0.5
 
 
@@ -156,7 +156,7 @@ def _accuracy(right, true, said):
 
 
 def _f1(right, true, said):
-    """Of label 1, as metrics.METRICS has it."""
+    """F1 of label 1, as in metrics.METRICS."""
     return _ratio(2 * right[..., 1], true[..., 1] + said[..., 1])
 
 

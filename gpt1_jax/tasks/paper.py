@@ -204,8 +204,8 @@ def _shards(config, workdir):
 
 
 def _sampled_steps(config, workdir):
-    """Of the checkpoints kept, the first at or after each power of ten, and the last; if none is kept, the steps of
-    which there are samples."""
+    """The steps to sample from: of the kept checkpoints, the first at or after each power of ten, and the last. If none
+    is kept, the steps of which there are samples."""
     (language_model,) = _runs('pretrain', config, workdir)
     if not language_model.result():
         return [plan.STEP]

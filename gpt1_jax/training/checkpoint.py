@@ -301,7 +301,7 @@ class Checkpointer:
         return {*newest, *self._by_score(steps)[: self._keep_best], *filter(self._keep, steps)}
 
     def _by_score(self, steps):
-        """Those of `steps` that have a score, best first."""
+        """The steps among `steps` that have a score, best first."""
         for step in set(steps) - set(self._scores):
             try:
                 self._scores[step] = self._score_of(self._read_record(step)['metrics'])

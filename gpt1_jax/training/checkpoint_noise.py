@@ -10,7 +10,7 @@ from gpt1_jax import stopping
 
 
 def hide() -> None:
-    """From now on, in this process; it may be called again."""
+    """Hides them in this process from now on; it may be called again."""
     logging.get_absl_logger().addFilter(_without_orbax)
     standard_logging.getLogger('asyncio').addFilter(_without_tasks)
     warnings.filterwarnings('ignore', "coroutine 'async_.*' was never awaited", RuntimeWarning)  # after a full disk

@@ -11,7 +11,7 @@ _RECENT = 10.0  # seconds
 
 
 class Clock:
-    """Tells when so many minutes have passed since the last save: by the clock of process 0, in all at the same step.
+    """Tells when this many minutes have passed since the last save: by the clock of process 0, in all at the same step.
 
     The other processes ask process 0 again after half of the steps that are left at the present pace, so that few steps
     have to wait for an answer.

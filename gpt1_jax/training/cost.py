@@ -40,7 +40,7 @@ def training_speed(width: int) -> float:
 
 
 def flops_per_token(pretraining: ConfigDict) -> float:
-    """Of training the model of a pre-training config."""
+    """FLOPs of training on one token, for the model of a pre-training config."""
     model = architecture.build(
         pretraining.model, pretraining.data.vocab_size, N_SPECIAL, platform=jax.default_backend()
     )
@@ -57,7 +57,7 @@ def whole_steps(steps: float) -> int:
 
 
 def checkpoints(checkpoint: ConfigDict, steps: int) -> int:
-    """How many checkpoints a run of so many steps keeps, about; the best one may be one more."""
+    """About how many checkpoints a run of this many steps keeps; the best one may be one more."""
     log = 1 + int(checkpoint.keep_log * math.log10(steps)) if checkpoint.keep_log else 0
     every = steps // checkpoint.keep_every if checkpoint.keep_every else 0
     return min(steps, log + every + checkpoint.keep_latest)
@@ -140,7 +140,7 @@ def too_few(data: ConfigDict, number: int) -> str:
 
 
 def finetuning_tokens(of_set: LabelledSet, data: ConfigDict, share: float = 1.0) -> float:
-    """Of a fine-tuning run with `data` of its config, on this share of the training examples."""
+    """Tokens that a fine-tuning run reads, with `data` of its config and this share of the training examples."""
     trained = data.epochs * share * min(of_set.examples['train'], data.limit or math.inf)
     others = sum(number for split, number in of_set.examples.items() if split not in ('train', 'dev'))
     scored = (data.epochs + 1) * of_set.examples['dev'] + others + data.score_train
@@ -148,7 +148,7 @@ def finetuning_tokens(of_set: LabelledSet, data: ConfigDict, share: float = 1.0)
 
 
 def zero_shot_tokens(name: str, of_set: LabelledSet, limit: int | None) -> float:
-    """Of the zero-shot scores of one checkpoint on a data set."""
+    """Tokens that the zero-shot scores of one checkpoint on a data set take."""
     rows, splits, most = of_set.examples, REGISTRY[name].splits, limit or math.inf
     if name == 'dpr' and 'test' in rows:
         examples = min(rows['test'], most)

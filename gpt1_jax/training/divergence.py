@@ -23,7 +23,7 @@ _RECENT, _FEWEST = 1000, 100  # losses in the mean, and the fewest from which a 
 
 
 class Trend(NamedTuple):
-    """Of the losses: running mean, variance and number, without bad steps; and the bad steps in a row up to now."""
+    """Running mean, variance and number of the losses, without bad steps; and the bad steps in a row up to now."""
 
     mean: float = 0.0
     variance: float = 0.0

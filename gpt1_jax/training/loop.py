@@ -52,12 +52,12 @@ class Evaluator:
     patience: int = 0
 
     def best(self, evaluations: Sequence[dict]) -> dict:
-        """Of the evaluations that have `ranks_by`, the first of the best ones."""
+        """The first of the best evaluations that have `ranks_by`."""
         return self.by_rank(evaluations)[0]
 
     def by_rank(self, evaluations: Sequence[dict]) -> list[dict]:
-        """Those of the evaluations that have `ranks_by`, the best first, the earlier of equals first; those where it is
-        not finite come last."""
+        """The evaluations that have `ranks_by`: the best first, among equals the earlier first, and last those whose
+        value is not finite."""
         sign = 1 if self.mode == 'min' else -1
         rank = lambda value: sign * value if math.isfinite(value) else math.inf
         ranked = [evaluation for evaluation in evaluations if self.ranks_by in evaluation]

@@ -33,7 +33,7 @@ def constant_schedule(progress: jax.typing.ArrayLike, warmup: jax.typing.ArrayLi
 
 
 def _ramp(progress, warmup):
-    """From 0 to 1 at `warmup`, then 1; always 1 if `warmup` is 0."""
+    """Grows from 0 to 1 at `warmup` and stays 1; always 1 if `warmup` is 0."""
     return jnp.where(progress < warmup, progress / jnp.maximum(warmup, _TINY), 1.0)
 
 

@@ -22,7 +22,7 @@ _PARQUET_ROWS = 16  # at once: a row may be a book
 _LONGEST_LINE = 2**26  # bytes
 _FIRST_ROWS = 100  # of JSON lines, in which a column is looked for: the first may be a header
 _UNPACKED = 2**30  # bytes that the members of any archive may have together
-_RATIO = 200  # or so many times its size, if that is more
+_RATIO = 200  # or this many times its size, if that is more
 _CHANGED = 'it has changed since the run began'
 _ERRORS = (OSError, RuntimeError, *DAMAGED)
 

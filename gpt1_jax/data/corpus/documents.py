@@ -173,7 +173,7 @@ def _character_start(data: bytes) -> int:
 
 
 class Unreadable(io.RawIOBase):
-    """In place of a document that cannot be opened: raises the error when it is read."""
+    """Stands for a document that cannot be opened: raises the error when it is read."""
 
     def __init__(self, error: Exception):
         self._error = error

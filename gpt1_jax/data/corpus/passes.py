@@ -55,7 +55,7 @@ class Joint(NamedTuple):
 
 
 def join(joint: Joint, text: str, ids: np.ndarray, newline_id: int) -> tuple[np.ndarray, Joint]:
-    """Adds a block to its document, such that the tokens of all blocks are those of the whole text, except for HTML
+    """Adds a block to its document, so that the tokens of all blocks are those of the whole text, except for HTML
     entities: ftfy leaves those after a `<` alone, but a block does not know of a `<` in an earlier block.
 
     Args:

@@ -232,7 +232,7 @@ def start_journal(directory: epath.PathLike, preparation: dict) -> None:
 
 
 class ShardWriter:
-    """Writes a shard folder such that a kill loses only what came after the last commit.
+    """Writes a shard folder so that a kill loses only what came after the last commit.
 
     `journal/` holds what a resumed preparation needs: journal.json with the position in the input, and for each split
     the tokens that do not fill a shard yet (`pending`). Every file is written whole or not at all, and journal.json

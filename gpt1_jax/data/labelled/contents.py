@@ -13,7 +13,7 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.files import check_file
 
 _UNPACKED = 2**28  # bytes that any gzip file may unpack to
-_RATIO = 100  # or so many times its size, if that is more
+_RATIO = 100  # or this many times its size, if that is more
 
 
 def read(path: epath.Path) -> bytes:
