@@ -207,7 +207,7 @@ class _Remote:
             os.remove(os.path.realpath(path))
             path.unlink(missing_ok=True)  # the link to it
             raise UserError(
-                f'{self._where}: The file {file.rfilename} came with another checksum than the hub names, and is '
+                f'{self._where}: The file {file.rfilename} came with another checksum than the hub gives, and was '
                 'deleted. Run the command again to fetch it again.'
             )
 

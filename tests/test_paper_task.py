@@ -328,7 +328,7 @@ OF_PRETRAIN = [name for name in PARTS if 'pretrain' in paper._NEEDS[name]]
 
 def refused(config, workdir):
     """The sentence."""
-    with pytest.raises(UserError, match='^parts: Some were made from other parts than there are now: ') as caught:
+    with pytest.raises(UserError, match='^parts: Some were made from parts that have changed since: ') as caught:
         paper.run(config, workdir)
     return str(caught.value)
 

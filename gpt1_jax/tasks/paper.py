@@ -221,7 +221,7 @@ def _sampled_steps(config, workdir):
 
 
 def _origins(name, config, workdir) -> dict[str, dict]:
-    """What a part is made from now, see plan.made_from."""
+    """What a part would be made from now, see plan.made_from."""
     found = {}
     for need in _NEEDS[name]:
         (one,) = _runs(need, config, workdir)
@@ -235,7 +235,7 @@ def _origins(name, config, workdir) -> dict[str, dict]:
 
 
 def _check_origins(config, workdir):
-    """Raises UserError if there are parts that were made from others than there are now."""
+    """Raises UserError if some parts were made from parts that have changed since."""
     others, recorded = {}, made_from(workdir)
     for name in _NEEDS:
         there = recorded.get(name, {}) if (workdir / name).exists() else {}
@@ -247,8 +247,8 @@ def _check_origins(config, workdir):
     if others:
         folders = ', '.join(str(workdir / name) for name in others)
         raise UserError(
-            f'parts: Some were made from other parts than there are now: {"; ".join(others.values())}. Go back to '
-            f'those, or delete {folders} to make them anew.'
+            f'parts: Some were made from parts that have changed since: {"; ".join(others.values())}. Go back to the '
+            f'earlier parts, or delete {folders} to make them anew.'
         )
 
 
