@@ -101,13 +101,13 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     )
 
     score = lambda split, logits: score_split(dataset, loss, split, encoded[split], logits)
-    watch_dev = lambda should_stop: Watch('evaluating dev', len(encoded['dev'].ids), should_stop=should_stop)
+
+    def evaluate(params, should_stop):
+        watch = Watch('evaluating dev', len(encoded['dev'].ids), should_stop=should_stop)
+        return flat_metrics(score('dev', predict(params, encoded['dev'], watch)))
+
     evaluator = loop.Evaluator(
-        lambda params, should_stop: flat_metrics(score('dev', predict(params, encoded['dev'], watch_dev(should_stop)))),
-        batches.steps_per_epoch,
-        ranks_by='dev_score',
-        mode='max',
-        patience=config.data.patience,
+        evaluate, batches.steps_per_epoch, ranks_by='dev_score', mode='max', patience=config.data.patience
     )
     tokens_seen = saved.tokens_seen() if n_layers >= 0 else 0
     store.describe_run(
