@@ -344,7 +344,7 @@ def test_what_was_made_from_a_model_of_other_settings_is_refused(folder, tmp_pat
         words = ' from another pretrain (optimizer.learning_rate: 0.002 there, 0.5 now)'
         assert '; '.join(name + words for name in OF_PRETRAIN) in message
         folders = ', '.join(f'{workdir}/{name}' for name in OF_PRETRAIN)
-        assert message.endswith(f'. Go back to that, or delete {folders} to make them anew.')
+        assert message.endswith(f'. Go back to the earlier parts, or delete {folders} to make them anew.')
     assert not calls.made and (workdir / 'finetune' / 'results.json').exists()
     for name in OF_PRETRAIN:
         (workdir / name).rmtree()
