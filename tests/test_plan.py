@@ -99,7 +99,7 @@ def test_zero_shot_scores_are_as_far_as_their_checkpoints(tmp_path):
 
 def sweep(folder, seconds, planned):
     """A part with a run for each of `seconds`, of `planned`."""
-    run = run_in(folder, 'finetune:all', finetune.get_config('all'))
+    run = run_in(folder, 'finetune:all', changed(finetune, 'all', seeds=planned))
     run.workdir.mkdir()
     entries = [{'dataset': 'rte', 'variant': '', 'seed': i, 'path': f'rte/seed{i}'} for i in range(planned)]
     (run.workdir / 'runs.json').write_text(json.dumps(entries))
@@ -110,15 +110,24 @@ def sweep(folder, seconds, planned):
 
 def test_a_sweep_is_as_far_as_its_runs(tmp_path):
     run = sweep(tmp_path / 'sweep', [3.0, 5.0], 8)
-    assert Part('sweep', (run,)).progress() == (0.25, 8.0)
-    assert Part('sweep', (run,), together=2).progress() == (0.25, 4.0)
+    assert Part('sweep', (run,), units=8).progress() == (0.25, 8.0)
+    assert Part('sweep', (run,), units=8, together=2).progress() == (0.25, 4.0)
     finish(run, 1.0)  # of the process that ended it: the runs know better
-    assert Part('sweep', (run,)).progress() == (1.0, 8.0)
+    assert Part('sweep', (run,), units=8).progress() == (1.0, 8.0)
+
+
+def test_a_sweep_that_is_asked_for_more_or_less_counts_the_runs_that_it_is_to_have(tmp_path):
+    """Two of rte are finished: of two sets with three seeds that is a third, of one with one seed only the first."""
+    run = sweep(tmp_path / 'sweep', [3.0, 5.0], 2)
+    more = changed(finetune, 'all', seeds=3, datasets=('rte', 'sst2'))
+    assert Part('sweep', (run_in(run.workdir, config=more),), units=6).progress() == (2 / 6, 8.0)
+    less = changed(finetune, 'all', seeds=1, datasets=('sst2', 'rte'))
+    assert Part('sweep', (run_in(run.workdir, config=less),), units=2).progress() == (0.5, 3.0)
 
 
 def test_what_is_left_is_corrected_by_what_like_work_took(tmp_path):
     """8 s for a quarter of what was to take 64 s: half as long as was thought."""
-    begun = Part('begun', (sweep(tmp_path / 'begun', [3.0, 5.0], 8),), seconds=64.0, work='fine-tuning')
+    begun = Part('begun', (sweep(tmp_path / 'begun', [3.0, 5.0], 8),), seconds=64.0, work='fine-tuning', units=8)
     parts = [
         begun,
         Part('alike', (run_in(tmp_path / 'a'),), seconds=10.0, work='fine-tuning'),

@@ -80,7 +80,7 @@ class Part:
       runs: of the part.
       seconds: estimated time of all of it, from the speed of the machine.
       work: parts with the same word are estimated in the same way, so what has run corrects the estimates of all.
-      units: total of its progress, see `progress`: steps of pre-training, or checkpoints.
+      units: total of its progress, see `progress`: steps of pre-training, checkpoints, or runs.
       together: how many runs of a sweep go on at a time.
       lacks: data sets that it will leave out, each with the reason.
       left_out: why it cannot be run; '' if it can.
@@ -125,9 +125,8 @@ class Part:
         if (first.workdir / 'zero_shot.json').exists() and not done:
             return min(1.0, len(read_json(first.workdir / 'zero_shot.json', list)) / self.units), None
         if (first.workdir / 'runs.json').exists():
-            entries = read_json(first.workdir / 'runs.json', [{'path': str}])
-            found = [result for entry in entries if (result := results.read(first.workdir / entry['path']))]
-            return 1.0 if done else len(found) / len(entries), sum(result.seconds for result in found) / self.together
+            found = _runs_done(first)
+            return 1.0 if done else min(1.0, len(found) / self.units), sum(found) / self.together
         return (1.0, sum(run.result().seconds for run in self.runs)) if done else (0.0, None)
 
 
@@ -138,6 +137,14 @@ def _steps_done(run, steps):
     speed = median_speed(lines)
     tokens = done * run.config.data.batch_size * run.config.model.n_positions
     return min(1.0, done / steps), tokens / speed if speed else None
+
+
+def _runs_done(run) -> list[float]:
+    """Of a sweep: the seconds that each of its finished runs took; not those that an earlier command asked for."""
+    entries = read_json(run.workdir / 'runs.json', [{'dataset': str, 'seed': int, 'path': str}])
+    sets, seeds = datasets(run.config), range(run.config.seed, run.config.seed + run.config.seeds)
+    asked_for = [entry['path'] for entry in entries if entry['dataset'] in sets and entry['seed'] in seeds]
+    return [result.seconds for path in asked_for if (result := results.read(run.workdir / path))]
 
 
 def seconds_left(parts: Sequence[Part]) -> dict[str, float]:
@@ -199,7 +206,8 @@ def estimated(part: Part, pretraining: ConfigDict, steps: int, sets: Mapping[str
         tokens *= cost.flops_per_token(small) / cost.flops_per_token(pretraining)
     together = side_by_side.number(one.workers, one.seeds * len(runs), lambda: pretraining.model.width)
     seconds = one.seeds * (_START * len(runs) + tokens * a_token) * (_ONE_CORE / together if together > 1 else 1)
-    return dataclasses.replace(part, seconds=seconds, work='fine-tuning', together=together)
+    units = max(1, one.seeds * len(runs))
+    return dataclasses.replace(part, seconds=seconds, work='fine-tuning', units=units, together=together)
 
 
 def _problem(part, name, of_set, layers) -> str:
