@@ -12,7 +12,7 @@ from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.model.classifier import Classifier
 from gpt1_jax.model.lstm import LSTM
-from gpt1_jax.report import results
+from gpt1_jax.report import collect, results
 from gpt1_jax.report.results import Result, Score
 from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import ablation, finetune
@@ -125,6 +125,21 @@ def test_the_runs_of_table_5_are_those_of_finetune(source, tmp_path, trained):
         alone.update(changed)
         alone.data.update(source=f'files:{source}/data/cola', batch_size=8, cache='off')
         assert trained[path].to_dict() == alone.to_dict()
+
+
+def test_studies_of_one_model_may_share_a_folder(source, tmp_path, trained):
+    """As they do without a --workdir of their own; the report tells them apart by their variants."""
+    table_5 = config(source, datasets=('cola',))
+    for one in (table_5, config(source, 'lambda', datasets=('cola',)), table_5):
+        ablation.run(one, epath.Path(tmp_path))
+        for path, values in trained.items():
+            path.mkdir(parents=True, exist_ok=True)
+            (path / 'config.json').write_text(values.to_json_best_effort())
+    lines = collect.lines(collect.collect(epath.Path(tmp_path)))
+    assert [line.variant for line in lines if line.study == 'table5'] == ['full', 'no_pretraining', 'no_auxiliary']
+    assert {line.variant for line in lines if line.study == 'lambda'} == {
+        *('lambda0', 'lambda0.1', 'lambda0.25', 'lambda0.5', 'lambda1', 'lambda2')
+    }
 
 
 def test_the_runs_that_are_counted_are_told(source, tmp_path, trained, monkeypatch, capsys):

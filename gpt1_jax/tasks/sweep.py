@@ -28,7 +28,7 @@ from gpt1_jax.training.partitioning import is_writer
 _MOST_NAMED = 10
 _ABSENT = 'has no folder for it'
 _ENTRY = {'dataset': str, 'variant': str, 'seed': int, 'path': str}  # of runs.json
-_OF_STUDY = ('task', 'study', 'init_from', 'rest')  # keys that all runs of a table have in common
+_OF_STUDY = ('task', 'init_from', 'rest')  # keys that all runs of a folder have in common
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
