@@ -16,8 +16,8 @@ from gpt1_jax.files import exists, make_directory, read_json, write_atomically, 
 
 # These may change when a run is resumed: they change no number by more than rounding.
 MAY_CHANGE = (
-    *'mesh checkpoint log workers data.workers data.cache data.download model.scan model.remat'.split(),
-    'model.attention',
+    *'mesh checkpoint log workers runner runner_options data.workers data.cache data.download'.split(),
+    *'model.scan model.remat model.attention'.split(),
     'optimizer.on_divergence',  # without effect as long as the loss does not diverge
 )
 
@@ -33,8 +33,6 @@ _BEFORE = {
     'data.text_column': '',
     'data.strip_gutenberg': False,
     'data.unwrap': False,
-    'runner': 'local',
-    'runner_options': '',
     'optimizer.on_divergence': 'stop',
 }
 _ABSENT = 'nothing'

@@ -395,6 +395,8 @@ def test_what_parts_are_made_from_is_known_wherever_the_folder_lies(folder, tmp_
     paper._check_origins(config, epath.Path(tmp_path / 'copy'))
     config.text = 'text:/elsewhere'
     paper._check_origins(config, workdir)
+    config.prepare.runner = 'direct'  # which prepares the same
+    paper._check_origins(config, workdir)
     config.prepare.data.vocab_size = 321
     assert 'pretrain from another prepare (data.vocab_size: 320 there, 321 now)' in refused(config, workdir)
 
