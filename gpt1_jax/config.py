@@ -41,8 +41,9 @@ _KEPT = ('checkpoints', 'zero_shot.json')  # in a workdir: only a run with the s
 _CONTENT = 'source.txt'  # the fingerprint of what a run reads
 _PLACES = ('source', 'init_from', 'tokenizer', 'output')  # last parts of the keys whose values name a place
 _PATHS = (*_PLACES, 'prompts', 'target', 'runs', 'cache')
-# Last parts of the keys that may be None, which stands for a default.
-_OPTIONAL = 'batch_size heads init_std layers limit max_length mlp_width n_positions n_transfer scan stride units width'
+# Last parts of the keys that may be None, which stands for a default; and of those that may if the config has a `size`.
+_OPTIONAL = 'init_std limit max_length n_transfer stride'.split()
+_OF_SIZE = 'batch_size heads layers mlp_width n_positions scan units width'.split()
 
 MOST_LAYERS = 2**12  # each of which is traced, and compiled unless model.scan is set
 MOST_SIZE = 2**17  # of a model: far beyond what fits anywhere, far below what overflows
@@ -111,15 +112,19 @@ _CHOICES = {
 }
 
 
-def check(config: ml_collections.ConfigDict, prefix: str = '') -> None:
-    """Raises UserError for the first impossible value. prefix: of its keys, where the config is a part of another."""
+def check(config: ml_collections.ConfigDict, prefix: str = '', sized: bool = False) -> None:
+    """Raises UserError for the first impossible value.
+
+    prefix: of its keys, where the config is a part of another. sized: whether that one has a `size`.
+    """
+    sized = sized or 'size' in config
     for name, value in config.items():
         full = prefix + name
         is_one_of = lambda keys: any(f'.{full}'.endswith(f'.{key}') for key in keys)
         if isinstance(value, ml_collections.ConfigDict):
-            check(value, f'{full}.')
+            check(value, f'{full}.', sized)
             continue
-        if value is None and full.rpartition('.')[2] not in _OPTIONAL.split():
+        if value is None and full.rpartition('.')[2] not in _OPTIONAL + _OF_SIZE * sized:
             raise UserError(f'{full}: None is not possible. Give a value, or leave it as the config file has it.')
         if isinstance(value, str) and full.rpartition('.')[2] in _PATHS:
             check_place(full, value)

@@ -101,6 +101,8 @@ def test_senseless_values_are_named(key, value, words):
         (finetune, 'data.source'),
         (finetune, 'init_from'),
         (pretrain, 'data.tokens'),
+        (pretrain, 'data.batch_size'),
+        (pretrain, 'model.width'),
         (quickstart, 'pretrain.seed'),
     ],
 )
@@ -116,13 +118,13 @@ def test_none_is_taken_where_a_config_file_allows_it():
     names = [path.stem for path in pathlib.Path(common.__file__).parents[1].glob('configs/*.py')]
     configs = [importlib.import_module(f'configs.{name}').get_config() for name in names if name != 'common']
     configs += [benchmark.get_config('finetune'), benchmark.get_config('generate'), finetune.get_config('glue')]
-    optional = set()
+    optional, of_size = set(), set()
     for config in configs:
         for key in flat_keys(config.to_dict()):
             if functools.reduce(operator.getitem, key.split('.'), config) is None:
-                optional.add(key.rpartition('.')[2])
+                (of_size if 'size' in config else optional).add(key.rpartition('.')[2])
         assert common.check(ml_collections.ConfigDict(config.to_dict())) is None  # without its references
-    assert optional == set(common._OPTIONAL.split())
+    assert optional == {*common._OPTIONAL} and of_size - optional == {*common._OF_SIZE}
 
 
 @pytest.mark.parametrize('uri', ['http://x/y', 'text:https://x', 'shards:file:///x', 's3://bucket/a'])
