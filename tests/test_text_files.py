@@ -189,7 +189,12 @@ def test_json_lines_of_other_names_are_rows(tables):
     assert 'e.ndjson.gz: The compressed file is damaged' in problem
 
 
-TABLES = [('array.json.gz', 'Of an array.'), ('b.csv', 'Of a\ntable, '), ('c.tsv', 'Of tabs.')]
+TABLES = [
+    ('array.json.gz', 'Of an array.'),
+    ('meta.json', 'of one book'),
+    ('b.csv', 'Of a\ntable, '),
+    ('c.tsv', 'Of tabs.'),
+]
 
 
 @pytest.mark.parametrize('name, text', TABLES)

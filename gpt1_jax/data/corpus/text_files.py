@@ -240,7 +240,7 @@ def _as_rows(path):
     stem = re.sub(r'\.\w+(\.gz)?$', '', path, flags=re.IGNORECASE)
     if not path.lower().endswith(_CELLS):
         show = 'gzip -dc' if path.lower().endswith('.gz') else 'cat'
-        return f"{show} {shlex.quote(path)} | jq -c '.[]' > {shlex.quote(f'{stem}.jsonl')}"
+        return f"{show} {shlex.quote(path)} | jq -c 'arrays[], objects' > {shlex.quote(f'{stem}.jsonl')}"
     delimiter = '\t' if '.tsv' in path.lower()[-7:] else ','
     options = f'parse_options=csv.ParseOptions(delimiter={delimiter!r}, newlines_in_values=True)'
     code = f'parquet.write_table(csv.read_csv({path!r}, {options}), {f"{stem}.parquet"!r})'
