@@ -65,8 +65,8 @@ def conversion(path: os.PathLike | str, encoding: str, *, drop: bool = False) ->
     The original stays as PATH.bak, because the encoding is a guess. drop: leave out bytes that are not in the encoding.
     """
     file, converted, kept = (shlex.quote(f'{os.fspath(path)}{suffix}') for suffix in ('', '.utf8', '.bak'))
-    exchange = f'mv {file} {kept} && mv {converted} {file}'
     iconv = f'iconv {"-c " * drop}-f {encoding} -t UTF-8'
-    if os.fspath(path).lower().endswith('.gz'):
-        return f'gzip -dc {file} | {iconv} | gzip > {converted} && {exchange}'
-    return f'{iconv} {file} > {converted} && {exchange}'
+    if os.fspath(path).lower().endswith('.gz'):  # iconv stands last in the pipe, whose status is its own
+        pack = f'gzip -c {converted} > {file} && rm {converted}'
+        return f'gzip -dc {file} | {iconv} > {converted} && mv {file} {kept} && {pack}'
+    return f'{iconv} {file} > {converted} && mv {file} {kept} && mv {converted} {file}'

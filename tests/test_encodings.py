@@ -34,6 +34,15 @@ def test_the_command_converts_the_file(tmp_path, codec, name, file):
     assert (gzip.decompress(converted) if file.endswith('.gz') else converted).decode() == TEXT
 
 
+@pytest.mark.parametrize('file', ['a.txt', 'a.txt.gz'])
+def test_the_file_stays_where_its_encoding_is_another(tmp_path, file):
+    path, data = tmp_path / file, TEXT.encode() + b'\xe9'
+    path.write_bytes(gzip.compress(data) if file.endswith('.gz') else data)
+    before = path.read_bytes()
+    done = subprocess.run(encodings.conversion(path, 'UTF-32'), shell=True, capture_output=True)
+    assert done.returncode and b'iconv' in done.stderr and path.read_bytes() == before
+
+
 def test_bytes_that_windows_1252_lacks(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_bytes(b'caf\xe9 \x81\n')
