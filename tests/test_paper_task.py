@@ -304,10 +304,22 @@ def test_what_the_system_refuses_is_a_failure_too_and_a_bug_is_not(folder, tmp_p
 
 def test_where_several_processes_do_a_part_its_failure_ends_all(folder, tmp_path, calls, monkeypatch):
     """The others wait in it for this one."""
-    monkeypatch.setattr(paper, 'peers', types.SimpleNamespace(current=object(), meet=lambda: None))
+    others = types.SimpleNamespace(current=object(), meet=lambda: None, agree=lambda own: [own])
+    monkeypatch.setattr(paper, 'peers', others)
     calls.broken = {'zero_shot'}
     with pytest.raises(UserError, match='^zero_shot: It is broken'):
         paper.run(miniature(folder), epath.Path(tmp_path))
+
+
+def test_of_several_processes_all_begin_what_the_first_begins(folder, tmp_path, calls, monkeypatch):
+    """One that comes late may find the result there, as that of the text, which the first prepares alone."""
+    config, workdir = miniature(folder), epath.Path(tmp_path)
+    paper.run(config, workdir)
+    calls.made.clear()
+    monkeypatch.setattr(paper.peers, 'agree', lambda own: [True, own])
+    config.parts = 'prepare,zero_shot'
+    paper.run(config, workdir)
+    assert [*calls.made] == ['prepare', 'zero_shot']
 
 
 def test_what_is_left_out_is_not_run(folder, lacking, tmp_path, calls):

@@ -87,7 +87,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         logging.info('paper: %s; about %s left', name, duration(sum(seconds_left(list(parts.values())).values())))
         try:
             for one in part.runs:
-                if name == 'report' or not one.result():
+                if peers.agree(name == 'report' or not one.result())[0]:  # one that comes late may find it
                     _start(name, one)
         except Exception as error:
             message = str(error) if isinstance(error, UserError) else explain(error)
