@@ -425,13 +425,13 @@ def test_earlier_runs_stay_in_the_list_while_they_are_there(folder, two_seeds, t
     assert [(line.dataset, line.planned) for line in owner] == [('stsb', 2), ('sst2', 1)]
 
 
-def test_runs_of_another_study_are_not_mixed_with_these(folder, two_seeds, tmp_path):
+def test_runs_of_another_model_are_not_mixed_with_these(folder, two_seeds, tmp_path):
     shutil.copytree(folder / 'two', tmp_path / 'two')
     shutil.copytree(folder / 'lm', tmp_path / 'lm')
     other = config(folder, datasets=('stsb',))
     other.init_from = str(tmp_path / 'lm')
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r'two: It holds the runs of another study \(init_from: .*/lm. now\)'):
+    with pytest.raises(UserError, match=r'two: It holds runs that do not belong with these \(init_from: .*/lm. now\)'):
         sweep.run(other, epath.Path(tmp_path / 'two'))
     assert contents(tmp_path) == before
 

@@ -28,7 +28,7 @@ from gpt1_jax.training.partitioning import is_writer
 _MOST_NAMED = 10
 _ABSENT = 'has no folder for it'
 _ENTRY = {'dataset': str, 'variant': str, 'seed': int, 'path': str}  # of runs.json
-_OF_STUDY = ('task', 'init_from', 'rest')  # keys that all runs of a folder have in common
+_IN_COMMON = ('task', 'init_from', 'rest')  # keys that all runs of a folder have in common
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
@@ -85,7 +85,7 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
 
     Raises:
       UserError: no data set can be used, a variant does not fit the config, or the workdir holds one of the runs with
-        another config, or those of another study; before anything is trained or written.
+        another config, or those of another task or model; before anything is trained or written.
     """
     started = time.monotonic()
     uris, left_out = _uris(config)
@@ -105,7 +105,7 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
         check_workdir(run_config, workdir / path)
     earlier = [entry for entry in _earlier_runs(workdir) if entry['path'] not in configs]
     if task:
-        _check_study(task, workdir, earlier)
+        _check_earlier(task, workdir, earlier)
         open_workdir(task, workdir, write=is_writer())
     if is_writer():
         entries = [
@@ -157,14 +157,14 @@ def _earlier_runs(workdir):
     return [entry for entry in entries if exists(workdir / entry['path'] / 'config.json')]
 
 
-def _check_study(config, workdir, earlier):
-    """Raises UserError if the earlier runs, which the report shows together with those of this config, are of another
-    study. The report shows their other settings beside them."""
-    of_study = lambda of: {key: of[key] for key in _OF_STUDY if key in of}
+def _check_earlier(config, workdir, earlier):
+    """Raises UserError if the earlier runs, which the report shows together with those of this config, do not belong
+    with these. The report shows their other settings beside them."""
+    in_common = lambda of: {key: of[key] for key in _IN_COMMON if key in of}
     path = workdir / 'config.json'
-    if earlier and exists(path) and (found := compare(of_study(read_json(path)), of_study(as_json(config)))):
+    if earlier and exists(path) and (found := compare(in_common(read_json(path)), in_common(as_json(config)))):
         words = '; '.join(f'{key}: {old!r} there, {new!r} now' for key, (old, new) in found.items())
-        raise UserError(f'{workdir}: It holds the runs of another study ({words}). Name another --workdir.')
+        raise UserError(f'{workdir}: It holds runs that do not belong with these ({words}). Name another --workdir.')
 
 
 def _run_all(configs, workdir, workers):
