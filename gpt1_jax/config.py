@@ -113,10 +113,8 @@ _CHOICES = {
 
 
 def check(config: ml_collections.ConfigDict, prefix: str = '', sized: bool = False) -> None:
-    """Raises UserError for the first impossible value.
-
-    prefix: of its keys, where the config is a part of another. sized: whether that one has a `size`.
-    """
+    """Raises UserError for the first impossible value. For a part of a config: `prefix` of its keys, and whether the
+    whole is `sized`, that is, has a `size`."""
     sized = sized or 'size' in config
     for name, value in config.items():
         full = prefix + name
