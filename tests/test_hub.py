@@ -186,7 +186,7 @@ def test_a_wrong_checksum(server):
         path = next(path for path in server.files if path.endswith(file))
         server.faults[path] = (1, 'changed')
         message = refused(f'The file {file} came with another checksum')
-        assert 'is deleted. Run the command again' in message
+        assert 'was deleted. Run the command again' in message
     assert contents(again().get(WANTED)) == {name: FILES[name] for name in WANTED}
 
 
