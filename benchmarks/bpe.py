@@ -1,6 +1,6 @@
 r"""Encoding with the released vocabulary: this project and the loop of the release, on the same text and cores.
 
-    python -m benchmarks.bpe --vocabulary=DIR --text='/books/*.txt' [--megabytes=4] [--workers=0] [--rounds=3]
+    python -m benchmarks.bpe --vocabulary=DIR --text='/books/*.txt' [--megabytes=4] [--workers=2] [--rounds=3]
 
 The loop (ftfy, regular expressions, spaCy, BPE in Python with a cache of words) is rewritten here after the release,
 where it is one process. Here it runs in one process and in as many as ours, which encodes as the task `prepare` does,
@@ -19,6 +19,7 @@ import time
 
 import numpy as np
 
+from benchmarks import arguments
 from gpt1_jax.processes import cores, process_pool
 
 _GROUP = 2**19  # characters
@@ -126,15 +127,21 @@ def read_groups(pattern: str, megabytes: float) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--vocabulary', required=True, help="folder of the release's two files")
     parser.add_argument('--text', required=True, help='glob of text files, one document each')
     parser.add_argument('--megabytes', type=float, default=4)
-    parser.add_argument('--workers', type=int, default=0, help='processes, 0 = all cores')
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--workers', type=arguments.count, default=cores(), help='processes; by default one a core')
+    parser.add_argument('--rounds', type=arguments.count, default=3)
     options = parser.parse_args()
-    workers = options.workers or cores()
+    workers = options.workers
+    if not (pathlib.Path(options.vocabulary) / 'encoder_bpe_40000.json').is_file():
+        parser.error(
+            f'--vocabulary: {options.vocabulary} has no encoder_bpe_40000.json. Name the folder of the release.'
+        )
     groups = read_groups(options.text, options.megabytes)
+    if not groups:
+        parser.error(f'--text: {options.text} names no file with text. Give a glob in quotes, as in "/books/*.txt".')
     runs = dict.fromkeys([('release', 1), ('release', workers), ('gpt1_jax', workers)])
     rates = {run: [] for run in runs}
     expected = None

@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 
+from benchmarks import arguments
 from benchmarks.accelerator.measure import BATCH_SIZES
 from benchmarks.accelerator.peer import SIDES, Worker
 from gpt1_jax.meter.timing import STEPS, rates, spread
@@ -26,26 +27,25 @@ SHAPES = {
     'd512': (512, 8, 256, 4, 16384),
     'd768': (768, 12, 512, 2, 40000),  # the paper's model
 }
+DTYPES = ('float32', 'bfloat16')
 PATIENCE = 3600  # seconds that a side may take to compile, or for a round
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--sizes', default=','.join(SHAPES))
-    parser.add_argument('--dtypes', default='float32,bfloat16')
-    parser.add_argument('--torch_python', default=sys.executable)
-    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--sizes', type=arguments.names(SHAPES), default=','.join(SHAPES))
+    parser.add_argument('--dtypes', type=arguments.names(DTYPES), default=','.join(DTYPES))
+    parser.add_argument('--torch_python', type=arguments.interpreter('torch'), default=sys.executable)
+    parser.add_argument('--rounds', type=arguments.count, default=7)
     parser.add_argument('--serve', default='', help=argparse.SUPPRESS)  # a side, in a process of its own
     args = parser.parse_args()
-    if unknown := set(args.sizes.split(',')) - SHAPES.keys():
-        parser.error(f'--sizes: There is no size {", ".join(map(repr, unknown))}. Choose from {", ".join(SHAPES)}.')
     register()
     if args.serve:
-        serve(args.serve, args.sizes, args.dtypes)
+        serve(args.serve, args.sizes[0], args.dtypes[0])
         return
     print(f'{"size":6} {"dtype":9} {"peer":14} {"ours, tokens/s":>22} {"theirs, tokens/s":>22} {"ours / theirs":>18}')
-    for size in args.sizes.split(','):
-        for dtype in args.dtypes.split(','):
+    for size in args.sizes:
+        for dtype in args.dtypes:
             for peer in SIDES[1:]:
                 report = compare(size, dtype, peer, args.torch_python, args.rounds)
                 print(f'{size:6} {dtype:9} {peer:14} {report}', flush=True)

@@ -19,6 +19,7 @@ from benchmarks.accelerator.measure import BATCH_SIZES
 from gpt1_jax.data.corpus.shards import load_shards
 from gpt1_jax.data.corpus.windows import PretrainingBatches
 from gpt1_jax.data.prefetch import prefetch
+from gpt1_jax.errors import UserError
 from gpt1_jax.model.sizes import SIZES
 
 
@@ -28,17 +29,21 @@ def main():
     parser.add_argument('--out', type=pathlib.Path, required=True)
     parser.add_argument('--size', default='gpt1', choices=BATCH_SIZES)
     args = parser.parse_args()
+    try:
+        split = load_shards(args.shards).splits['train']
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError) as error:
+        parser.error(str(error))
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    read(args)
+    read(split, args.size)
     os.sched_setaffinity(0, cores)
-    save(args)
+    save(args.size, args.out)
 
 
-def read(args):
-    split, length = load_shards(args.shards).splits['train'], SIZES[args.size].sizes['n_positions']
-    batches = PretrainingBatches(split, batch_size=BATCH_SIZES[args.size], length=length, seed=0)
-    steps = batches.windows_per_epoch // BATCH_SIZES[args.size]
+def read(split, size):
+    batches = PretrainingBatches(split, batch_size=BATCH_SIZES[size], length=SIZES[size].sizes['n_positions'], seed=0)
+    steps = batches.windows_per_epoch // BATCH_SIZES[size]
     in_turn = map(batches.batch_at, range(steps))
     for name, stream in (('alone', in_turn), ('ahead of the step', prefetch(batches, 0, steps))):
         print(f'batches {name}, an epoch of {split.tokens:,} tokens on one core: million tokens/s (GB of memory)')
@@ -52,11 +57,10 @@ def read(args):
         print('  ' + ' '.join(tenths), flush=True)
 
 
-def save(args):
+def save(size, folder):
     from benchmarks.accelerator import program, use  # now: JAX counts the cores when it starts
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = use.checkpoint_cost(program.pretraining(args.size).new_state().items(), args.out)
+    found = use.checkpoint_cost(program.pretraining(size).new_state().items(), folder)
     print(f'checkpoint of {found["gb"]:.2f} GB')
     for name, what in (('stall_s', 'the loop waits'), ('save_s', 'whole save'), ('raw_write_s', 'raw write')):
         one = found[name]

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+from benchmarks import arguments
+
 VOCABULARY, POSITIONS, WIDTH, HEADS, MLP = 40478, 512, 768, 12, 3072
 
 
@@ -98,12 +100,18 @@ def serve(options, measure):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--torch_python', help='an interpreter with torch and transformers')
+    parser.add_argument(
+        '--torch_python',
+        type=arguments.interpreter('torch', 'transformers'),
+        help='an interpreter with torch and transformers',
+    )
     for name, default in dict(layers=12, prompt=32, new=128, repeats=3).items():
-        parser.add_argument(f'--{name}', type=int, default=default)
-    parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
+        parser.add_argument(f'--{name}', type=arguments.count, default=default)
+    parser.add_argument('--batches', type=arguments.count, nargs='+', default=[1, 8])
     parser.add_argument('--side', choices=('jax', 'torch'), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.prompt + options.new > POSITIONS:
+        parser.error(f'--new: With --prompt there are more than {POSITIONS} tokens, the positions of the model.')
     if options.side:
         return serve(options, {'jax': measure_jax, 'torch': measure_torch}[options.side])
 

@@ -28,23 +28,28 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import arguments
 
-def arguments():
+
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True)
     parser.add_argument('--tokenizer', required=True)
-    parser.add_argument('--torch_python', default='')
+    parser.add_argument('--torch_python', type=arguments.interpreter('torch', 'transformers'))
     parser.add_argument('--sets', default='sst2,mnli,race')
-    parser.add_argument('--layers', type=int, default=6)
-    parser.add_argument('--width', type=int, default=256)
-    parser.add_argument('--batches', type=int, default=6)
-    parser.add_argument('--batch_size', type=int, default=32)
-    parser.add_argument('--race_batch_size', type=int, default=8)
-    parser.add_argument('--eval_batch_size', type=int, default=64)
-    parser.add_argument('--dev', type=int, default=256)
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--layers', type=arguments.count, default=6)
+    parser.add_argument('--width', type=arguments.count, default=256)
+    parser.add_argument('--batches', type=arguments.count, default=6)
+    parser.add_argument('--batch_size', type=arguments.count, default=32)
+    parser.add_argument('--race_batch_size', type=arguments.count, default=8)
+    parser.add_argument('--eval_batch_size', type=arguments.count, default=64)
+    parser.add_argument('--dev', type=arguments.count, default=256)
+    parser.add_argument('--rounds', type=arguments.count, default=3)
     parser.add_argument('--torch_side', default='', help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.width % 64:
+        parser.error(f'--width: It is {args.width}, but must be a multiple of 64, the width of a head.')
+    return args
 
 
 # ---------------------------------------------------------------- JAX
@@ -236,7 +241,7 @@ class TorchSide:
             vocab=work.tokenizer.vocab_size + 3,
         )
         self.process = subprocess.Popen(
-            [args.torch_python, __file__, *sys.argv[1:], f'--torch_side={path}'],
+            [args.torch_python, '-m', 'benchmarks.packing', *sys.argv[1:], f'--torch_side={path}'],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -253,11 +258,24 @@ class TorchSide:
 
 
 def main():
-    args = arguments()
+    args = parse()
     if args.torch_side:
         torch_pass(args)
         return
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    from gpt1_jax.config import check_choice
+    from gpt1_jax.data.labelled.registry import REGISTRY
+    from gpt1_jax.errors import UserError
+
+    try:
+        for name in args.sets.split(','):
+            check_choice('--sets', name, REGISTRY)
+        compare(args)
+    except UserError as error:
+        raise SystemExit(f'error: {error}') from None
+
+
+def compare(args):
     print(
         f'{args.layers} layers, width {args.width}, {os.cpu_count()} cores; median (range) of examples/s of an epoch '
         f'with its evaluation, from {args.rounds} rounds of {args.batches} steps and {args.dev} dev examples'
