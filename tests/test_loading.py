@@ -189,9 +189,9 @@ def test_the_folder_of_a_sets_own_name_is_read(tmp_path, caplog):
 
 
 def test_no_set_is_usable():
-    message = str(none_usable({'cola': 'cola: It is empty.', 'rte': 'It is gone.'}))
+    message = str(none_usable({'cola': 'cola: It is empty.', 'rte': 'It is gone.', 'wnli': 'wnli: It is gone.'}))
     assert message.startswith(
-        'datasets: None of them can be used (cola: It is empty; rte: It is gone). Set --config.data.'
+        'datasets: None of them can be used (cola: It is empty; rte, wnli: It is gone). Set --config.data.'
     )
     assert str(none_usable({})) == 'datasets: The list is empty. Name at least one data set.'
 

@@ -193,7 +193,10 @@ def none_usable(left_out: Mapping[str, str], datasets: str = 'datasets', source:
     """
     if not left_out:
         return UserError(f'{datasets}: The list is empty. Name at least one data set.')
-    reasons = '; '.join(f'{name}: {reason.removeprefix(f"{name}: ").rstrip(".")}' for name, reason in left_out.items())
+    names = {}  # by reason, of which all may have the same
+    for name, reason in left_out.items():
+        names.setdefault(reason.removeprefix(f'{name}: ').rstrip('.'), []).append(name)
+    reasons = '; '.join(f'{", ".join(those)}: {reason}' for reason, those in names.items())
     return UserError(
         f'{datasets}: None of them can be used ({reasons}). Set --config.{source} to the folder that holds them.'
     )
