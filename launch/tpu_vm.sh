@@ -88,6 +88,7 @@ if [ "$action" = run ]; then
   [[ $WORKDIR == gs://?* ]] || fail "WORKDIR: It is $WORKDIR, but the workers share no disk. Give a gs:// path."
   [ $# -gt 0 ] || fail "run: No config is given. Name one, such as configs/pretrain.py, and then the program's flags."
   [[ $1 != -* ]] || fail "$1: A config must come first. Name one, such as configs/pretrain.py."
+  [[ " $* " != *' --dry-run '* ]] || fail '--dry-run: It follows the config, but is no flag of the program. Put it before.'
   config=$1 && shift
   program=$(printf '%q ' --distributed --config="$config" --workdir="$WORKDIR" "$@")
 elif [ $# -gt 0 ]; then

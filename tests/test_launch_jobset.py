@@ -288,6 +288,12 @@ def test_mistakes_are_named(tools, flags, message):
     assert message in said and not tools.calls('kubectl')
 
 
+def test_no_jobset_is_created_where_dry_run_comes_last(tools):
+    said = tools.run(PYTHON, 'launch/gke/jobset.py', *FLAGS, *RUN, '--dry-run', status=2)
+    assert '--dry-run: It follows the config, but is no flag of the program. Put it before.' in said
+    assert not tools.calls('kubectl')
+
+
 def test_the_script_needs_only_python():
     """It runs where nothing is installed."""
     done = subprocess.run([PYTHON, '-S', 'launch/gke/jobset.py', '--help'], cwd=ROOT, capture_output=True, text=True)

@@ -395,6 +395,7 @@ def test_a_dry_run_only_prints(cloud, action):
         ),
         (('run',), {}, 'run: No config is given. Name one'),
         (('run', '--config=configs/pretrain.py'), {}, '--config=configs/pretrain.py: There is no such flag before'),
+        (('run', 'configs/pretrain.py', '--dry-run'), {}, '--dry-run: It follows the config, but is no flag of the'),
         (('status', 'configs/pretrain.py'), {}, 'configs/pretrain.py: The action status takes no such word.'),
     ],
 )

@@ -100,6 +100,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument('config', help='configs/NAME.py')
     parser.add_argument('flags', nargs=argparse.REMAINDER, help='of gpt1_jax.main')
     args = parser.parse_args(argv)
+    if '--dry-run' in args.flags:
+        parser.error('--dry-run: It follows the config, but is no flag of the program. Put it before.')
     try:
         text = manifest(args)
         if args.dry_run:
