@@ -196,7 +196,8 @@ def test_parquet_of_a_folder_below_is_no_split_that_is_missing(tmp_path):
     parquet(tmp_path / '.dev.parquet', [row])
     assert available_splits(PAIRS, f'files:{tmp_path}') == ['train']
     assert refusal(PAIRS, tmp_path, 'dev').endswith(
-        'only backup, train.csv. Add the file; if a parquet file of a folder below is it, move it here as dev.parquet.'
+        'only backup, train.csv. Add the file, or name the folder that holds it; if a parquet file of a folder below '
+        'is it, move it here as dev.parquet.'
     )
     write_lines(tmp_path / 'train.csv.gz', ENTRIES)  # two that may be meant are a split too
     assert 'There is no dev.jsonl' in refusal(PAIRS, tmp_path, 'dev')
@@ -209,7 +210,9 @@ def test_parquet_of_a_folder_below_is_no_split_that_is_missing(tmp_path):
     assert load_files(PAIRS, tmp_path, 'dev').fields['a'] == ['new']
     assert load_files(PAIRS, tmp_path, 'test').fields['a'] == ['tested']
     (tmp_path / 'validation.parquet').unlink()
-    assert refusal(PAIRS, tmp_path, 'dev').endswith('only backup, custom, data, train.csv. Add the file.')
+    assert refusal(PAIRS, tmp_path, 'dev').endswith(
+        'only backup, custom, data, train.csv. Add the file, or name the folder that holds it.'
+    )
 
 
 def test_parquet_of_hidden_folders_is_not_read(tmp_path):

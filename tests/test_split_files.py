@@ -144,14 +144,14 @@ def test_the_list_of_dev_pairs(tmp_path):
 @pytest.mark.parametrize(
     'names, words',
     [
-        ([], 'only nothing. Add the file.'),
+        ([], 'only nothing. Add the file, or name the folder that holds it.'),
         (['my-dev-set.csv', 'train.csv'], 'only my-dev-set.csv, train.csv. Rename my-dev-set.csv dev.csv.'),
         (['sst2-validation.tsv.gz'], 'Rename sst2-validation.tsv.gz dev.tsv.gz.'),
         (['Dev.parquet', 'x.csv'], 'Rename Dev.parquet dev.parquet.'),
         (['data.csv'], 'If data.csv is the file of this split, rename it dev.csv.'),
         (['dev.xlsx'], 'Save the table as dev.csv'),
         (['dev.txt'], 'If dev.txt has columns with tabs between them, rename it dev.tsv.'),
-        (['train.csv', 'test.tsv', 'dataset_dict.json'], 'test.tsv, train.csv. Add the file.'),
+        (['train.csv', 'test.tsv', 'dataset_dict.json'], 'test.tsv, train.csv. Add the file, or name the'),
         (['a.xml'], 'Write its entries to dev.jsonl, one JSON object a line'),
         (['data-00000-of-00001.arrow', 'state.json'], 'Move the files of a saved split, state.json too, to a'),
         (['quora_duplicate_questions.tsv'], 'Split quora_duplicate_questions.tsv into train.tsv and dev.tsv'),
@@ -172,7 +172,7 @@ def test_what_to_do_with_other_files(tmp_path, names, words):
     [
         (['train.jsonl', 'dev.jsonl'], 'If dev.jsonl is it, rename it dev_matched.jsonl.'),
         (['Validation.csv.gz', 'notes.csv'], 'If Validation.csv.gz is it, rename it dev_matched.csv.gz.'),
-        (['dev_mismatched.jsonl', 'train.jsonl'], 'Add the file.'),
+        (['dev_mismatched.jsonl', 'train.jsonl'], 'Add the file, or name the folder that holds it.'),
         (['dev.jsonl', 'glue-dev_matched.jsonl'], 'Rename glue-dev_matched.jsonl dev_matched.jsonl.'),
     ],
 )

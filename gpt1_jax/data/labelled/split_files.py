@@ -13,7 +13,7 @@ from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.errors import UserError
 
 _TABLE = re.compile(r'(?P<stem>.+)(?P<suffix>\.(jsonl|json|tsv|csv)(\.gz)?|\.parquet)')
-_ADD = 'Add the file.'
+_ADD = 'Add the file, or name the folder that holds it.'
 _LISTED = 10  # names in an error message
 _WINOGRAD = (
     'Write each schema as {"sentence": ..., "pronoun": ..., "candidates": [..., ...], "label": 0} in a line of '
