@@ -473,7 +473,7 @@ def test_variants_are_runs_of_their_own(folder):
 
 
 @pytest.mark.parametrize(
-    'overrides', [{'n_transfr': -1}, {'data': {'limt': 3}}, {'data': {'epochs': 'all'}}, {'data': 3}]
+    'overrides', [{'n_transfr': -1}, {'data': {'limt': 3}}, {'data': {'epochs': 'all'}}, {'data': 3}, -1]
 )
 def test_a_variant_that_does_not_fit_is_an_error(folder, tmp_path, overrides):
     with pytest.raises(UserError, match='^variants.wrong: .*does not fit'):

@@ -246,18 +246,16 @@ def _uris(config):
 
 def _run_config(config, name, uri, variant, seed):
     """The config of one run, equal to one that `finetune` alone would be given."""
-    overrides, run_config = config.variants.get(variant, {}), config.copy_and_resolve_references()
+    overrides, run_config = config.variants.to_dict().get(variant, {}), config.copy_and_resolve_references()
     with run_config.unlocked():
         del run_config.datasets, run_config.seeds, run_config.variants, run_config.workers
-    run_config.update(task='finetune', seed=config.seed + seed)
-    run_config.data.update(dataset=name, source=uri)
+    run_config.update(task='finetune', seed=config.seed + seed, data=dict(dataset=name, source=uri))
     run_config.lock()  # no new keys
     try:
         run_config.update(overrides)
     except (KeyError, TypeError, AttributeError):
         raise UserError(
-            f'variants.{variant}: {overrides.to_dict()} does not fit the config of a run. Use its keys, '
-            'with values of the same types.'
+            f'variants.{variant}: {overrides} does not fit the config of a run. Use its keys and their types.'
         ) from None
     check(run_config)
     finetune.check(run_config, REGISTRY[name])
