@@ -182,7 +182,9 @@ def test_pretraining_does_not_go_on_from_another_kind(folder, tmp_path):
         config = runs.pretraining(folder, size)
         config.init_from = str(folder / 'lm')
         if kind == 'transformer':
-            with pytest.raises(UserError, match='^model.kind: transformer is not that of .*model.kind=averages'):
+            with pytest.raises(
+                UserError, match='^model.kind: transformer is not that of .* of kind averages: averages'
+            ):
                 pretrain.run(config, epath.Path(tmp_path) / 'refused')
         else:
             assert pretrain.run(config, epath.Path(tmp_path) / 'on').model['tokens_seen'] == 2 * 2048

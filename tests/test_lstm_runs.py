@@ -182,5 +182,7 @@ def test_it_becomes_another_workdir(folder, tmp_path):
 def test_a_transformer_does_not_go_on_from_it(folder, tmp_path):
     config = runs.pretraining(folder)
     config.init_from = str(folder / 'lm')
-    with pytest.raises(UserError, match='^model.kind: transformer is not that of .* Set --config.model.kind=lstm'):
+    with pytest.raises(
+        UserError, match='^model.kind: transformer is not that of .* of kind lstm: tiny_lstm, small_lstm,'
+    ):
         pretrain.run(config, epath.Path(tmp_path))

@@ -104,8 +104,8 @@ def test_another_size_or_tokenizer_is_refused_before_anything_is_written(prepare
 
     first = str(folder / 'first')
     other = going_on(prepared, first)
-    other.model.heads = 2
-    refused(other, 'model.heads: 2', 'model.heads=4')
+    other.model.update(heads=2, n_positions=8)
+    refused(other, 'model.heads: 2', 'Set --config.model.heads=4 --config.model.n_positions=16.')
     refused(going_on(prepared, '/nowhere'), '/nowhere')
     books = f'text:{folder}/books'
     refused(going_on(prepared, first, source=books), 'newly trained', 'data.tokenizer')

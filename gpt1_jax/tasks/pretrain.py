@@ -20,6 +20,7 @@ from gpt1_jax.evaluation import zero_shot
 from gpt1_jax.evaluation.journal import Watch
 from gpt1_jax.evaluation.perplexity import make_scorer, perplexity
 from gpt1_jax.model import architecture
+from gpt1_jax.model.sizes import SIZES
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
@@ -123,13 +124,16 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 def _open_model(config):
     """The model to start from. Raises UserError if the run has another architecture or tokenizer."""
     saved = store.open_model(config.init_from)
-    theirs = {'kind': saved.architecture.kind, **saved.architecture.sizes}
-    for name in ('kind', *architecture.KINDS[saved.architecture.kind].SIZES):
-        if config.model.get(name) != theirs[name]:
-            raise UserError(
-                f'model.{name}: {config.model.get(name)} is not that of {config.init_from}. Set '
-                f'--config.model.{name}={theirs[name]}.'
-            )
+    kind, theirs = saved.architecture.kind, saved.architecture.sizes
+    if config.model.kind != kind:
+        sizes = ', '.join(name for name, size in SIZES.items() if size.kind == kind)
+        raise UserError(
+            f'model.kind: {config.model.kind} is not that of {config.init_from}. Use --config=configs/pretrain.py:SIZE '
+            f'with a size of kind {kind}: {sizes}.'
+        )
+    if other := [name for name in architecture.KINDS[kind].SIZES if config.model[name] != theirs[name]]:
+        flags = ' '.join(f'--config.model.{name}={theirs[name]}' for name in other)
+        raise UserError(f'model.{other[0]}: {config.model[other[0]]} is not that of {config.init_from}. Set {flags}.')
     scheme, _, path = config.data.source.partition(':')
     if scheme == 'shards':
         given, fingerprint = f'the tokenizer of {path}', load_shards(path).tokenizer_fingerprint
