@@ -158,6 +158,21 @@ def test_a_batch_is_a_function_of_seed_and_step():
             assert members(batches.batch_at(step)) == members(expected[step])
 
 
+def test_the_order_of_examples_is_pinned():
+    """It must not change between versions, or machines: a run resumed later would train on other examples."""
+    batches = FinetuningBatches(make(n=12), batch_size=4, seed=5)
+    assert [batches.members(step).tolist() for step in (0, 2, 3)] == [[5, 3, 9, 7], [10, 11, 2, 0], [6, 0, 8, 11]]
+
+
+def test_examples_of_one_length_are_dealt_in_their_order():
+    """However NumPy sorts equal lengths: the longer ones first, to and fro between the shards, as they come."""
+    encoded = Encoded([[np.ones(5 + i % 2, np.int32)] for i in range(40)], None, [''] * 40, 0, 0)
+    order = [*range(1, 40, 2), *range(0, 40, 2)]
+    dealt = [[order[i] for i in range(40) if i % 4 in turns] for turns in ((0, 3), (1, 2))]
+    batch = EvaluationBatches(encoded, batch_size=40, placement=all_local(2)).batch_at(0)
+    assert batch['example_ids'][0].tolist() == dealt
+
+
 @pytest.mark.parametrize('local', [[0, 1], [3], [2, 0]])
 def test_local_shards_are_those_of_the_whole(local):
     encoded = make(sequences=2)
