@@ -52,6 +52,26 @@ def test_sequences():
     assert Encoded(NESTED, None, ['0', '1'], 0, 0).sequences.lengths.tolist() == sequences.lengths.tolist()
 
 
+def test_examples_are_taken_whole():
+    encoded = Encoded(NESTED + [[[11], [12, 13]]], np.array([7, 8, 9]), ['a', 'b', 'c'], 1, 2, ['low', 'high', 'low'])
+    taken = encoded.take(np.array([2, 0]))
+    assert [[one.tolist() for one in example] for example in taken.sequences] == [[[11], [12, 13]], NESTED[0]]
+    assert (taken.labels.tolist(), taken.ids, taken.subsets) == ([9, 7], ['c', 'a'], ['low', 'low'])
+
+
+def test_other_tokens_lengths_or_labels_are_another_content():
+    labels, moved = np.array([0, 1]), [[[1, 2], [3, 4]], *NESTED[1:]]
+    of = lambda nested, labels: b''.join(map(bytes, Encoded(nested, labels, ['', ''], 0, 0).content()))
+    contents = [
+        of(NESTED, labels),
+        of(NESTED, 1 - labels),
+        of(NESTED, None),
+        of(NESTED[::-1], labels),
+        of(moved, labels),
+    ]
+    assert len({*contents}) == 5 and of(NESTED, labels.copy()) == contents[0]
+
+
 def test_the_second_time_nothing_is_tokenised(tmp_path):
     first, second = Tokenizer(), Tokenizer()
     made, expected = encode(tmp_path, first)
