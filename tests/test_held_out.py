@@ -20,6 +20,14 @@ def test_at_least_one_is_held_out_and_never_all():
         assert sum(map(rule, names)) == count
 
 
+def test_the_choice_is_pinned():
+    """It must not change between versions: of a corpus prepared anew, what a model has seen would be held out."""
+    names = [f'book{i}' for i in range(20)]
+    rule = held_out.held_out_rule(lambda: iter(names), 0.15)
+    assert [i for i, name in enumerate(names) if rule(name)] == [11, 13, 18]
+    assert held_out.hold_out(iter(names), np.full(20, 7), np.arange(20), 0.15) == {11: 0, 13: 0, 18: 0}
+
+
 @pytest.mark.parametrize('fraction', [1e-9, 0.01, 0.1, 0.3, 0.5, 0.9, 1 - 1e-9])
 @pytest.mark.parametrize('seed', range(10))
 def test_the_share_is_met_to_within_one_document(fraction, seed):

@@ -19,7 +19,7 @@ def held_out_rule(names: Callable[[], Iterator[str]], fraction: float) -> Callab
     if fraction and all(_draw(name) >= fraction for name in names()):
         lowest = min(names(), key=_draw)
         return lambda name: name == lowest
-    if fraction and all(_draw(name) < fraction for name in names()):
+    if all(_draw(name) < fraction for name in names()):
         highest = max(names(), key=_draw)
         return lambda name: name != highest
     return lambda name: _draw(name) < fraction
