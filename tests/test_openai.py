@@ -55,11 +55,14 @@ def test_any_chunk_sizes(tmp_path, sentencepiece, cuts):
     assert_same_bits(read(f'openai:{folder}')[1], params)
 
 
-def test_the_release_has_heads_of_64(tmp_path, sentencepiece):
-    saved, params = make_model(np.random.default_rng(0), sentencepiece, width=128, heads=2)
+@pytest.mark.parametrize('heads', [1, 2])
+def test_the_release_has_heads_of_64(tmp_path, sentencepiece, heads):
+    saved, params = make_model(np.random.default_rng(0), sentencepiece, width=64 * heads, heads=heads)
     openai.write_folder(make(tmp_path / 'model'), saved, params)
     assert not (tmp_path / 'model' / 'hparams.json').exists()
-    assert store.open_model(f'openai:{tmp_path / "model"}').architecture.sizes['heads'] == 2
+    again, back = read(f'openai:{tmp_path / "model"}')
+    assert again.architecture.sizes['heads'] == heads
+    assert_same_bits(back, params)
 
 
 def test_openai_export_leaves_out_special_rows_and_head(tmp_path, sentencepiece):
