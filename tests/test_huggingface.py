@@ -112,6 +112,10 @@ def test_what_transformers_reads(tmp_path, tokenizer, head, model_class, words):
         n_layer=2,
         n_head=4,
         afn='gelu',
+        layer_norm_epsilon=1e-5,
+        initializer_range=0.02,
+        tie_word_embeddings=True,
+        **dict.fromkeys(('embd_pdrop', 'attn_pdrop', 'resid_pdrop'), 0.1),  # paper, section 4.1
     )
     assert config | expected == config
     tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
@@ -124,11 +128,13 @@ def test_what_transformers_reads(tmp_path, tokenizer, head, model_class, words):
     elif head:
         np.testing.assert_array_equal(tensors['score.weight'], params['head']['kernel'].T)
         assert len(config['id2label']) == head.classes and config['pad_token_id'] == 0
+        assert {str(i): label for label, i in config['label2id'].items()} == config['id2label']
     if saved.vocab_size == 60:
         assert {'vocab.json', 'merges.txt'} < {path.name for path in folder.iterdir()}
         added = json.loads((folder / 'tokenizer_config.json').read_text())['added_tokens_decoder']
         names = dict(zip(('60', '61', '62'), huggingface.SPECIAL_TOKENS)) if head else {}
-        assert {i: token['content'] for i, token in added.items()} == names
+        alone = dict.fromkeys(('lstrip', 'rstrip', 'normalized', 'single_word'), False)  # no text beside it is changed
+        assert added == {i: {'content': name, 'special': True, **alone} for i, name in names.items()}
     else:
         assert 'SentencePiece' in card and not (folder / 'tokenizer_config.json').exists()
 
