@@ -84,8 +84,8 @@ def test_the_papers_rows_are_those_of_the_registry():
 
 
 def test_table_5(source, tmp_path, trained, capsys):
-    """mnli is the mean of 61 and 81; the average is (61 + 61 + 71) / 3, the paper's over these three sets too. Rows other
-    than the first have 10, 30 and 20 points less."""
+    """mnli is the mean of 61 and 81; the average is (61 + 61 + 71) / 3, the paper's over these three sets too. The
+    other rows have 10, 30 and 20 points less."""
     ablation.run(config(source, seeds=3, lstm_from=f'{source}/lstm'), epath.Path(tmp_path))
     printed = capsys.readouterr().out.splitlines()[1:]
     assert printed == [
