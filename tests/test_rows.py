@@ -61,6 +61,15 @@ def test_predictions_of_a_squared_loss_are_the_outputs(by_name):
     np.testing.assert_array_equal(rows.predictions(run)[1], outputs[:, 0])
 
 
+def test_the_score_of_one_answer_is_that_of_a_run_which_tells_it(by_name):
+    """Runs of earlier versions do not."""
+    line = by_name['finetune', 'mnli']
+    first, *others = line.runs
+    silent = dataclasses.replace(first, result=dataclasses.replace(first.result, facts={}))
+    assert rows.constant(dataclasses.replace(line, runs=(silent, *others))) == others[0].facts['dev_constant']
+    assert rows.constant(dataclasses.replace(line, runs=(silent,))) is None
+
+
 def test_the_standard_error_of_an_accuracy_and_of_another_metric(by_name):
     line = by_name['finetune', 'cola']
     found = rows.best_scores(line)
