@@ -68,6 +68,12 @@ def test_markers_of_all_times(start, end):
     assert stripped(text.replace('\n', '\r\n')) == body.replace('\n', '\r\n')
 
 
+def test_a_title_ends_with_its_marker():
+    """Stars after it are of the book."""
+    text = 'The sea was calm.\n* ***\nSo was he.\n'
+    assert stripped(f'*** START OF THE PROJECT GUTENBERG EBOOK A SAILOR ***\n{text}') == text
+
+
 def test_a_text_without_markers_stays_as_it_is():
     marks = []
     text = f'{PROSE}\nThe beginning of the Project Gutenberg was in 1971.\n*** The end of it\n' * 3
@@ -89,6 +95,8 @@ def test_prose_is_joined_and_nothing_else():
     two = CAPITALS[: CAPITALS.index('\n', 80) + 1]
     assert unwrapped(two) == two.replace('\n', ' ', 1)
     assert unwrapped(PROSE.replace('\n', '\n ', 2)) == one_line  # by one space only
+    named = PROSE.replace('slept', 'slept in London').replace('he turned', 'He turned')
+    assert unwrapped(named) == named[:-1].replace('\n', ' ') + '\n'  # of a line the first letter counts alone
     for kept in (
         LONG,
         VERSE,

@@ -54,6 +54,17 @@ def test_one_text_in_many_forms():
     assert len({duplicates.fingerprint(form).content for form in forms[:7]}) == 1
 
 
+def test_paragraphs_count_whole_if_they_are_short_and_by_sentences_if_long():
+    sentence = 'The captain walked along the quay until the bell rang. '
+    of = lambda *texts: duplicates.fingerprint('\n\n'.join(texts)).paragraphs.tolist()
+    different = [sentence.replace('captain', word) for word in WORDS * 2][:20]
+    assert len(of(*map(''.join, (different[:5], different[5:10])))) == 2
+    assert len(''.join(different)) > 1000 and len(of(''.join(different))) == len(WORDS)
+    book = of(*make_book(0))
+    marker = 'OF THE PROJECT GUTENBERG EBOOK A ***'
+    assert of(f'*** START {marker}', *make_book(0), f'*** END {marker}', *make_book(99)) == book and len(book) == 20
+
+
 @pytest.mark.parametrize('shared, together', [(20, True), (17, True), (16, False), (10, False), (0, False)])
 def test_more_than_four_fifths_of_the_shorter_one(shared, together):
     book, other = make_book(0), make_book(1)

@@ -1,5 +1,6 @@
 """A labelled data set as token sequences in a folder: what is read is what was encoded."""
 
+import dataclasses
 import json
 import types
 
@@ -115,3 +116,18 @@ def test_damage_is_named(folder, damage, message):
     damage(folder)
     with pytest.raises(UserError, match=message):
         read_tokens(folder, 'mrpc', 'train', **KEY)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda of: dict(labels=of.labels[1:]), 'its labels are not those of'),
+        (lambda of: dict(ids=of.ids + ['more']), 'its lengths are not those of'),
+        (lambda of: dict(sequences=dataclasses.replace(of.sequences, tokens=of.sequences.tokens[1:])), 'of its tokens'),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_damage(tmp_path, change, message):
+    whole = encoded()
+    write_tokens(tmp_path, 'mrpc', {'train': dataclasses.replace(whole, **change(whole))}, **KEY)
+    with pytest.raises(UserError, match=f'train.npz: The file cannot be read .*{message}'):
+        read_tokens(tmp_path, 'mrpc', 'train', **KEY)
