@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> list[str]:
         message = str(error).removeprefix('flag ')
         if not message.endswith('.'):  # not of the parsers below
             where, _, reason = message.rpartition(': ')
-            message = f'{where or "--config"}: The value is not possible ({reason}). Correct it.'
+            message = f'{where or "--config"}: The value is not valid ({reason}). Correct it.'
         raise UserError(message) from None
 
 

@@ -123,14 +123,14 @@ def check(config: ml_collections.ConfigDict, prefix: str = '', sized: bool = Fal
             check(value, f'{full}.', sized)
             continue
         if value is None and full.rpartition('.')[2] not in _OPTIONAL + _OF_SIZE * sized:
-            raise UserError(f'{full}: None is not possible. Give a value, or leave it as the config file has it.')
+            raise UserError(f'{full}: None is not valid. Give a value, or leave it as the config file has it.')
         if isinstance(value, str) and full.rpartition('.')[2] in _PATHS:
             check_place(full, value)
         ranges = [(test, words) for keys, test, words in _RANGES if is_one_of(keys.split())]
         for test, words in (*ranges, _FLOAT32):
             if not all(_passes(one, test) for one in _elements(value)):
                 which = 'Each' if isinstance(value, tuple) else 'It'
-                raise UserError(f'{full}: {value!r} is not possible. {which} must be {words}.')
+                raise UserError(f'{full}: {value!r} is not valid. {which} must be {words}.')
         for key, example in _FILLED.items():
             if is_one_of([key]) and not value:
                 raise UserError(f'{full}: It is empty. Give at least one, such as {example}.')

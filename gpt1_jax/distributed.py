@@ -58,7 +58,7 @@ def explicit(coordinator: str | None, process_id: int | None, processes: int | N
     if not re.fullmatch(r'[^:/\s]+:\d{1,5}', coordinator) or not 0 < int(coordinator.rpartition(':')[2]) < 65535:
         raise UserError(f'--coordinator: {coordinator!r} is not an address. Write HOST:PORT of process 0.')
     if not 0 <= process_id < processes:
-        raise UserError(f'--process_id: {process_id} is not possible. It must be from 0 to {processes - 1}.')
+        raise UserError(f'--process_id: {process_id} is not valid. It must be from 0 to {processes - 1}.')
     return Cluster(coordinator, processes, process_id)
 
 

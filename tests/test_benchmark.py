@@ -195,7 +195,7 @@ def test_an_interruption_leaves_what_was_measured(tmp_path, monkeypatch):
     [
         ('pretrain', {'size': 'huge'}, "size: 'huge' is unknown. Choose one of tiny"),
         ('pretrain', {'data.source': 'text:/books'}, "data.source: 'text:/books' cannot be measured. Name prepared"),
-        ('pretrain', {'minutes': 0.0}, 'minutes: 0.0 is not possible. It must be more than 0.'),
+        ('pretrain', {'minutes': 0.0}, 'minutes: 0.0 is not valid. It must be more than 0.'),
         ('finetune', {'sets': ('mnli',)}, "sets: 'mnli' is unknown. Choose one of sst2, race."),
         ('finetune', {'sets': (), 'sweep': True}, 'sets: It is empty. Give at least one, such as sst2,race.'),
         ('generate', {'batches': ()}, 'batches: It is empty. Give at least one, such as 1,8.'),

@@ -109,7 +109,7 @@ NOT_A_BOOL = 'This is neither true nor false. Write True or False.'
 MISSING = 'The value is missing. Write {0}=VALUE.'
 NO_KEY = 'The config has no such key.'
 NO_FLAG = 'There is no such flag.'
-IMPOSSIBLE = 'is not possible. It must be'
+NOT_VALID = 'is not valid. It must be'
 
 
 @pytest.mark.parametrize(
@@ -141,23 +141,23 @@ IMPOSSIBLE = 'is not possible. It must be'
             '--config.datasets={1:2}: This is not a list of words or numbers.',
         ),
         ("finetune.py:glue --config.datasets=(['cola'],)", 'This is not a list of words or numbers.'),
-        ('pretrain.py --config.mesh.shape=a,b,c', "mesh.shape: ('a', 'b', 'c') is not possible. Each must be"),
-        ('pretrain.py --config.mesh.shape=0.5,1,1', 'mesh.shape: (0.5, 1, 1) is not possible. Each must be'),
-        ('layer_transfer.py --config.layers=first', "layers: ('first',) is not possible. Each must be 0 or more."),
+        ('pretrain.py --config.mesh.shape=a,b,c', "mesh.shape: ('a', 'b', 'c') is not valid. Each must be"),
+        ('pretrain.py --config.mesh.shape=0.5,1,1', 'mesh.shape: (0.5, 1, 1) is not valid. Each must be'),
+        ('layer_transfer.py --config.layers=first', "layers: ('first',) is not valid. Each must be 0 or more."),
         ('layer_transfer.py --config.layers=None', 'This is not a list of words or numbers.'),
-        ('ablation.py:share --config.shares=0.5,2', 'shares: (0.5, 2) is not possible. Each must be more than 0'),
-        ('benchmark.py:generate --config.batches=1,1.5', 'batches: (1, 1.5) is not possible. Each must be a whole num'),
-        ('layer_transfer.py --config.layers=0,1.5', 'layers: (0, 1.5) is not possible. Each must be a whole number.'),
-        ('benchmark.py:generate --config.batches=x', "batches: ('x',) is not possible. Each must be at least 1."),
+        ('ablation.py:share --config.shares=0.5,2', 'shares: (0.5, 2) is not valid. Each must be more than 0'),
+        ('benchmark.py:generate --config.batches=1,1.5', 'batches: (1, 1.5) is not valid. Each must be a whole num'),
+        ('layer_transfer.py --config.layers=0,1.5', 'layers: (0, 1.5) is not valid. Each must be a whole number.'),
+        ('benchmark.py:generate --config.batches=x', "batches: ('x',) is not valid. Each must be at least 1."),
         ('pretrain.py --config.data=4', '--config.data=4: This is a part of the config. Set its keys, such as'),
         ("pretrain.py --config.data={'tokens':4}", 'This is a part of the config. Set its keys, such as'),
         ('finetune.py:glue --config.variants=scratch', '--config.variants=scratch: This is not a dict. Write it like'),
         # Values that no run can have.
-        ('pretrain.py --config.data.batch_size=0', f'data.batch_size: 0 {IMPOSSIBLE} at least 1.'),
-        ('pretrain.py --config.data.batch_size=-1e3', f'data.batch_size: -1000 {IMPOSSIBLE} at least 1.'),
-        ('pretrain.py --config.optimizer.learning_rate=nan', f'optimizer.learning_rate: nan {IMPOSSIBLE} more than 0.'),
-        ('pretrain.py --config.optimizer.learning_rate=inf', f'optimizer.learning_rate: inf {IMPOSSIBLE} 0, or from'),
-        (f'pretrain.py --config.seed={10**30}', f'seed: {10**30} {IMPOSSIBLE} a whole number of 64 bits.'),
+        ('pretrain.py --config.data.batch_size=0', f'data.batch_size: 0 {NOT_VALID} at least 1.'),
+        ('pretrain.py --config.data.batch_size=-1e3', f'data.batch_size: -1000 {NOT_VALID} at least 1.'),
+        ('pretrain.py --config.optimizer.learning_rate=nan', f'optimizer.learning_rate: nan {NOT_VALID} more than 0.'),
+        ('pretrain.py --config.optimizer.learning_rate=inf', f'optimizer.learning_rate: inf {NOT_VALID} 0, or from'),
+        (f'pretrain.py --config.seed={10**30}', f'seed: {10**30} {NOT_VALID} a whole number of 64 bits.'),
         (
             'pretrain.py --config.model.dtype=half',
             "model.dtype: 'half' is unknown. Choose one of auto, float32, bfloat",
@@ -194,7 +194,7 @@ IMPOSSIBLE = 'is not possible. It must be'
         ('pretrain.py config.seed=4', 'config.seed=4: This is not a flag. Write --config=FILE, --workdir=DIR'),
         ('pretrain.py —-config.seed=4', '—-config.seed=4: This is not a flag.'),  # a dash of a word processor
         ('pretrain.py -- --config.seed=4', '--config.seed=4: This is not a flag.'),
-        ('pretrain.py --distributed=maybe', '--distributed=maybe: The value is not possible ('),
+        ('pretrain.py --distributed=maybe', '--distributed=maybe: The value is not valid ('),
         ('pretrain.py --config=configs/pretrain.py', '--config: It is given twice. Give one config.'),
         ('pretrain.py --flagfile=/nowhere/flags', '--flagfile: The file cannot be read ('),
         ('pretrain.py --flagfile', '--flagfile: The file cannot be read ('),
@@ -291,7 +291,7 @@ def test_a_value_of_another_type_in_a_config_file(refusal, tmp_path):
         'from ml_collections import ConfigDict\n\n\ndef get_config():\n'
         '    return ConfigDict(dict(task="prepare", data=dict(batch_size="8")))\n'
     )
-    assert refusal(f'--config={tmp_path}/mine.py') == "data.batch_size: '8' is not possible. It must be at least 1."
+    assert refusal(f'--config={tmp_path}/mine.py') == "data.batch_size: '8' is not valid. It must be at least 1."
 
 
 @pytest.mark.parametrize(

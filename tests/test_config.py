@@ -110,7 +110,7 @@ def test_none_is_refused_where_it_stands_for_no_default(config, key):
     """ml_collections takes it for any key."""
     config = config.get_config()
     config.update_from_flattened_dict({key: None})
-    with pytest.raises(UserError, match=f'^{key}: None is not possible. Give a value, or leave it as the config file'):
+    with pytest.raises(UserError, match=f'^{key}: None is not valid. Give a value, or leave it as the config file'):
         common.check(config)
 
 
@@ -160,10 +160,10 @@ def test_values_of_the_parts_are_checked_too():
         common.check(config)
     config = quickstart.get_config()
     config.seeds = 0
-    with pytest.raises(UserError, match='^seeds: 0 is not possible. It must be at least 1.'):
+    with pytest.raises(UserError, match='^seeds: 0 is not valid. It must be at least 1.'):
         common.check(config)
     config.seeds = 10**12  # of which a list is made
-    with pytest.raises(UserError, match='^seeds: 1000000000000 is not possible. It must be at most 10,000.'):
+    with pytest.raises(UserError, match='^seeds: 1000000000000 is not valid. It must be at most 10,000.'):
         common.check(config)
 
 

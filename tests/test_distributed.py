@@ -31,7 +31,7 @@ def test_a_process_alone_waits_for_nobody():
         (('host', 0, 2), "--coordinator: 'host' is not an address"),
         (('http://host:1', 0, 2), 'is not an address'),
         (('host:65535', 0, 2), 'is not an address'),
-        (('host:1', 2, 2), '--process_id: 2 is not possible. It must be from 0 to 1'),
+        (('host:1', 2, 2), '--process_id: 2 is not valid. It must be from 0 to 1'),
         (('host:1', -1, 2), 'from 0 to 1'),
     ],
 )

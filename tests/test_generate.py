@@ -196,7 +196,7 @@ def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monke
         (dict(prompt='a', interactive=True), 'one of prompt'),
         (dict(prompt='a\udcff'), 'prompt: The text is not UTF-8'),
         (dict(samples=10**8), '100,000,000 of each prompt are too many'),
-        (dict(seed=2**31), 'seed: 2147483648 is not possible'),
+        (dict(seed=2**31), 'seed: 2147483648 is not valid'),
         (dict(init_from=''), 'init_from: It is empty'),
         (dict(init_from='/nowhere'), '/nowhere'),
         (dict(prompts='/nowhere.txt'), '/nowhere.txt: The file cannot be read'),

@@ -135,7 +135,7 @@ def test_finetuning_from_the_command_line(folder, language_model):
         (['--config.n_transfer=5'], 'must be from -1'),
         (['--config.data.max_length=33'], "more than the model's 32 positions"),
         (['--config.data.eval_batch_size=0'], 'at least 1'),
-        (['--config.seed=-1'], 'seed: -1 is not possible. It must be from 0 to 4,294,967,295.'),
+        (['--config.seed=-1'], 'seed: -1 is not valid. It must be from 0 to 4,294,967,295.'),
         (['--config.task=finetun'], "no task 'finetun'"),
     ],
 )
@@ -155,7 +155,7 @@ def test_mistakes_end_in_one_sentence(folder, language_model, changes, message):
         (['generate.py', '--config.seed=x'], NOT_WHOLE),
         (
             ['pretrain.py', '--config.optimizer.learning_rate=nan'],
-            'optimizer.learning_rate: nan is not possible. It must be more than 0.',
+            'optimizer.learning_rate: nan is not valid. It must be more than 0.',
         ),
         (['generate.py', '--flagfile=/nowhere'], NO_FLAG_FILE),
         (['prepare.py:huge'], "configs/prepare.py: It takes no argument. Leave ':huge' out."),

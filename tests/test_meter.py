@@ -226,7 +226,7 @@ def speeds(settings):
     if settings['rows'] / settings['parts'] > 8:
         raise memory.NoRoomError('12 GB are needed')
     if settings['rows'] == 3:
-        raise UserError('rows: 3 is not possible. Give 4.')
+        raise UserError('rows: 3 is not valid. Give 4.')
     value = settings['rows'] / settings['parts'] * (2 if settings['fast'] else 1)
     return {'tokens_per_s': {'median': value}}
 
@@ -242,7 +242,7 @@ def test_the_search_finds_what_fits_and_keeps_the_fastest():
     ]
     skipped = [one.get('skipped') for one in tried]
     assert skipped[0] == skipped[5] == 'does not fit into the memory: 12 GB are needed'
-    assert skipped[4] == 'rows: 3 is not possible. Give 4.' and skipped.count(None) == 3
+    assert skipped[4] == 'rows: 3 is not valid. Give 4.' and skipped.count(None) == 3
     assert fastest(tried) is tried[3] and fastest(tried, parts=4) is tried[2]
     assert fastest(tried, rows=32) is None and fastest([]) is None
 

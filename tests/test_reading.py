@@ -88,14 +88,14 @@ def test_a_score_that_is_not_possible_is_damage(folder, changes):
     stored['scores'][0] |= changes
     del stored['sha256']  # as an earlier version wrote it
     path.write_text(json.dumps(stored))
-    assert recorded.named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is not possible.',)
+    assert recorded.named(folder)['tuned/sst2/seed0'].damage == ('results.json: A score of sst2 is not valid.',)
 
 
 def test_rollbacks_that_are_not_possible_are_damage(folder):
     path = folder / 'tuned/sst2/seed0/results.json'
     stored = json.loads(path.read_text())
     del stored['sha256']  # as an earlier version wrote it
-    for batches, words in (([1, 2], ()), ([1], ('results.json: The batches of a rollback are not possible.',))):
+    for batches, words in (([1, 2], ()), ([1], ('results.json: The batches of a rollback are not valid.',))):
         stored['facts']['rollbacks'] = [{'step': 1, 'times': 1, 'batches': batches}]
         path.write_text(json.dumps(stored))
         assert recorded.named(folder)['tuned/sst2/seed0'].damage == words

@@ -331,7 +331,7 @@ def test_fewer_examples_than_a_batch_are_found_before_training(folder, tmp_path)
     [
         ({'data.rule': 'release'}, "data.rule: The rule 'release' does not fit the data set 'race'"),
         ({'data.score_loss': 'mae'}, "data.score_loss: 'mae' is unknown"),
-        ({'seed': 2**32 - 1, 'seeds': 2}, 'seed: 4294967296 is not possible'),
+        ({'seed': 2**32 - 1, 'seeds': 2}, 'seed: 4294967296 is not valid'),
     ],
 )
 def test_mistakes_of_later_runs_are_told_before_the_first(folder, tmp_path, monkeypatch, changes, message):

@@ -104,13 +104,13 @@ def _read_result(path):
     _check_settings(path, result.config)
     for score in result.scores:
         if score.examples < 1 or (score.metric == 'accuracy' and not 0 <= score.value <= 1):
-            raise UserError(f'{path}: A score of {score.dataset} is not possible.')
+            raise UserError(f'{path}: A score of {score.dataset} is not valid.')
     if result.task == 'zero_shot' and not result.scores:
         raise UserError(f'{path}: It has no scores.')
     facts = {'left_out': ({str: str}, type(None)), **_FACTS.get(result.task, {})}
     check_form(path, {name: result.facts.get(name) for name in facts}, facts, _COPY)
     if 'rollbacks' in facts and any(len(one['batches']) != 2 for one in result.facts.get('rollbacks') or ()):
-        raise UserError(f'{path}: The batches of a rollback are not possible.')
+        raise UserError(f'{path}: The batches of a rollback are not valid.')
     return result, stored['versions'], stored['device'] or {}
 
 

@@ -177,7 +177,7 @@ def read_config(directory: epath.Path) -> dict:
     for name in _SIZES:
         if type(config[name]) is not int or not 1 <= config[name] <= MOST_SIZE:
             raise UserError(
-                f'{path}: The value {config[name]!r} of {name} is not possible. It must be from 1 to {MOST_SIZE:,}.'
+                f'{path}: The value {config[name]!r} of {name} is not valid. It must be from 1 to {MOST_SIZE:,}.'
             )
     if config['afn'] == 'gelu_new':  # the tanh form's name elsewhere in transformers; openai-gpt calls it 'gelu'
         config['afn'] = 'gelu'

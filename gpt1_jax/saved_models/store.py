@@ -224,7 +224,7 @@ def _read_description(path: epath.Path) -> dict:
         *([f'{head["classes"]} classes'] if head and not 1 <= head['classes'] <= MOST_SIZE + 1 else []),
         *([f'{len(labels)} labels'] if labels and len(labels) != (head and head['classes']) else []),
     ]:
-        raise UserError(f'{path}: The file is damaged ({wrong[0]} is not possible). {_RESTORE}')
+        raise UserError(f'{path}: The file is damaged ({wrong[0]} is not valid). {_RESTORE}')
     stored['head'] = head and ClassifierHead(head['kind'], head['classes'])
     return stored
 

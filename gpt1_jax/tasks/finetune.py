@@ -173,7 +173,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
 def check(config: ConfigDict, dataset: Dataset) -> None:
     """Raises UserError for what can be refused before the model and the data are read."""
     if not 0 <= config.seed < 2**32:  # of the generator that draws and shuffles examples
-        raise UserError(f'seed: {config.seed} is not possible. It must be from 0 to {2**32 - 1:,}.')
+        raise UserError(f'seed: {config.seed} is not valid. It must be from 0 to {2**32 - 1:,}.')
     if not config.data.source.startswith('tokens:'):  # these refuse any rule but their own
         check_rule(config.data.rule, dataset)
     _loss(config.data, dataset)

@@ -316,7 +316,7 @@ def check(config: ConfigDict) -> None:
             'temperature, or samples=1.'
         )
     if not -(2**31) <= config.seed < 2**31:  # a device's
-        raise UserError(f'seed: {config.seed} is not possible. It must be from {-(2**31):,} to {2**31 - 1:,}.')
+        raise UserError(f'seed: {config.seed} is not valid. It must be from {-(2**31):,} to {2**31 - 1:,}.')
     check_choice('stop', config.stop, ('end', 'newline', 'never'))
 
 

@@ -204,8 +204,7 @@ def _is_box(x):
 def _mesh_shape(shape, n_devices):
     if len(shape) != len(AXES) or shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
         raise UserError(
-            f'mesh.shape: {shape} is not possible. Give the sizes of {AXES}, at most one of them -1 (all '
-            'other devices).'
+            f'mesh.shape: {shape} is not valid. Give the sizes of {AXES}, at most one of them -1 (all other devices).'
         )
     known = math.prod(n for n in shape if n != -1)
     if n_devices % known or (-1 not in shape and known != n_devices):
