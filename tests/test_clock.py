@@ -52,3 +52,16 @@ def test_all_processes_agree_by_few_questions(now, monkeypatch):
                 due[process].append(step)
                 mine.restart(step)
     assert due[0] == due[1] == [581, 1181, 1781] and len(asked) < 60
+
+
+def test_little_is_lost_within_ten_seconds_of_a_save_by_one_process(now, monkeypatch):
+    mine = clock.Clock(10, 0)
+    recent = []
+    for seconds in (0.0, 9.5, 1.0):
+        now[0] += seconds
+        recent.append(mine.is_recent())
+    assert recent == [True, True, False]
+    mine.restart(5)
+    assert mine.is_recent()
+    monkeypatch.setattr(clock.jax, 'process_count', lambda: 2)  # whose clocks differ
+    assert not mine.is_recent()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import fft, linalg, stats
 
-from gpt1_jax.model.dropout import dropout, keep, keep_mask
+from gpt1_jax.model.dropout import dropout, keep, keep_mask, threshold
 from helpers import assert_rows_are_uncorrelated, largest_of_normals
 
 
@@ -18,6 +18,11 @@ def standardised(mask, rate):
 def test_rate(rate):
     kept = np.asarray(keep_mask(jax.random.key(0), (1000, 1000), rate))
     assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
+
+
+def test_the_largest_rates_leave_a_hash_that_is_kept():
+    """Rates below 1 that round to 2**32 would wrap to 0, which drops nothing."""
+    assert [threshold(rate) for rate in (0.0, 0.25, 1 - 2**-31, 1 - 2**-40)] == [0, 2**30, 2**32 - 2, 2**32 - 1]
 
 
 def lag_scores(x):

@@ -23,5 +23,11 @@ def test_gelu(dtype, error):
     np.testing.assert_allclose(np.float64(back(gradient)[0]), expected, rtol=1.01 * error, atol=1e-6)
 
 
+@pytest.mark.parametrize(('platform', 'in_float32'), [('cpu', True), ('tpu', False), ('cuda', False)])
+def test_only_a_cpu_computes_bfloat16_in_float32(platform, in_float32):
+    text = jax.jit(gelu).trace(X.astype(jnp.bfloat16)).lower(lowering_platforms=(platform,)).as_text()
+    assert ('xf32>' in text) == in_float32 and 'xbf16>' in text
+
+
 def test_it_keeps_only_its_input():
     assert [array.shape for array in jax.tree.leaves(jax.vjp(gelu, X)[1])] == [X.shape]

@@ -83,6 +83,15 @@ def test_token_nll():
     np.testing.assert_allclose(nll, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(('rows', 'length', 'tokens', 'positions'), [(1, 12, 5, 4), (1, 15, 8, 5), (4, 12, 1, 1)])
+def test_a_chunk_is_the_largest_that_divides_a_row(rows, length, tokens, positions):
+    """At least one position of every row."""
+    given = np.arange(2 * rows * length).reshape(2, rows, length)
+    (chunks,) = losses._split(tokens, given)
+    assert chunks.shape == (length // positions, 2, rows, positions)
+    np.testing.assert_array_equal(chunks[1], given[..., positions : 2 * positions])
+
+
 def test_logits_of_all_tokens_never_exist():
     """What the compiled gradient holds at once is less than the logits of all tokens."""
     arguments = f32(np.zeros((1, 4, 64, 8)), np.zeros((4096, 8)), np.zeros((1, 4, 64), int), np.zeros((1, 4, 64)))

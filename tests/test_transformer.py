@@ -111,6 +111,16 @@ def test_bfloat16_is_near_float32():
     np.testing.assert_allclose(low.astype(np.float32), expected_hidden(TOKENS), atol=0.15)
 
 
+def test_a_large_mean_costs_no_digits_of_a_norm():
+    """The variance of states near 2000 is lost where it is the difference of their mean square and squared mean."""
+    layer = REFERENCE['layers'][0] | {'c_proj_w': np.zeros((16, 16))}  # no attention to numbers so large
+    moved = REFERENCE | {'table': np.round(REFERENCE['table'], 2) + 1000.0, 'layers': [layer]}
+    params = {'params': models.from_reference(moved)['decoder']}
+    expected = reference.forward(moved, TOKENS[0], 4, n_positions=16)
+    hidden = jax.jit(models.decoder(layers=1).apply)(params, TOKENS[:1]).hidden[0]
+    np.testing.assert_allclose(hidden, expected, atol=0.01)
+
+
 @pytest.mark.slow
 def test_bfloat16_keeps_the_gradient_of_a_frequent_token():
     """A thousand uses of one row: a sum in bfloat16 would stop growing."""

@@ -401,6 +401,7 @@ def test_not_a_number_is_an_error(tmp_path, sentencepiece):
 def test_the_scale():
     for name, (metric, chance, best) in paper.ZERO_SHOT.items():
         assert metric == REGISTRY[name].metrics[0] and paper.scaled(name, chance) == (None if best is None else 0.0)
+        assert chance == (0.0 if metric == 'matthews' else 1 / len(REGISTRY[name].labels))
         if best is not None and name != 'dpr':  # the paper's tables
             assert best == pytest.approx(REGISTRY[name].paper[metric][1] / 100) and paper.scaled(name, best) == 1.0
     assert paper.scaled('race', 0.1) == pytest.approx(-0.15 / 0.283)
