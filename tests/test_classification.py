@@ -10,6 +10,7 @@ from gpt1_jax.data.labelled.examples import Examples
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.data.labelled.sequences import Encoded
 from gpt1_jax.evaluation.classification import (
+    _in_order,
     flat_metrics,
     named_scores,
     score_split,
@@ -48,6 +49,15 @@ def test_the_first_metric_of_a_data_set_is_the_score():
     assert flat == pytest.approx({'dev_score': 2 / 3, 'dev_f1': 2 / 3, 'dev_accuracy': 3 / 4})
     assert list(flat) == ['dev_score', 'dev_f1', 'dev_accuracy']
     assert named_scores(REGISTRY['mrpc'], 'dev', encoded, flat) == scores
+
+
+def test_logits_come_in_the_order_of_the_examples():
+    """Of a batch, whose shards may be packed in any order; -1 is padding."""
+    output = {
+        'ids': np.array([[12, -1, 10, 13, -1, 11]]),
+        'logits': np.array([[[2.0, 2.5], [9, 9], [0, 0.5], [3, 3.5], [9, 9], [1, 1.5]]]),
+    }
+    assert _in_order(output).tolist() == [[0, 0.5], [1, 1.5], [2, 2.5], [3, 3.5]]
 
 
 def test_a_spread_of_indices():

@@ -321,6 +321,11 @@ def test_the_type_follows_the_devices_of_the_mesh(monkeypatch):
     ('changes', 'words'),
     [
         ({'kind': 'perceptron'}, "model.kind: 'perceptron' is unknown. Choose one of transformer"),
+        (
+            {'kind': 'lstm'},
+            'model.kind: This config has no units, which a model of kind lstm needs. Use configs/pretrain.py with one '
+            'of :tiny_lstm, :small_lstm, :lstm.',
+        ),
         ({'heads': 3}, 'model: The sizes do not fit together (model.width=16 is not a multiple of model.heads=3).'),
     ],
 )
