@@ -269,6 +269,14 @@ def test_kept_tokens_of_a_large_vocabulary(top_k, top_p):
     assert set(np.asarray(tokens).tolist()) <= kept(logits.astype(np.float64), top_k, top_p)
 
 
+@pytest.mark.parametrize('largest', [2.0, -2.0])
+def test_logits_that_differ_in_the_last_bit_are_told_apart(largest):
+    logits = np.full(3, largest, np.float32)
+    logits[1] = np.nextafter(logits[0], np.float32(9))
+    cut = decoding.truncate(logits, Sampling(1.0, top_k=1))
+    assert np.isfinite(cut).tolist() == [False, True, False]
+
+
 def test_the_most_probable_token_is_kept_in_any_case():
     logits = RNG.normal(0, 3, 500).astype(np.float32)
     cut = decoding.truncate(logits, Sampling(1.0, 0, 1e-39))  # 0 in float32

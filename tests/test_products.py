@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt1_jax.model.products import affine, outer_products
+from gpt1_jax.model.products import affine, outer_products, product
 
 RNG = np.random.default_rng(0)
 X, KERNEL, BIAS, D_OUT = (RNG.normal(size=shape) for shape in ((3, 8, 16), (16, 24), (24,), (3, 8, 24)))
@@ -48,3 +48,11 @@ def test_outer_products_of_the_wider_with_the_narrower(dtype, columns):
     x, y = (jnp.asarray(RNG.normal(size=(2, 4, size)), dtype) for size in columns)
     expected = np.einsum('btk,btn->kn', np.float64(x), np.float64(y))
     close(jax.jit(outer_products)(x, y), expected, jnp.float32)
+
+
+@pytest.mark.parametrize(('platform', 'in_float32'), [('cpu', True), ('tpu', False), ('cuda', False)])
+def test_only_a_cpu_is_told_to_sum_in_float32(platform, in_float32):
+    x, kernel = jnp.asarray(X, jnp.bfloat16), jnp.asarray(KERNEL, jnp.bfloat16)
+    traced = jax.jit(lambda x, y: product('btk,kn->btn', x, y)).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ('xf32>' in text) == in_float32 and 'tensor<3x8x24xbf16>' in text
