@@ -9,11 +9,13 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from configs import ablation, finetune, pretrain
+from configs import ablation, finetune, generate, layer_transfer, pretrain, report, zero_shot
 from gpt1_jax.config import as_json
 from gpt1_jax.errors import UserError
-from gpt1_jax.report.plan import Part, PlannedRun, difference, format_plan, made_from, seconds_left
+from gpt1_jax.report.plan import STEP, Part, PlannedRun, difference, estimated, format_plan, made_from, seconds_left
 from gpt1_jax.report.results import Result, Score
+from gpt1_jax.training import cost
+from gpt1_jax.training.cost import LabelledSet
 from helpers import ROOT
 
 
@@ -204,3 +206,64 @@ def test_a_key_that_the_file_lacks_is_shown():
     assert [flag for flag in shlex.split(command) if 'variants' in flag] == [
         '--config.variants.short={"data": {"limit": 7}}'
     ]
+
+
+def estimate(module, argument='', *, folders=('x',), **changes):
+    """Of a part, at one token a second: what `estimated` finds. Of RTE 96 examples of 10 tokens can be trained on, of
+    CoLA and SST-2 some splits are not there."""
+    model = changed(pretrain, 'tiny', checkpoint__keep_log=2, checkpoint__keep_latest=3, model__layers=4)
+    config = changed(module, argument, **changes)
+    sets = {
+        'rte': LabelledSet({'train': 96, 'dev': 30, 'test': 60}, 10.0, 20.0, ''),
+        'cola': LabelledSet({'dev': 9}, 10.0, 20.0, 'train.tsv is missing.'),
+        'sst2': LabelledSet({'dev': 9}, 10.0, 20.0, 'train.tsv is missing'),
+    }
+    runs = tuple(PlannedRun('', config, epath.Path(folder)) for folder in folders)
+    return estimated(Part('part', runs), model, 1000, sets, cost.flops_per_token(model))
+
+
+def test_the_time_of_pretraining_is_that_of_its_tokens():
+    part = estimate(pretrain, 'tiny', data__batch_size=7)
+    assert (part.seconds, part.work, part.units) == (10 + 1000 * 7 * 128, 'part', 1000)
+
+
+def test_the_time_of_texts_and_of_the_report_does_not_depend_on_the_model():
+    known, unknown = estimate(generate, folders=('10', '100')), estimate(generate, folders=(STEP,))
+    assert (known.seconds, unknown.seconds) == (2 * 15, (2 + 3) * 15)  # 1, 10, 100, 1,000 and the best
+    assert estimate(report).seconds == 20 and {known.work, estimate(report).work} == {'part'}
+
+
+def test_the_time_of_zero_shot_scores_is_that_of_all_checkpoints():
+    """Two checkpoints in each tenfold and the last three; of CoLA the train split is lacking, of SST-2 not needed."""
+    part = estimate(zero_shot, datasets=('sst2', 'cola'))
+    checkpoints = 1 + 2 * 3 + 3
+    assert (part.work, part.units, part.left_out) == ('zero_shot', checkpoints, '')
+    assert part.seconds == pytest.approx(2 * checkpoints + checkpoints * 9 * 2 * 20 / 3)
+    assert part.lacks == ('cola: train.tsv is missing.',)
+    assert estimate(zero_shot, datasets=('cola',)).left_out == 'cola: train.tsv is missing.'
+
+
+def test_the_time_of_fine_tuning_is_that_of_its_runs():
+    """Each trains for three epochs; dev is read after each and once more, test once, for a third of the time."""
+    usual = dict(datasets=('rte', 'sst2'), seeds=2, workers=1, data__epochs=3, data__batch_size=32, data__score_train=0)
+    one = 10 * (3 * 96 + (4 * 30 + 60) / 3)
+    part = estimate(finetune, 'all', **usual)
+    assert part.seconds == pytest.approx(2 * (10 + one)) and (part.work, part.units) == ('fine-tuning', 2)
+    assert part.lacks == ('sst2: train.tsv is missing.',) and not part.left_out and part.together == 1
+    part = estimate(ablation, 'table5', **usual)
+    assert part.seconds == pytest.approx(8 * (10 + one)) and part.units == 8
+    part = estimate(ablation, 'lambda', coefficients=(0.0, 0.5, 1.0), **usual)
+    assert part.seconds == pytest.approx(6 * (10 + one)) and part.units == 6
+    part = estimate(ablation, 'share', shares=(0.1, 0.5, 1.0), **usual)  # a tenth is not a batch
+    half = one - 10 * 3 * 48
+    assert part.seconds == pytest.approx(4 * (20 + one + half)) and part.units == 8
+    part = estimate(finetune, 'all', **usual | {'datasets': ('sst2',)})
+    assert part.left_out == 'sst2: train.tsv is missing.' and (part.seconds, part.units) == (0, 1)
+
+
+def test_the_time_of_layer_transfer_is_that_of_a_run_of_each_number_of_layers():
+    usual = dict(data__source='x', seeds=2, workers=1, data__epochs=3, data__score_train=0)
+    one = 10 * (3 * 96 + (4 * 30 + 60) / 3)
+    assert estimate(layer_transfer, 'rte', **usual).seconds == pytest.approx(2 * 5 * (10 + one))
+    part = estimate(layer_transfer, 'rte', layers=(0, 2, 2), **usual)
+    assert part.seconds == pytest.approx(2 * 2 * (10 + one)) and part.units == 4

@@ -5,6 +5,7 @@ import json
 import pytest
 from etils import epath
 
+from gpt1_jax import lock
 from gpt1_jax.errors import UserError
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result, Score
@@ -71,6 +72,28 @@ def test_a_damaged_file_is_named(workdir):
     (workdir / 'results.json').write_text('{"format_version": 1, "sco')
     with pytest.raises(UserError, match=r'results\.json'):
         results.read(workdir)
+
+
+def test_a_value_that_was_changed_in_the_file_is_found_by_its_seal(workdir):
+    stored = (workdir / 'results.json').read_text()
+    (workdir / 'results.json').write_text(stored.replace('"value": 0.75', '"value": 0.76', 1))
+    with pytest.raises(UserError, match=r'results\.json: .*name another --workdir'):
+        results.read(workdir)
+
+
+def test_a_folder_that_was_removed_is_not_made_anew_for_the_result(tmp_path):
+    folder = epath.Path(tmp_path) / 'run'
+    with lock.hold(folder):
+        folder.rmtree()
+        with pytest.raises(UserError, match='run: The folder was removed'):
+            RESULT.write(folder)
+        assert not folder.exists()
+
+
+def test_only_the_process_that_writes_leaves_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, 'is_writer', lambda: False)
+    RESULT.write(epath.Path(tmp_path) / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_the_fingerprint_is_of_the_values_alone():
