@@ -60,6 +60,8 @@ def test_unfinished_runs_are_told_from_finished_ones(folder):
     (folder / 'tuned/sst2/seed0/results.json').unlink()
     recorded.write_pretraining(folder / 'half', 'tiny', recorded.MODEL, 6.0, finished=False)
     runs = recorded.named(folder)
+    (line,) = collect.lines(list(runs.values()))
+    assert [run.name for run in line.finished] == ['tuned/sst2/seed1'] and len(line.runs) == 2
     assert runs['tuned/sst2/seed0'].state == runs['half'].state == 'unfinished'
     assert runs['half'].facts == runs['half'].model == {}
     assert runs['half'].model_words == 'transformer, 4 layers, 128 wide'  # of its config
@@ -165,6 +167,12 @@ def test_the_origin_of_a_model_is_found_also_when_all_was_moved(folder, tmp_path
     assert collect.origin(collect.Run('a', folder, {'init_from': 'a\0b'}), runs) is None  # no path
     elsewhere = [collect.Run('hf', epath.Path('gs://bucket/hf'), {})]
     assert collect.origin(collect.Run('a', folder, {'init_from': 'hf:gs://bucket/hf'}), elsewhere) == elsewhere[0]
+
+
+def test_a_run_that_starts_from_no_model_is_not_from_that_of_the_current_folder(folder, monkeypatch):
+    runs = recorded.named(folder)
+    monkeypatch.chdir(folder / 'pretrain')
+    assert collect.origin(runs['pretrain'], list(runs.values())) is None
 
 
 @pytest.mark.parametrize(

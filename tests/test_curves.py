@@ -10,6 +10,7 @@ import recorded
 from gpt1_jax.report import curves
 from gpt1_jax.report.blocks import Gap, Paper
 from gpt1_jax.report.figures import thin
+from gpt1_jax.report.results import Score
 from recorded import entry
 
 TOKENS = 16 * 128  # of an update of the tiny models
@@ -105,11 +106,30 @@ def test_perplexities_of_two_vocabularies_are_not_compared_without_saying_so(dra
     assert 'differ:' not in table.notes[0] and 'Not all vocabularies are known to be the same' in table.notes[0]
 
 
+def test_the_loss_beside_a_perplexity_is_of_the_same_checkpoint_and_split():
+    run = next(run for run in recorded.collected()[0] if run.name == 'pretrain')
+    values = {('last', 'valid'): (2.0, 700), ('best', 'valid'): (3.0, 500), ('best', 'text'): (4.0, 500)}
+    scores = [
+        Score('text:/books', split, metric, of, 65_536, checkpoint=checkpoint, step=step)
+        for (checkpoint, split), (loss, step) in values.items()
+        for metric, of in (('loss', loss), ('perplexity', 10 * loss), ('word_perplexity', 100 * loss))
+    ]
+    run = dataclasses.replace(run, metrics=(), result=dataclasses.replace(run.result, scores=scores))
+    (*rows, _) = recorded.tables(curves.pretraining([run]))['How well the models predict text']
+    columns = ('text', 'checkpoint', 'updates', 'tokens', 'loss', 'perplexity', 'of a word')
+    assert [[row[column] for column in columns] for row in rows] == [
+        ['text:/books, valid', 'last', '700', '65,536', '2.000', '20.00', '200.0'],
+        ['text:/books, valid', 'best', '500', '65,536', '3.000', '30.00', '300.0'],
+        ['text:/books, text', 'best', '500', '65,536', '4.000', '40.00', '400.0'],
+    ]
+
+
 def test_zero_shot_scores_during_pretraining(drawn):
     tables = recorded.tables(curves.pretraining(recorded.collected()[0]))
     axes, (cola, sst2) = drawn['meanwhile0']
     assert (axes.title, cola.label, sst2.label) == ('pretrain', 'cola', 'sst2')
     np.testing.assert_allclose(cola.y, [100 * score for _, score in logged('pretrain', 'zero_shot_cola')])
+    assert list(cola.x) == [step for step, _ in logged('pretrain', 'zero_shot_cola')]
     row = entry([row for row in tables[''] if 'score' in row], run='pretrain', set='cola', updates='700')
     assert row['score'] == '7.0'
 
@@ -141,7 +161,8 @@ def test_curves_of_unfinished_runs_are_shown(drawn):
     lines = [line for line in recorded.collected()[1] if line.owner.name == 'half']
     row = entry(recorded.tables(curves.fine_tuning(lines))[''], set='mrpc')
     assert row['runs'] == '0 of 2' and row['updates'] == '30' and row['dev, best'] == row['dev, last'] == '20.0'
-    assert drawn['tune0mrpctask_loss'][1][0].x[-1] == 30
+    (curve,) = drawn['tune0mrpctask_loss'][1]
+    assert curve.x[-1] == 30 and curve.label == row['row'] == 'half'  # it has no variants
 
 
 def test_nothing_logged_is_a_gap_and_no_runs_no_section():
