@@ -158,6 +158,19 @@ def test_one_checkpoint_is_a_table_without_a_figure(drawn):
     assert analyses.zero_shot([]) == []
 
 
+def test_a_run_without_scores_is_as_if_it_were_not_finished(drawn):
+    run = next(run for run in runs_and_lines()[0] if run.name == 'zero_shot')
+    run = dataclasses.replace(run, result=dataclasses.replace(run.result, scores=[]))
+    assert recorded.texts(analyses.zero_shot([run]), Gap) == ['No run of them is finished.']
+
+
+def test_a_heuristic_that_a_run_does_not_tell_is_not_in_the_title(drawn):
+    run = next(run for run in runs_and_lines()[0] if run.name == 'zero_shot')
+    config = {name: value for name, value in run.config.items() if name != 'condition'}
+    analyses.zero_shot([dataclasses.replace(run, config=config)])
+    assert [axes.title for axes, _ in drawn.values()] == ['start token: False, length normalised: True']
+
+
 def test_the_weight_of_the_auxiliary_loss(drawn):
     blocks = analyses.studies(runs_and_lines()[1])
     axes, (curve,) = drawn['lambda1']
