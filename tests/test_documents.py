@@ -167,3 +167,18 @@ def test_map_blocks_keeps_the_order_and_little_in_memory(monkeypatch):
     assert all(size == len(block.text) for group in groups for block, size in group)
     assert all(sum(size for _, size in group) >= 10 for group in groups[:-1])
     assert pool.most == 3 and pool.submitted == len(groups) > 5
+    assert list(documents.map_blocks(pool, list, iter(()), 3)) == []
+
+
+@pytest.mark.parametrize('in_flight', [1, 9])
+def test_no_text_of_a_group_can_be_lost(monkeypatch, in_flight):
+    monkeypatch.setattr(documents, '_GROUP', 10)
+    blocks = [documents.Block(d, str(d), False, 'x' * 4, 0, 1, 1) for d in range(6)]
+    with pytest.raises(ValueError, match='shorter'):
+        list(documents.map_blocks(Counting(), lambda texts: texts[:-1], iter(blocks), in_flight))
+
+
+def test_of_a_document_that_cannot_be_opened_nothing_can_be_read():
+    for use in (lambda file: file.seek(0), lambda file: file.read(1), lambda file: file.readline()):
+        with pytest.raises(OSError, match='gone'):
+            use(documents.Unreadable(OSError('gone')))

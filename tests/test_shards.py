@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from etils import epath
 
 from gpt1_jax import files
 from gpt1_jax.data.corpus import shards
@@ -101,6 +102,17 @@ def test_a_file_that_another_thread_closes_is_read_to_the_end(tmp_path, ids, mon
 
     monkeypatch.setattr(os, 'pread', after_the_other_thread)
     np.testing.assert_array_equal(split.read(np.arange(0, 250, 50), 50).reshape(-1), ids[:250])
+
+
+def test_the_files_of_a_remote_store_are_read_whole_and_once(tmp_path, ids, monkeypatch):
+    write(tmp_path, ids)
+    split, kind, read = shards.load_shards(tmp_path).splits['train'], type(epath.Path(tmp_path)), []
+    whole = kind.read_bytes
+    monkeypatch.setattr(shards, 'is_local', lambda path: False)
+    monkeypatch.setattr(kind, 'read_bytes', lambda path: [read.append(path.name), whole(path)][1])
+    for _ in range(2):
+        np.testing.assert_array_equal(split.read([250, 195, 203], 10), [ids[i : i + 10] for i in (250, 195, 203)])
+    assert read == ['train-00002.bin', 'train-00001.bin']
 
 
 def test_the_fingerprint_tells_the_content_and_not_the_place(tmp_path, ids):

@@ -124,6 +124,16 @@ def test_shards_that_do_not_divide_a_batch_have_empty_places(tmp_path, accumulat
                 np.testing.assert_array_equal(counted, whole[name][micro, 0])
 
 
+def test_empty_places_are_told_of_once(tmp_path, caplog):
+    """Of 8 windows, 3 groups of devices have 3 places each."""
+    _, split = make_split(tmp_path, 5000)
+    for number in (4, 3):
+        options = dict(batch_size=16, length=31, seed=5, accumulation=2, placement=Placement(number, [0]))
+        windows.PretrainingBatches(split, **options)
+    (line,) = caplog.messages
+    assert line == ('data.batch_size: 8 windows do not divide among 3 groups of devices, so 1 of 9 places stay empty.')
+
+
 def test_a_resumed_run_reads_on(tmp_path):
     _, split = make_split(tmp_path, 3000)
     options = dict(batch_size=8, length=10, seed=0)
@@ -148,6 +158,8 @@ def test_errors(tmp_path):
         windows.PretrainingBatches(split, batch_size=1, length=32, seed=0)
     with pytest.raises(UserError, match='multiple of 3'):
         windows.PretrainingBatches(split, batch_size=8, length=8, seed=0, accumulation=3, placement=Placement(2))
+    with pytest.raises(UserError, match='data.batch_size: 0 '):
+        windows.PretrainingBatches(split, batch_size=0, length=8, seed=0)
     _, empty = make_split(tmp_path / 'one', 1)
     with pytest.raises(UserError, match='1 tokens, too few'):
         windows.HeldOutBatches(empty, batch_size=1, length=8)
