@@ -34,6 +34,7 @@ def test_sample_is_bounded_and_spread():
     blocks = [documents.Block(d, f'book{d}', d == 7, f'{d} ' + 'line\n' * 200000, 0, 1, 1) for d in range(20)]
     ranked = list(passes.excerpts(blocks))
     assert ''.join(text for _, text in ranked) == ''.join(block.text for block in blocks if not block.held_out)
+    assert 2**60 < max(rank for rank, _ in ranked) < 2**64
     sample = passes.lowest(ranked, 600_000)
     assert 600_000 <= sum(len(text) for _, text in sample) < 650_000
     # What is taken does not depend on the order, nor on what is looked at together.

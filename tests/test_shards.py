@@ -1,5 +1,6 @@
 """Shards against the array that they were written from."""
 
+import contextlib
 import errno
 import json
 import os
@@ -147,7 +148,7 @@ def test_writing_goes_on_from_the_last_commit(tmp_path, ids):
 
     for died_at in range(0, len(operations), 3):
         directory = tmp_path / f'died_at_{died_at}'
-        shards.start_journal(directory, {'source': 'test'})
+        shards.start_journal(str(directory), {'source': 'test'})
         writer = shards.ShardWriter(directory, 40000, 100)
         for i, operation in enumerate(operations[:died_at]):
             apply(writer, operation)
@@ -161,6 +162,27 @@ def test_writing_goes_on_from_the_last_commit(tmp_path, ids):
         writer.commit(None)
         writer.finish('fingerprint')
         assert {path.name: path.read_bytes() for path in directory.iterdir()} == expected
+
+
+def test_tokens_of_a_journal_that_are_not_those_of_the_commit_are_damaged(tmp_path, ids):
+    shards.start_journal(tmp_path, {})
+    writer = shards.ShardWriter(tmp_path, 40000, 100)
+    writer.append('train', ids[:30])
+    writer.commit('end')
+    pending = tmp_path / 'journal' / 'train-pending-1.bin'
+    whole = pending.read_bytes()
+    assert shards.ShardWriter(tmp_path, 40000, 100).tokens == {'train': 30, 'valid': 0}
+    for data in (whole[:-2], whole[2:] + whole[:2], None):
+        pending.unlink() if data is None else pending.write_bytes(data)
+        with pytest.raises(UserError, match='train-pending-1.bin: The file is damaged. Delete .* prepare it again'):
+            shards.ShardWriter(tmp_path, 40000, 100)
+    journal = shards.read_journal(tmp_path)
+    del journal['pending']  # an earlier version wrote no checksums
+    shards.write_journal(tmp_path, journal)
+    for data, is_whole in ((whole, True), (whole[:-2], False)):
+        pending.write_bytes(data)
+        with contextlib.nullcontext() if is_whole else pytest.raises(UserError, match='The file is damaged'):
+            shards.ShardWriter(tmp_path, 40000, 100)
 
 
 def test_what_cannot_be_read_is_neither_damaged_nor_absent(tmp_path, ids, monkeypatch):
