@@ -99,6 +99,22 @@ def test_which_part_of_a_set_a_run_used(data, used, words):
     assert overview.part_of(dataclasses.replace(run, config={'data': data}, result=result)) == words
 
 
+@pytest.mark.parametrize(
+    ('shares', 'words'),
+    [((0.1, 0.03, 0.1), 'partial: 3 %; partial: 10 %'), ((0.1, 0.5, 0.03), 'partial: 3 %, ..., partial: 50 %')],
+)
+def test_of_several_parts_of_a_set_the_smallest_and_the_largest_are_told(shares, words):
+    runs, lines = recorded.collected()
+    line = next(line for line in lines if line.owner.name == 'finetune' and line.dataset == 'race')
+    parts = [
+        dataclasses.replace(run, config=run.config | {'seed': 7 - i, 'data': {'share': share}})
+        for i, (run, share) in enumerate(zip(line.runs, shares, strict=True))
+    ]
+    line = dataclasses.replace(line, runs=tuple(parts), planned=5)
+    (row,) = recorded.tables(overview.summary(runs, [line]))['Labelled sets']
+    assert (row['which'], row['seeds'], row['finished']) == (words, '5, 6, 7', '3 of 5')
+
+
 def test_devices_and_versions(tables):
     rows = tables['Devices and programs']
     runs = [run for run in recorded.collected()[0] if run.result]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpt1_jax.data.corpus import documents, passes
+from gpt1_jax.errors import UserError
 
 
 def encode_words(text):
@@ -43,6 +44,23 @@ def test_sample_is_bounded_and_spread():
     assert sample == passes.lowest(sum(parts, []), 600_000)
     assert sample == sorted(ranked)[: len(sample)]
     assert passes.lowest(ranked, 10**9) == sorted(ranked)
+
+
+def test_a_sample_has_as_few_texts_as_have_that_many_characters():
+    ranked = [(2, 'bb'), (3, 'c'), (1, 'aa')]
+    assert passes.lowest(ranked, 4) == [(1, 'aa'), (2, 'bb')]
+    assert passes.lowest(ranked, 5) == [(1, 'aa'), (2, 'bb'), (3, 'c')]
+    assert passes.lowest(ranked, 1) == [(1, 'aa')]
+
+
+def test_a_split_without_tokens_is_refused_where_it_is_wanted():
+    corpus = documents.Corpus('text:x', 1, 1, '', lambda: iter(()), lambda first: iter(()))
+    passes.check_tokens(corpus, 0.1, {'train': 1, 'valid': 1})
+    passes.check_tokens(corpus, 0.0, {'train': 1, 'valid': 0})
+    with pytest.raises(UserError, match='no text to train on'):
+        passes.check_tokens(corpus, 0.0, {'train': 0, 'valid': 1})
+    with pytest.raises(UserError, match='too short to hold out 0.1 of it'):
+        passes.check_tokens(corpus, 0.1, {'train': 1, 'valid': 0})
 
 
 def _hold(size):

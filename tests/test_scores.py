@@ -148,7 +148,7 @@ def test_variants_of_a_sweep_are_compared_with_its_first():
     sweep = dataclasses.replace(lines[0].owner, config={'task': 'sweep'})
     lines = [dataclasses.replace(line, owner=sweep) for line in lines]
     blocks = scores.fine_tuning([], lines)
-    assert 'Differences between variants' in recorded.texts(blocks, Heading)
+    assert Heading('Differences between variants', level=3) in blocks
     differences = recorded.tables(blocks)['']
     assert [row['rows'] for row in differences] == [
         f'full less {name}' for name in ('no_pretraining', 'no_auxiliary', 'lstm')
