@@ -234,6 +234,23 @@ def test_sections_without_runs_are_left_out_and_unfinished_ones_are_gaps():
     assert recorded.texts(scores.table_5(unfinished), Gap) == ['ablation_table5: no run of it is finished.']
 
 
+def test_a_row_of_table_5_that_has_not_begun_is_a_gap_and_the_others_are_compared(table_5):
+    lines = [line for line in recorded.collected()[1] if line.owner.name == 'ablation_table5']
+    lines = [dataclasses.replace(line, runs=()) if line.variant == 'lstm' else line for line in lines]
+    blocks = scores.table_5(lines)
+    (_, ours), (_, before) = (of.popitem() for of in (recorded.tables(blocks), dict(table_5)))
+    assert ours == [row for row in before if not row['rows'].startswith('LSTM')] and len(ours) == 8
+    caption = 'ablation_table5, in per cent'
+    for row in recorded.tables(blocks)[caption]:
+        if row[''] == 'LSTM, auxiliary LM':
+            assert all(cell is GAP for name, cell in row.items() if name)
+        else:
+            assert row == entry(table_5[caption], **{'': row['']})
+    (note,) = [note for note in blocks[1].notes if note.startswith('Models.')]
+    assert 'LSTM' not in note and note.count('a' * 16) == 3
+    assert not recorded.texts(blocks, Gap)  # the table shows it
+
+
 def test_table_5_says_which_dev_sets_of_mnli_it_has():
     lines = [line for line in recorded.collected()[1] if line.owner.name == 'ablation_table5']
     note = lambda lines: scores.table_5(lines)[1].notes[0]
