@@ -175,3 +175,25 @@ def test_of_mnli_both_dev_sets_count(capsys):
     scores = [score for score in scores if score.split == 'dev']
     alone = layer_transfer.format_scores(Result('layer_transfer', scores, facts, None, {}, 1.0))
     assert 'changes by +30.0 points; of MNLI matched.' in alone
+
+
+def test_the_table_of_hand_made_scores():
+    """Three seeds with 10 layers, two with 2, one of them without a score on train."""
+    values = {
+        'layers10': {'dev': (0.5, 0.9, 0.6), 'train': (0.7, 1.0, 0.8)},
+        'layers2': {'dev': (0.25, 0.35), 'train': (0.5,)},
+    }
+    scores = [
+        Score('rte', split, 'accuracy', value, 9, checkpoint='best', variant=variant, seed=seed)
+        for variant, of in values.items()
+        for split, of_seeds in of.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    facts = {'train_examples': {'rte': dict.fromkeys(values, 9)}, 'left_out': {'rte/layers4/seed0': 'It diverged.'}}
+    table = layer_transfer.format_scores(Result('layer_transfer', scores, facts, None, {}, 1.0))
+    _, names, few, many, change, _, left_out = table.splitlines()
+    assert names.split() == ['layers', 'runs', *2 * ('median', 'best', 'worst')]
+    assert few.split() == ['2', '2', '30.0', '35.0', '25.0']
+    assert many.split() == ['10', '3', '80.0', '100.0', '70.0', '60.0', '90.0', '50.0']
+    assert change == 'From 2 to 10 layers the median on dev changes by +30.0 points.'
+    assert left_out == 'rte/layers4/seed0: left out: It diverged.'
