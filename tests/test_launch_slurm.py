@@ -142,6 +142,7 @@ def test_a_dry_run_only_prints(slurm):
         (RUN, {'WORKDIR': ''}, 'WORKDIR: It is not set. Export the path of a folder that all nodes see.'),
         ((), {}, 'slurm.sbatch: No config is given. Name one first'),
         (('--config=configs/pretrain.py',), {}, '--config=configs/pretrain.py: No config is given. Name one first'),
+        ((*RUN, '--dry-run'), {}, '--dry-run: It follows the config, but is no flag of the program. Put it before.'),
         (RUN, {'SLURM_SUBMIT_DIR': '/'}, '/: This is not the root of the repository. Submit from there.'),
         (RUN, {'SLURM_JOB_ID': ''}, 'slurm.sbatch: This is not a job of Slurm. Submit it with sbatch'),
         (RUN, {'SLURM_NTASKS_PER_NODE': '1'}, '--ntasks-per-node: It is 1, but --gpus-per-node is h100:8. JAX wants'),
