@@ -97,7 +97,7 @@ def test_what_there_is_no_time_for_is_said(tmp_path):
     main.run_task(config('generate', batches=(2, 3)), str(tmp_path))
     found = report(tmp_path)['generation']
     assert found['batch 2']['tokens_per_s']['median'] > 0 and found['batch 2']['roofline']['gb'] > 0
-    assert found['batch 3'] == {'skipped': 'no time is left of 0.0001 minutes'}
+    assert found['batch 3'] == {'skipped': 'no time is left (minutes=0.0001)'}
     assert 'batch 3: no time is left' in (tmp_path / 'table.txt').read_text()
 
 

@@ -75,7 +75,7 @@ class _Bench:
     def check_time(self, seconds: float = 0.0) -> None:
         """Raises TimeoutError if fewer seconds are left."""
         if time.monotonic() + seconds > self.deadline:
-            raise TimeoutError(f'no time is left of {self.config.minutes:g} minutes')
+            raise TimeoutError(f'no time is left (minutes={self.config.minutes:g})')
 
     def ceilings(self) -> tuple[float, float]:
         """The device's measured (FLOP/s, bytes/s)."""
