@@ -97,6 +97,7 @@ _RANGES = (
     ('data.share shares', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
     ('seed', lambda x: -(2**63) <= x < 2**63, 'a whole number of 64 bits'),
     ('mesh.shape batches layers', lambda x: x == int(x), 'a whole number'),
+    ('n_transfer limit max_length stride', lambda x: isinstance(x, int), 'a whole number'),  # if it is not None
 )
 # For every float, also those that the step never sees: beyond these limits float32 has 0 or infinity.
 _FLOAT32 = lambda x: not isinstance(x, float) or x == 0 or 1e-37 <= abs(x) <= 1e38, '0, or from 1e-37 to 1e38'
@@ -119,7 +120,7 @@ def check(config: ml_collections.ConfigDict, prefix: str = '', sized: bool = Fal
     for name, value in config.items():
         full = prefix + name
         is_one_of = lambda keys: any(f'.{full}'.endswith(f'.{key}') for key in keys)
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ml_collections.ConfigDict) and name not in _OPTIONAL:
             check(value, f'{full}.', sized)
             continue
         if value is None and full.rpartition('.')[2] not in _OPTIONAL + _OF_SIZE * sized:

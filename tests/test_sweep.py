@@ -481,6 +481,21 @@ def test_a_variant_that_does_not_fit_is_an_error(folder, tmp_path, overrides):
     assert not list(tmp_path.glob('sst2'))  # nothing was trained
 
 
+@pytest.mark.parametrize(
+    ('overrides', 'key'),
+    [
+        ({'n_transfer': 'x'}, 'n_transfer'),
+        ({'n_transfer': 2.0}, 'n_transfer'),
+        ({'n_transfer': {'layers': 2}}, 'n_transfer'),
+        ({'data': {'max_length': 'x'}}, 'data.max_length'),
+        ({'data': {'limit': 1.5}}, 'data.limit'),
+    ],
+)
+def test_a_variant_that_gives_anything_to_a_key_that_may_be_none_is_an_error(tmp_path, overrides, key):
+    with pytest.raises(UserError, match=rf'(?s)^{key}: .* is not valid\. It must be a whole number\.$'):
+        sweep.check_runs(config(tmp_path, variants={'right': {'n_transfer': -1}, 'wrong': overrides}), ['sst2'])
+
+
 def evaluation(folder, name, split, run):
     values = evaluate_config.get_config(name)
     values.update(init_from=str(folder / 'suite' / run), split=split)
