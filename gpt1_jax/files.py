@@ -249,9 +249,9 @@ def read_json(path: epath.Path, form: Any = dict, fix: str = 'Put a copy back, o
     """The value of a JSON file.
 
     Args:
-      form: of the value. A type, of which `float` takes whole numbers too, and `object` all; a tuple, any of its forms;
-        [form], a list of values of this form; {name: form, ...}, an object with at least these keys; {str: form}, one
-        with any keys. Whole numbers have 64 bits.
+      form: of the value. A type, of which `float` takes whole numbers too, `object` all, and `os.PathLike` strings
+        that can be a path; a tuple, any of its forms; [form], a list of values of this form; {name: form, ...}, an
+        object with at least these keys; {str: form}, one with any keys. Whole numbers have 64 bits.
       fix: what to do where it has another one.
     Raises:
       UserError: it is not JSON of this form. OSError: it is not there, or cannot be read.
@@ -307,4 +307,13 @@ def _misfit(value, form, name: str) -> str:
         return ''
     if type(value) is int and form in (int, float) and -(2**63) <= value < 2**63:
         return ''
+    if form is os.PathLike and isinstance(value, str) and _can_be_path(value):
+        return ''
     return f'{what} is {str(value)[:40]!r}'
+
+
+def _can_be_path(text):
+    try:
+        return b'\0' not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False

@@ -67,10 +67,19 @@ def test_unfinished_runs_are_told_from_finished_ones(folder):
     assert runs['half'].model_words == 'transformer, 4 layers, 128 wide'  # of its config
 
 
-def test_without_its_plan_a_sweep_has_its_runs_by_their_paths(folder):
-    (folder / 'tuned/runs.json').write_text('[{"dataset": "sst2"}]')
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda entry: entry.pop('variant'), "[0] lacks 'variant'"),
+        (lambda entry: entry.update(path='sst2/\ud800'), r"[0].path is 'sst2/\ud800'"),
+    ],
+)
+def test_without_its_plan_a_sweep_has_its_runs_by_their_paths(folder, change, words):
+    plan = json.loads((folder / 'tuned/runs.json').read_text())
+    change(plan[0])
+    (folder / 'tuned/runs.json').write_text(json.dumps(plan))
     runs = collect.collect(folder)
-    assert "[0] lacks 'variant'" in recorded.named(folder)['tuned'].damage[0]
+    assert words in recorded.named(folder)['tuned'].damage[0]
     (line,) = collect.lines(runs)
     assert (line.label, line.dataset, line.variant, len(line.finished)) == ('tuned', 'sst2', '', 2)
 

@@ -72,8 +72,8 @@ def test_json_without_end_is_not_read(tmp_path, monkeypatch):
         files.read_json(epath.Path(tmp_path / 'none'))
 
 
-FORM = {'a': int, 'b': [float], 'c': {str: (str, type(None))}, 'd': object}
-RIGHT = {'a': 1, 'b': [0.5, 2], 'c': {'x': None, 'y': ''}, 'd': [1], 'more': 0}
+FORM = {'p': os.PathLike, 'a': int, 'b': [float], 'c': {str: (str, type(None))}, 'd': object}
+RIGHT = {'p': 'ä/b', 'a': 1, 'b': [0.5, 2], 'c': {'x': None, 'y': ''}, 'd': [1], 'more': 0}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,9 @@ RIGHT = {'a': 1, 'b': [0.5, 2], 'c': {'x': None, 'y': ''}, 'd': [1], 'more': 0}
         ({'b': [10**400]}, 'b[0] is'),
         ({'c': []}, 'c is not an object'),
         ({'c': {'x': 1}}, "c.x is '1'"),
+        ({'p': 1}, "p is '1'"),
+        ({'p': 'a\0b'}, r"p is 'a\x00b'"),
+        ({'p': 'a/\ud800'}, r"p is 'a/\ud800'"),
     ],
 )
 def test_the_form_of_json(tmp_path, change, words):

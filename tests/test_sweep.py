@@ -425,6 +425,15 @@ def test_earlier_runs_stay_in_the_list_while_they_are_there(folder, two_seeds, t
     assert [(line.dataset, line.planned) for line in owner] == [('stsb', 2), ('sst2', 1)]
 
 
+@pytest.mark.parametrize('path', ['sst2/\0', 'sst2/\ud800'])
+def test_a_list_of_runs_with_what_is_no_path_is_named(folder, tmp_path, path):
+    listed = [{'dataset': 'sst2', 'variant': '', 'seed': 1, 'path': path}]
+    (tmp_path / 'runs.json').write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r'runs.json: The file is damaged \(\[0\].path is .* Delete it'):
+        sweep.run(config(folder, datasets=('sst2',)), epath.Path(tmp_path))
+    assert list(tmp_path.iterdir()) == [tmp_path / 'runs.json']
+
+
 def test_runs_of_another_model_are_not_mixed_with_these(folder, two_seeds, tmp_path):
     shutil.copytree(folder / 'two', tmp_path / 'two')
     shutil.copytree(folder / 'lm', tmp_path / 'lm')

@@ -141,7 +141,7 @@ def _steps_done(run, steps):
 
 def _runs_done(run) -> list[float]:
     """Of a sweep: the seconds that each of its finished runs took; not those that an earlier command asked for."""
-    entries = read_json(run.workdir / 'runs.json', [{'dataset': str, 'seed': int, 'path': str}])
+    entries = read_json(run.workdir / 'runs.json', [results.RUN])
     sets, seeds = datasets(run.config), range(run.config.seed, run.config.seed + run.config.seeds)
     asked_for = [entry['path'] for entry in entries if entry['dataset'] in sets and entry['seed'] in seeds]
     return [result.seconds for path in asked_for if (result := results.read(run.workdir / path))]

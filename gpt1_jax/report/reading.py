@@ -14,7 +14,6 @@ from gpt1_jax.training.metric_writer import read_metrics
 
 _COPY = 'Put a copy back.'
 _NUMBER = (int, type(None))
-_RUN = {'dataset': str, 'variant': str, 'seed': int, 'path': str}
 _RESULT = {
     'model': (
         {'kind': str, 'sizes': {'layers': int, 'width': int}, 'parameters': int, 'tokens_seen': _NUMBER},
@@ -115,7 +114,7 @@ def _read_result(path):
 
 
 def _read_plan(path):
-    return tuple({key: entry[key] for key in _RUN} for entry in read_json(path, [_RUN], _COPY))
+    return tuple({key: entry[key] for key in results.RUN} for entry in read_json(path, [results.RUN], _COPY))
 
 
 def _read_vocabulary(path):

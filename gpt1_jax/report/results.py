@@ -4,6 +4,7 @@ curves, intervals and examples from the files beside it (report/reading.py)."""
 import dataclasses
 import hashlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from gpt1_jax.files import (
 from gpt1_jax.training.partitioning import is_writer
 
 FORMAT_VERSION = 1
+RUN = {'dataset': str, 'variant': str, 'seed': int, 'path': os.PathLike}  # the form of an entry of a sweep's runs.json
 _SCORE = {
     **dict.fromkeys(('dataset', 'split', 'metric', 'subset', 'checkpoint', 'variant'), str),
     **{'value': float, 'examples': int, 'step': (int, type(None)), 'seed': int},

@@ -18,7 +18,7 @@ from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import paper
 from gpt1_jax.files import exists, make_directory, read_json, write_json
 from gpt1_jax.progress import Progress
-from gpt1_jax.report.results import Result, Score, paper_key
+from gpt1_jax.report.results import RUN, Result, Score, paper_key
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import finetune
@@ -27,7 +27,6 @@ from gpt1_jax.training.partitioning import is_writer
 
 _MOST_NAMED = 10
 _ABSENT = 'has no folder for it'
-_ENTRY = {'dataset': str, 'variant': str, 'seed': int, 'path': str}  # of runs.json
 _IN_COMMON = ('task', 'init_from', 'rest')  # keys that all runs of a folder have in common
 
 
@@ -153,7 +152,7 @@ def check_runs(config: ConfigDict, names: Sequence[str]) -> None:
 def _earlier_runs(workdir):
     """The entries of runs.json whose runs have begun."""
     path = workdir / 'runs.json'
-    entries = read_json(path, [_ENTRY], 'Delete it: it is written anew.') if exists(path) else []
+    entries = read_json(path, [RUN], 'Delete it: it is written anew.') if exists(path) else []
     return [entry for entry in entries if exists(workdir / entry['path'] / 'config.json')]
 
 
