@@ -320,9 +320,12 @@ def test_what_one_of_several_processes_cannot_use_is_left_out_by_all(folder, tmp
 def test_fewer_examples_than_a_batch_are_found_before_training(folder, tmp_path):
     values = config(folder, datasets=('sst2', 'stsb'))
     values.data.limit = 15
-    with pytest.raises(
-        UserError, match=r'None of them can be used .sst2: its 15 training .* data.batch_size=16; stsb: '
-    ):
+    reason = r'its 15 training examples are fewer than data\.batch_size=16'
+    smaller = r'Lower --config\.data\.batch_size, or use more examples\.'
+    with pytest.raises(UserError, match=rf'None of them can be used \(sst2, stsb: {reason}\)\. {smaller}$'):
+        sweep.run(values, epath.Path(tmp_path))
+    values.datasets = ('sst2', 'wnli')  # of which one is not there
+    with pytest.raises(UserError, match=rf'sst2: {reason}.* Set --config.data.source to the folder that holds them'):
         sweep.run(values, epath.Path(tmp_path))
 
 

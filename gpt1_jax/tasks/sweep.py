@@ -99,7 +99,8 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
         if _path(name, variant) not in left_out
     }
     if not configs:
-        raise none_usable(left_out)
+        small = all(cost.FEWER in reason for reason in left_out.values())
+        raise none_usable(left_out, fix='Lower --config.data.batch_size, or use more examples.' if small else '')
     for path, (*_, run_config) in configs.items():
         check_workdir(run_config, workdir / path)
     earlier = [entry for entry in _earlier_runs(workdir) if entry['path'] not in configs]

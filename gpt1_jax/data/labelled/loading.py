@@ -184,12 +184,15 @@ def uri_of(dataset: Dataset, source: str) -> str | None:
     return None if folder is None else f'{scheme}:{folder}'
 
 
-def none_usable(left_out: Mapping[str, str], datasets: str = 'datasets', source: str = 'data.source') -> UserError:
+def none_usable(
+    left_out: Mapping[str, str], datasets: str = 'datasets', source: str = 'data.source', fix: str = ''
+) -> UserError:
     """The error for a task that is left without a data set.
 
     Args:
       left_out: data set -> why it cannot be used.
       datasets, source: the keys of the config that name the sets and where they are.
+      fix: what to do, if it is not to set `source`.
     """
     if not left_out:
         return UserError(f'{datasets}: The list is empty. Name at least one data set.')
@@ -197,9 +200,8 @@ def none_usable(left_out: Mapping[str, str], datasets: str = 'datasets', source:
     for name, reason in left_out.items():
         names.setdefault(reason.removeprefix(f'{name}: ').rstrip('.'), []).append(name)
     reasons = '; '.join(f'{", ".join(those)}: {reason}' for reason, those in names.items())
-    return UserError(
-        f'{datasets}: None of them can be used ({reasons}). Set --config.{source} to the folder that holds them.'
-    )
+    fix = fix or f'Set --config.{source} to the folder that holds them.'
+    return UserError(f'{datasets}: None of them can be used ({reasons}). {fix}')
 
 
 def _has_columns(dataset: Dataset, directory: str, name: str) -> bool:
