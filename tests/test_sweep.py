@@ -549,7 +549,7 @@ def test_evaluate_refuses_what_does_not_fit(folder, finished, tmp_path):
 
 
 def test_nothing_to_read_is_an_error(folder, tmp_path):
-    with pytest.raises(UserError, match=r'None of them can be used \(wnli: .* has no folder for it; cola: '):
+    with pytest.raises(UserError, match=r'None of them can be used \(wnli, cola: .* has no folder for it\)'):
         sweep.run(config(folder, datasets=('wnli', 'cola')), epath.Path(tmp_path))
 
 
