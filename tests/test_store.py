@@ -46,6 +46,27 @@ def test_what_is_no_saved_model_is_named(tmp_path):
             store.open_model(uri)
 
 
+@pytest.mark.parametrize('name', ['none', 'none@7', 'owner/name'])
+def test_a_folder_that_is_not_there_is_told_from_one_without_a_model(tmp_path, name):
+    with pytest.raises(UserError, match=f'^{tmp_path}/{name}: There is no such folder. .* hf:OWNER'):
+        store.open_model(f'{tmp_path}/{name}')
+
+
+def test_the_runs_of_a_sweep_are_named_in_its_place(tmp_path, sentencepiece):
+    saved, _ = make_model(np.random.default_rng(0), sentencepiece)
+    listed = [f'sst2/seed{seed}' for seed in range(13)]
+    (tmp_path / 'runs.json').write_text(json.dumps([{'path': path} for path in listed]))
+    with pytest.raises(UserError, match='it has no model.json'):  # nor has any of its runs
+        store.open_model(str(tmp_path))
+    (tmp_path / 'sst2').mkdir()
+    store.describe_run(make(tmp_path / listed[1]), classifier_of(saved), sentencepiece)
+    said = f'{tmp_path}: This is the workdir of a sweep, not of one run. Name one of its runs: {tmp_path}/sst2/seed1'
+    refuses(str(tmp_path), f'{said}.')
+    for path in listed[2:]:
+        shutil.copytree(tmp_path / listed[1], tmp_path / path)
+    refuses(f'{tmp_path}@3', f'{tmp_path}/sst2/seed10 or 2 more.')
+
+
 def test_a_uri_is_a_scheme_and_a_folder_or_a_workdir(monkeypatch):
     monkeypatch.setenv('HOME', '/home/someone')
     assert store.split_uri('openai:a/b') == ('openai', epath.Path('a/b'))
@@ -144,7 +165,7 @@ def test_a_step_can_be_named(tmp_path, sentencepiece):
         assert step_of(tmp_path / f'run@{step}') == (step, 1000 + 7 * step)
     assert store.kept_steps(str(tmp_path / 'run')) == [1, 2, 3]
     refuses(f'{tmp_path}/run@4', 'no checkpoint of step 4', 'steps here are 1, 2, 3')
-    refuses(f'{tmp_path}/other@4', 'other@4', 'no model.json')
+    refuses(f'{tmp_path}/other@4', 'other@4', 'There is no such folder')
     with pytest.raises(OSError, match='name too long'):
         store.open_model(f'{tmp_path}/run@' + '9' * 5000)
     (tmp_path / 'run').rename(tmp_path / 'run@3')

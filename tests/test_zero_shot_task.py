@@ -258,7 +258,7 @@ def test_a_set_that_is_there_only_later_is_scored_then(folder, tmp_path):
     ('run', 'changes', 'message'),
     [
         ('lm@5', {}, '.*lm@5: There is no checkpoint of step 5. The steps here are 1, 4, 16.'),
-        ('none@all', {}, '.*none: This is not the workdir of a training run'),
+        ('none@all', {}, '.*none: There is no such folder. Name'),
         ('empty@all', {}, '.*empty@all: There is no checkpoint. Name a run that has saved one'),
         ('lm', {'condition': 'with'}, "condition: 'with' is unknown. Choose one of given, alone."),
         ('lm', {'datasets': ('cola', 'rte')}, "datasets: 'rte' is unknown"),

@@ -1,5 +1,6 @@
 """Models on disk: the workdir of a run, the release's files, a Hugging Face folder."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -27,6 +28,7 @@ from gpt1_jax.training.state import abstract_params
 
 FORMAT_VERSION = 2
 _RESTORE = 'Restore a copy, or name another run.'
+_MOST_NAMED = 10
 _NUMBER = (int, type(None))
 _DESCRIPTION = {
     **{'kind': str, 'architecture': dict, 'vocab_size': int, 'n_special': int},
@@ -106,10 +108,7 @@ def open_model(init_from: str) -> SavedModel:
         return _FOREIGN[scheme](directory)
     directory, step = _split_step(directory)
     if not exists(directory / 'model.json'):
-        raise UserError(
-            f'{init_from}: This is not the workdir of a training run, because it has no model.json. Name '
-            'the --workdir of a run, or openai:DIR, hf:DIR or hf:OWNER/NAME for the files of other programs.'
-        )
+        raise _no_run(init_from, directory)
     stored = _read_description(directory / 'model.json')
     if step is not None:
         _checkpointer(directory, stored).check_step(step, init_from)
@@ -231,6 +230,21 @@ def _read_description(path: epath.Path) -> dict:
 
 def _checkpointer(directory, stored):
     return Checkpointer(directory / 'checkpoints', best_metric=stored['best_metric'], best_mode=stored['best_mode'])
+
+
+def _no_run(init_from, directory):
+    """The error for a folder without a model.json."""
+    name = 'Name the --workdir of a run, or openai:DIR, hf:DIR or hf:OWNER/NAME for the files of other programs.'
+    if not exists(directory):
+        return UserError(f'{init_from}: There is no such folder. {name}')
+    plan, runs = directory / 'runs.json', []
+    if exists(plan):
+        listed = read_json(plan, [{'path': os.PathLike}], 'Name one of the runs below its folder.')
+        runs = [str(run) for entry in listed if exists((run := directory / entry['path']) / 'model.json')]
+    if runs:
+        named = ', '.join(runs[:_MOST_NAMED]) + (f' or {len(runs) - _MOST_NAMED} more' * (len(runs) > _MOST_NAMED))
+        return UserError(f'{init_from}: This is the workdir of a sweep, not of one run. Name one of its runs: {named}.')
+    return UserError(f'{init_from}: This is not the workdir of a training run, because it has no model.json. {name}')
 
 
 def _split_step(directory):
