@@ -110,11 +110,25 @@ def test_from_the_command_line(tmp_path, sentencepiece):
         f'--workdir={tmp_path}/work',
     )
     assert 'no place for the 3 special rows and the head' in error
-    table = params['decoder']['table']
+    table, result = params['decoder']['table'], results.read(epath.Path(tmp_path / 'work'))
+    written = sum(len(np.load(path)) for path in (tmp_path / 'model').glob('*.npy'))
+    assert result.model['parameters'] == written
+    assert f'openai:{tmp_path}/model: {written:,} parameters from {tmp_path}/run' in error
     assert_same_bits(
         read(f'openai:{tmp_path}/model')[1]['decoder'],
         params['decoder'] | {'table': np.concatenate([table[:290], table[293:]])},
     )
+
+
+def test_a_name_on_the_hub_is_not_taken_for_a_folder(tmp_path, sentencepiece, monkeypatch):
+    saved, params = make_model(np.random.default_rng(0), sentencepiece)
+    write_workdir(make(tmp_path / 'run'), saved, params)
+    monkeypatch.chdir(tmp_path)
+    refuses('run', 'hf:me/gpt1', 'target: hf:me/gpt1 is a name on the hub, to which', 'give hf:./me/gpt1.')
+    assert list(tmp_path.iterdir()) == [tmp_path / 'run']
+    for target in ('hf:./me/gpt1', 'hf:me/other'):  # now there is a folder `me`
+        converted('run', target)
+    assert {path.name for path in (tmp_path / 'me').iterdir() if '.' not in path.name} == {'gpt1', 'other'}
 
 
 def test_the_target_is_not_the_workdir(tmp_path, sentencepiece, monkeypatch):

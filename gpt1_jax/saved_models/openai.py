@@ -70,9 +70,10 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
     )
 
 
-def write_folder(directory: epath.Path, saved: parameters.SavedModel, params: dict) -> None:
+def write_folder(directory: epath.Path, saved: parameters.SavedModel, params: dict) -> int:
     """Writes the decoder `params['decoder']` (NumPy) and the vocabulary. The format has no place for special rows and
-    head; a SentencePiece vocabulary goes to `sentencepiece/`. Raises UserError if the disk is full."""
+    head; a SentencePiece vocabulary goes to `sentencepiece/`. Returns how many parameters it has written. Raises
+    UserError if the disk is full."""
     table, vocab_size = params['decoder']['table'], saved.vocab_size
     tokens, positions = table[:vocab_size], table[vocab_size + saved.n_special :]
     plain = {'decoder': params['decoder'] | {'table': np.concatenate([tokens, positions])}}
@@ -88,6 +89,7 @@ def write_folder(directory: epath.Path, saved: parameters.SavedModel, params: di
     if saved.architecture.sizes['width'] != _HEAD_WIDTH * heads:
         write_atomically(directory / 'hparams.json', [json.dumps({'n_head': heads}).encode()])
     parameters.save_tokenizer(saved.tokenizer, directory, RELEASE_NAMES)
+    return flat.size
 
 
 def _read_shapes(directory):

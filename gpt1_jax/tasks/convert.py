@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gpt1_jax import hub
 from gpt1_jax.config import open_workdir
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import is_local, make_directory
@@ -23,8 +24,8 @@ from gpt1_jax.training.partitioning import Partitioner, is_writer
 def run(config: ConfigDict, workdir: epath.Path) -> Result:
     """Writes the model `config.source` as `config.target`; each is `openai:DIR`, `hf:DIR` or a workdir.
 
-    Raises UserError, before anything is written, if the source cannot be read, the target exists, or the target's form
-    cannot hold the model.
+    Raises UserError, before anything is written, if the source cannot be read, the target exists or is a name on the
+    hub, or the target's form cannot hold the model.
     """
     started = time.monotonic()
     for key in ('source', 'target'):
@@ -34,6 +35,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     scheme, target = store.split_uri(config.target)
     if not scheme and (prefix := re.match(r'\w+:(?!//)', config.target)):  # not of gs://
         raise UserError(f'target: The form {prefix[0]} is unknown. Give openai:DIR, hf:DIR or a workdir.')
+    if scheme == 'hf' and hub.parse(config.target.removeprefix('hf:')) and not target.parent.exists():
+        raise UserError(
+            f'target: {config.target} is a name on the hub, to which nothing is uploaded. For a folder of this name, '
+            f'give hf:./{target}.'
+        )
     if scheme:
         saved.architecture.require('convert', config.source)
         if not saved.architecture.sizes['layers']:
@@ -50,7 +56,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     model = store.summary(classifier.model, params, saved.tokens_seen())
     with _whole_folder(target) as folder, waiting(f'writing {config.target}'):
         if scheme == 'openai':
-            openai.write_folder(folder, saved, jax.device_get(params))
+            model['parameters'] = openai.write_folder(folder, saved, jax.device_get(params))
         elif scheme == 'hf':
             huggingface.write_folder(folder, saved, jax.device_get(params))
         else:
