@@ -124,17 +124,29 @@ def _exponentials_and_nll(logits, targets):
 
 
 def _split(chunk_tokens, *arrays):
-    """[shards, N, T, ...] -> [chunks, shards, N, T / chunks, ...]; cut along T, so that each chunk has every shard."""
+    """[shards, N, T, ...] -> [chunks, shards, N, T / chunks, ...]; cut along T, so that each chunk has every shard.
+
+    Where T has no divisor that gives chunks of half the wanted size or more, such as a prime, zeros follow the last
+    position: many small products are slow. A weight of zero has no part in the loss, and `_join` cuts the rest off.
+    """
     _, n, length = arrays[0].shape[:3]
-    positions = min(length, max(1, chunk_tokens // n))
-    while length % positions:
-        positions -= 1
-    split = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], length // positions, positions, *x.shape[3:]), 2, 0)
+    most = min(length, max(1, chunk_tokens // n))
+    positions = next(divisor for divisor in range(most, 0, -1) if length % divisor == 0)
+    if 2 * positions < most:
+        positions = math.ceil(length / math.ceil(length / most))  # equal parts
+    padding = -length % positions
+
+    def split(x):
+        if padding:
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 3))
+        return jnp.moveaxis(x.reshape(*x.shape[:2], -1, positions, *x.shape[3:]), 2, 0)
+
     return tuple(split(x) for x in arrays)
 
 
 def _join(x, shape):
-    return jnp.moveaxis(x, 0, 2).reshape(shape)
+    joined = jnp.moveaxis(x, 0, 2)
+    return joined.reshape(*shape[:2], -1, *shape[3:])[:, :, : shape[2]]
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
