@@ -16,7 +16,7 @@ from gpt1_jax.config import as_json
 from gpt1_jax.errors import UserError
 from gpt1_jax.report import results
 from gpt1_jax.report.results import Result, Score
-from gpt1_jax.tasks import paper
+from gpt1_jax.tasks import layer_transfer, paper, sweep
 from gpt1_jax.training import cost, side_by_side
 from helpers import write_lines
 from miniature_paper import PARTS, commands, miniature, write_books_and_sets
@@ -144,6 +144,29 @@ def test_what_a_part_would_refuse_later_is_refused_at_once(folder, tmp_path, cap
     with pytest.raises(UserError, match=f'^{part}.{message}'):
         paper.run(config, epath.Path(tmp_path) / 'new')
     assert not capsys.readouterr().out and not (tmp_path / 'new').exists()
+
+
+def test_a_part_that_was_begun_with_other_settings_is_refused_at_once(folder, tmp_path):
+    config, part = miniature(folder, dry_run=True), tmp_path / 'layer_transfer_mnli'
+    begun = miniature(folder)
+    begun.layer_transfer_mnli.rest = 'absent'
+    (one,) = paper._runs('layer_transfer_mnli', begun, epath.Path(tmp_path))
+    runs = layer_transfer._runs(one.config, 1)
+    of_run = sweep._run_config(runs, 'mnli', f'files:{folder}/data/mnli', 'layers0', runs.seed)
+    for where, of in ((part, one.config), (part / 'mnli' / 'layers0' / 'seed0', of_run)):
+        where.mkdir(parents=True)
+        (where / 'config.json').write_text(of.to_json_best_effort())
+    state = lambda: paper.run(config, epath.Path(tmp_path)).facts['parts']['layer_transfer_mnli']['state']
+    assert state() == 'begun'  # no run has kept anything: they begin anew
+    (part / 'mnli' / 'layers0' / 'seed0' / 'checkpoints').mkdir()
+    message = (
+        rf"^layer_transfer_mnli: {part}/mnli/layers0/seed0: It holds a run with another config \(rest: 'absent' there, "
+        r"'fresh' now\)\. .* To resume it, add --config\.layer_transfer_mnli\.rest=absent\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        paper.run(config, epath.Path(tmp_path))
+    config.layer_transfer_mnli.rest = 'absent'
+    assert state() == 'begun'
 
 
 def test_what_leaves_too_few_examples_is_left_out_and_named(folder, tmp_path, capsys):

@@ -41,9 +41,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     return sweep.finish(config, workdir, result, format_scores(result, list(runs.variants)))
 
 
-def check(config: ConfigDict, names: Sequence[str]) -> None:
+def check(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> None:
     """See sweep.check_runs."""
-    sweep.check_runs(_runs(config), names)
+    sweep.check_runs(_runs(config), names, workdir)
 
 
 def _runs(config):

@@ -31,9 +31,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     return sweep.finish(config, workdir, result, format_scores(result))
 
 
-def check(config: ConfigDict, names: Sequence[str], most: int) -> None:
+def check(config: ConfigDict, names: Sequence[str], workdir: epath.Path, most: int) -> None:
     """See sweep.check_runs. most: the layers of the model."""
-    sweep.check_runs(_runs(config, most), names)
+    sweep.check_runs(_runs(config, most), names, workdir)
 
 
 def _runs(config, most):

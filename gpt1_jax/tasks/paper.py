@@ -1,6 +1,7 @@
 """The whole paper as one command: each part is an ordinary run, in a folder of its own."""
 
 import dataclasses
+import shlex
 import time
 
 import jax
@@ -9,12 +10,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import lock, peers
-from gpt1_jax.config import as_json, check_choice, open_workdir
+from gpt1_jax.config import as_json, check_choice, compare, is_place, open_workdir
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import explain, write_json
+from gpt1_jax.files import exists, explain, read_json, write_json
 from gpt1_jax.processes import cores
 from gpt1_jax.progress import duration
 from gpt1_jax.report import plan
@@ -285,7 +286,7 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
     }
     for name in chosen:
         if name not in done:
-            _check(name, parts[name].runs[0].config, config, sets)
+            _check(name, parts[name].runs[0], config, sets)
     speed = cost.training_speed(config.pretrain.model.width)
     steps = {name: _steps(parts[name].runs[0], config, workdir) for name in counted if name.startswith('pretrain')}
     for name in counted:
@@ -299,20 +300,33 @@ def _plan(config, workdir, chosen) -> dict[str, Part]:
     return parts
 
 
-def _check(name, part, config, sets):
+def _check(name, one, config, sets):
     """Raises UserError, with the full name of the key, for what the part's own task would refuse before it begins."""
+    part = one.config
     usable = [of_set for of_set in plan.datasets(part) if of_set not in sets or not sets[of_set].problem]
     try:
         if part.task == 'pretrain':
             pretrain.check(part, jax.default_backend())
         elif part.task == 'layer_transfer':
-            layer_transfer.check(part, usable, config[_NEEDS[name][0]].model.layers)
+            layer_transfer.check(part, usable, one.workdir, config[_NEEDS[name][0]].model.layers)
         elif part.task in ('sweep', 'ablation'):
-            {'sweep': sweep.check_runs, 'ablation': ablation.check}[part.task](part, usable)
+            {'sweep': sweep.check_runs, 'ablation': ablation.check}[part.task](part, usable, one.workdir)
         elif part.task in ('zero_shot', 'generate'):
             _TASKS[part.task].check(part)
     except UserError as error:
-        raise UserError(f'{name}.{error}') from None
+        if not str(error).startswith(str(one.workdir)):
+            raise UserError(f'{name}.{error}') from None
+        raise UserError(f'{name}: {error}{_former(name, one, str(error))}') from None
+
+
+def _former(name, one, refusal):
+    """The flags with which a part resumes its runs that were refused, as a sentence; '' if there are none."""
+    path = one.workdir / 'config.json'
+    there = compare(read_json(path), as_json(one.config)) if exists(path) else {}
+    former = {key: old for key, (old, _) in there.items() if f'{key}: {old!r} there' in refusal}
+    if not former or any(map(is_place, former)):  # a place is not the part's own to set
+        return ''
+    return f' To resume it, add {shlex.join(f"--config.{name}.{key}={old}" for key, old in former.items())}.'
 
 
 def _size(config) -> int:

@@ -140,14 +140,15 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
     )
 
 
-def check_runs(config: ConfigDict, names: Sequence[str]) -> None:
+def check_runs(config: ConfigDict, names: Sequence[str], workdir: epath.Path) -> None:
     """Raises UserError for what can be refused before models and data are read; checks the runs on `names` only."""
     if not config.datasets:
         raise none_usable({})
     for name in config.datasets:
         check_choice('datasets', name, REGISTRY)
     for name, variant, seed in itertools.product(names, config.variants or [''], {0, config.seeds - 1}):
-        _run_config(config, name, config.data.source, variant, seed)
+        one = _run_config(config, name, uri_of(REGISTRY[name], config.data.source) or '', variant, seed)
+        check_workdir(one, workdir / _path(name, variant, f'seed{seed}'))
 
 
 def _earlier_runs(workdir):
@@ -220,7 +221,7 @@ def _uris(config):
     """(data set -> its source URI; data set or path of its variant -> why it cannot be used), found out before anything
     is trained."""
     uris, left_out, directory, unknown = {}, {}, config.data.source.partition(':')[2], []
-    check_runs(config, ())
+    check_runs(config, (), epath.Path())
     for number, name in enumerate(config.datasets, 1):
         logging.info('looking for mistakes in the data: %s, %d of %d', name, number, len(config.datasets))
         dataset = REGISTRY[name]
