@@ -92,6 +92,33 @@ def test_a_chunk_is_the_largest_that_divides_a_row(rows, length, tokens, positio
     np.testing.assert_array_equal(chunks[1], given[..., positions : 2 * positions])
 
 
+@pytest.mark.parametrize(('length', 'chunks'), [(12, 3), (13, 3), (11, 3), (7, 2), (2, 1)])
+def test_lengths_without_a_divisor_near_the_wanted_one(length, chunks):
+    """At most 5 positions of 4 rows at a time: 12 has 4 as a divisor; to 13 and 11 zeros are added, up to 15 and 12."""
+    rng = np.random.default_rng(length)
+    hidden, targets, weights = (
+        rng.normal(size=(4, length, 8)),
+        rng.integers(0, 133, (4, length)),
+        rng.random((4, length)),
+    )
+    arguments = f32(hidden, TABLE, targets, weights)
+
+    def chunked(hidden, embedding, weights):
+        parts = in_shards(1, hidden, arguments[2], weights)
+        return losses.lm_loss(parts[0], embedding, *parts[1:], chunk_tokens=20)
+
+    inputs = arguments[0], arguments[1], arguments[3]
+    nll = [-reference.log_softmax(h @ TABLE.T)[np.arange(length), t] for h, t in zip(hidden, targets)]
+    np.testing.assert_allclose(
+        losses.token_nll(arguments[0][None], arguments[1], arguments[2][None], chunk_tokens=20)[0], nll, rtol=1e-4
+    )
+    value, gradients = jax.jit(jax.value_and_grad(chunked, (0, 1, 2)))(*inputs)
+    np.testing.assert_allclose(value, np.sum(weights * nll), rtol=1e-5)
+    for ours, theirs in zip(gradients, jax.grad(lambda h, e, w: plain(h, e, arguments[2], w), (0, 1, 2))(*inputs)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert f'length={chunks}' in str(jax.make_jaxpr(chunked)(*inputs))  # of the loop
+
+
 def test_logits_of_all_tokens_never_exist():
     """What the compiled gradient holds at once is less than the logits of all tokens."""
     arguments = f32(np.zeros((1, 4, 64, 8)), np.zeros((4096, 8)), np.zeros((1, 4, 64), int), np.zeros((1, 4, 64)))

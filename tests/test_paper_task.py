@@ -161,7 +161,7 @@ def test_a_part_that_was_begun_with_other_settings_is_refused_at_once(folder, tm
     (part / 'mnli' / 'layers0' / 'seed0' / 'checkpoints').mkdir()
     message = (
         rf"^layer_transfer_mnli: {part}/mnli/layers0/seed0: It holds a run with another config \(rest: 'absent' there, "
-        r"'fresh' now\)\. .* To resume it, add --config\.layer_transfer_mnli\.rest=absent\.$"
+        r"'fresh' now\)\."
     )
     with pytest.raises(UserError, match=message):
         paper.run(config, epath.Path(tmp_path))

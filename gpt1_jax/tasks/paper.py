@@ -1,7 +1,6 @@
 """The whole paper as one command: each part is an ordinary run, in a folder of its own."""
 
 import dataclasses
-import shlex
 import time
 
 import jax
@@ -10,12 +9,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import lock, peers
-from gpt1_jax.config import as_json, check_choice, compare, is_place, open_workdir
+from gpt1_jax.config import as_json, check_choice, open_workdir
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import exists, explain, read_json, write_json
+from gpt1_jax.files import explain, write_json
 from gpt1_jax.processes import cores
 from gpt1_jax.progress import duration
 from gpt1_jax.report import plan
@@ -316,17 +315,7 @@ def _check(name, one, config, sets):
     except UserError as error:
         if not str(error).startswith(str(one.workdir)):
             raise UserError(f'{name}.{error}') from None
-        raise UserError(f'{name}: {error}{_former(name, one, str(error))}') from None
-
-
-def _former(name, one, refusal):
-    """The flags with which a part resumes its runs that were refused, as a sentence; '' if there are none."""
-    path = one.workdir / 'config.json'
-    there = compare(read_json(path), as_json(one.config)) if exists(path) else {}
-    former = {key: old for key, (old, _) in there.items() if f'{key}: {old!r} there' in refusal}
-    if not former or any(map(is_place, former)):  # a place is not the part's own to set
-        return ''
-    return f' To resume it, add {shlex.join(f"--config.{name}.{key}={old}" for key, old in former.items())}.'
+        raise UserError(f'{name}: {error}') from None
 
 
 def _size(config) -> int:
