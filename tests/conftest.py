@@ -34,7 +34,9 @@ from gpt1_jax import hub, network
 from gpt1_jax.data.tokenizers.sentence_piece import train_sentencepiece
 from servers import Hub, running
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what the tests start would ignore it too, as under nohup
+# What the tests start would ignore these too, as under nohup, or in the background of a script.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
