@@ -1,6 +1,7 @@
 """Discriminative fine-tuning with the auxiliary LM loss (Radford et al. 2018, sections 3.2 and 3.3)."""
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -71,41 +72,16 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     content = {split: digest(of_split.content()) for split, of_split in encoded.items()}
     peers.check_same(repr(content), source)
     keep_content(workdir, source, f'{content["train"]} {content["dev"]}', write=is_writer())
-    batches = packing.FinetuningBatches(
-        encoded['train'],
-        batch_size=config.data.batch_size,
-        accumulation=config.optimizer.accumulation,
-        seed=config.seed,
-        placement=partitioner.placement,
-        share_context=_shares_context(config.data, dataset, architecture.kind),
-        rows=packing.rows_for(partitioner.platform),
-    )
+    batches = _batches(config, dataset, encoded['train'], architecture.kind, partitioner)
     total_steps = whole_steps(config.data.epochs * batches.steps_per_epoch)
     loss, classes = _loss(config.data, dataset)
     head = ClassifierHead(dataset.kind, classes, config.model.head_dropout)
     program = finetuning(config, architecture, saved.vocab_size, head, loss, total_steps, partitioner)
-    logging.info(
-        '%s: %d training and %d dev examples; %d updates; %d of %d layers from %s',
-        dataset.name,
-        len(encoded['train'].ids),
-        len(encoded['dev'].ids),
-        total_steps,
-        max(n_layers, 0),
-        saved.architecture.sizes['layers'],
-        saved.directory,
-    )
-    if 'f1' in dataset.metrics:
-        logging.info('%s: F1 is that of the label %r', dataset.name, dataset.labels[1])
+    _log_work(dataset, encoded, total_steps, n_layers, saved)
     predict = make_predictor(
         program.classifier, program.abstract.params, program.partitioner, config.data.eval_batch_size
     )
-
-    score = lambda split, logits: score_split(dataset, loss, split, encoded[split], logits)
-
-    def evaluate(params, should_stop):
-        watch = Watch('evaluating dev', len(encoded['dev'].ids), should_stop=should_stop)
-        return flat_metrics(score('dev', predict(params, encoded['dev'], watch)))
-
+    evaluate = _dev_evaluation(dataset, loss, encoded['dev'], predict)
     evaluator = loop.Evaluator(
         evaluate, batches.steps_per_epoch, ranks_by='dev_score', mode='max', patience=config.data.patience
     )
@@ -130,39 +106,24 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     )
     outcome = loop.fit(job)
 
-    train, dev = encoded['train'], encoded['dev']
-    encoded['train'] = train.take(spread(len(train.ids), config.data.score_train))
     params, best = loop.best_params(job, outcome)
     outcome = dataclasses.replace(outcome, best=best)
-    scores = _dev_scores(dataset, dev, outcome)
-    facts = {
-        'dataset': dataset.name,
-        'steps': int(outcome.state.step),
-        'epochs': int(outcome.state.step) / batches.steps_per_epoch,
-        'train_examples': len(train.ids),
-        'dev_examples': len(dev.ids),
-        'dev_constant': metrics.constant(dataset.metrics[0], dev.labels),
-        'cut_sequences': train.cut_sequences + dev.cut_sequences,
-        'cut_tokens': train.cut_tokens + dev.cut_tokens,
-        **outcome.facts(),
-    }
+    facts = _facts(dataset, encoded, outcome, batches.steps_per_epoch)
+    encoded['train'] = encoded['train'].take(spread(len(encoded['train'].ids), config.data.score_train))
     with resumable(workdir) as watching:
-        of_model = fingerprint(program.classifier, params, program.partitioner)
-        for split in [name for name in encoded if encoded[name].ids]:
-            watch = watching(f'evaluating {split}', len(encoded[split].ids), model=of_model)
-            logits = predict(params, encoded[split], watch)
-            if split != 'dev' and encoded[split].labels is not None:
-                step = outcome.best['step']
-                scores += [dataclasses.replace(one, checkpoint='best', step=step) for one in score(split, logits)]
-            if is_writer():
-                _write_outputs(config.data, workdir, dataset, split, encoded[split], (loss, logits))
+        watching = functools.partial(watching, model=fingerprint(program.classifier, params, program.partitioner))
+        of_best = _evaluate_splits(
+            config.data, workdir, dataset, loss, encoded, functools.partial(predict, params), watching
+        )
+        scores = _dev_scores(dataset, encoded['dev'], outcome)
+        scores += [dataclasses.replace(one, checkpoint='best', step=best['step']) for one in of_best]
         logging.info(
             '%s: dev %s %.4f after the last epoch, best %.4f at step %d; always the same answer scores %.4f',
             dataset.name,
             dataset.metrics[0],
             outcome.evaluations[-1]['dev_score'],
-            outcome.best['dev_score'],
-            outcome.best['step'],
+            best['dev_score'],
+            best['step'],
             facts['dev_constant'],
         )
         scores = [dataclasses.replace(one, seed=config.seed) for one in scores]
@@ -203,6 +164,75 @@ def _encode_all(config, dataset: Dataset, saved) -> dict[str, Encoded]:
     checks.log_shared(dataset, encoded['train'], encoded['dev'])
     checks.log_subsets(dataset, encoded['train'], encoded['dev'])
     return encoded
+
+
+def _batches(config, dataset: Dataset, train: Encoded, kind: str, partitioner) -> packing.FinetuningBatches:
+    """The training batches of a model of this kind."""
+    return packing.FinetuningBatches(
+        train,
+        batch_size=config.data.batch_size,
+        accumulation=config.optimizer.accumulation,
+        seed=config.seed,
+        placement=partitioner.placement,
+        share_context=_shares_context(config.data, dataset, kind),
+        rows=packing.rows_for(partitioner.platform),
+    )
+
+
+def _log_work(dataset, encoded, total_steps, n_layers, saved):
+    logging.info(
+        '%s: %d training and %d dev examples; %d updates; %d of %d layers from %s',
+        dataset.name,
+        len(encoded['train'].ids),
+        len(encoded['dev'].ids),
+        total_steps,
+        max(n_layers, 0),
+        saved.architecture.sizes['layers'],
+        saved.directory,
+    )
+    if 'f1' in dataset.metrics:
+        logging.info('%s: F1 is that of the label %r', dataset.name, dataset.labels[1])
+
+
+def _dev_evaluation(dataset, loss, dev: Encoded, predict):
+    """(params, should_stop) -> {'dev_score' and the other metrics on dev}, for `loop.Evaluator`."""
+
+    def evaluate(params, should_stop):
+        watch = Watch('evaluating dev', len(dev.ids), should_stop=should_stop)
+        return flat_metrics(score_split(dataset, loss, 'dev', dev, predict(params, dev, watch)))
+
+    return evaluate
+
+
+def _facts(dataset, encoded, outcome: loop.Outcome, steps_per_epoch) -> dict:
+    """The facts of the result, with all training examples in `encoded`."""
+    train, dev, steps = encoded['train'], encoded['dev'], int(outcome.state.step)
+    return {
+        'dataset': dataset.name,
+        'steps': steps,
+        'epochs': steps / steps_per_epoch,
+        'train_examples': len(train.ids),
+        'dev_examples': len(dev.ids),
+        'dev_constant': metrics.constant(dataset.metrics[0], dev.labels),
+        'cut_sequences': train.cut_sequences + dev.cut_sequences,
+        'cut_tokens': train.cut_tokens + dev.cut_tokens,
+        **outcome.facts(),
+    }
+
+
+def _evaluate_splits(data, workdir, dataset, loss, encoded, predict, watching) -> list[Score]:
+    """Writes the predictions for every split that has examples; returns the scores on the labelled ones but dev, whose
+    score is known. predict: (encoded, watch) -> logits."""
+    scores = []
+    for split, of_split in encoded.items():
+        if not of_split.ids:
+            continue
+        logits = predict(of_split, watching(f'evaluating {split}', len(of_split.ids)))
+        if split != 'dev' and of_split.labels is not None:
+            scores += score_split(dataset, loss, split, of_split, logits)
+        if is_writer():
+            _write_outputs(data, workdir, dataset, split, of_split, (loss, logits))
+    return scores
 
 
 def _write_outputs(data, workdir, dataset, split, encoded, outputs):

@@ -44,29 +44,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         check(config, partitioner.platform)  # before the text is prepared, which can take hours
     open_workdir(config, workdir, write=is_writer(), fingerprint=shards_fingerprint)
     shards = _open_shards(config.data, workdir)
-    length, batch_size = config.model.n_positions, config.data.batch_size
-    batches = PretrainingBatches(
-        shards.splits['train'],
-        batch_size=batch_size,
-        length=length,
-        seed=config.seed,
-        accumulation=config.optimizer.accumulation,
-        placement=partitioner.placement,
-    )
-    windows = config.data.tokens / length or config.data.epochs * batches.windows_per_epoch
-    total_steps = whole_steps(windows / batch_size)
-    program = pretraining(config, shards.vocab_size, total_steps, partitioner)
-    logging.info(
-        'model: %s parameters; data: %s training tokens; %d updates of %d tokens (%.2f epochs)',
-        f'{program.parameters:,}',
-        f'{shards.splits["train"].tokens:,}',
-        total_steps,
-        batch_size * length,
-        total_steps * batch_size / batches.windows_per_epoch,
-    )
+    batches, total_steps, program = _training(config, shards, partitioner)
     held_out, evaluate = _held_out(config, program, shards)
     evaluator = loop.Evaluator(evaluate, config.log.eval_every, ranks_by='valid_loss', mode='min')
     tokens_before = saved.tokens_seen() if saved else 0
+    tokens_per_step = config.data.batch_size * config.model.n_positions
     store.describe_run(
         workdir,
         program.classifier,
@@ -74,7 +56,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         best_metric=evaluator.ranks_by,
         best_mode=evaluator.mode,
         tokens_before=tokens_before,
-        tokens_per_step=batch_size * length,
+        tokens_per_step=tokens_per_step,
     )
     outcome = loop.fit(
         loop.Job(
@@ -88,21 +70,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         )
     )
 
-    tokens = total_steps * batch_size * length
-    scores = [
-        Score(
-            config.data.source,
-            'valid',
-            metric,
-            evaluation[f'valid_{metric}'],
-            held_out.targets,
-            checkpoint=checkpoint,
-            step=evaluation['step'],
-            seed=config.seed,
-        )
-        for checkpoint, evaluation in (('last', outcome.evaluations[-1]), ('best', outcome.best))
-        for metric in ('loss', 'perplexity')
-    ]
+    tokens = total_steps * tokens_per_step
     tokens_seen = None if tokens_before is None else tokens_before + tokens
     logging.info(
         'held-out perplexity %.2f (%.4f nats a token); best %.2f at step %d',
@@ -115,7 +83,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         config,
         workdir,
         started,
-        scores=scores,
+        scores=_scores(config, outcome, held_out.targets),
         facts={'steps': total_steps, 'tokens': tokens, 'flops': tokens * program.flops_per_token, **outcome.facts()},
         model=store.summary(program.classifier.model, program.abstract.params, tokens_seen),
     )
@@ -172,6 +140,31 @@ def _open_shards(data, workdir):
     return load_shards(output)
 
 
+def _training(config, shards, partitioner):
+    """(the batches, how many updates to make of them, the program that makes them)"""
+    length, batch_size = config.model.n_positions, config.data.batch_size
+    batches = PretrainingBatches(
+        shards.splits['train'],
+        batch_size=batch_size,
+        length=length,
+        seed=config.seed,
+        accumulation=config.optimizer.accumulation,
+        placement=partitioner.placement,
+    )
+    windows = config.data.tokens / length or config.data.epochs * batches.windows_per_epoch
+    total_steps = whole_steps(windows / batch_size)
+    program = pretraining(config, shards.vocab_size, total_steps, partitioner)
+    logging.info(
+        'model: %s parameters; data: %s training tokens; %d updates of %d tokens (%.2f epochs)',
+        f'{program.parameters:,}',
+        f'{shards.splits["train"].tokens:,}',
+        total_steps,
+        batch_size * length,
+        total_steps * batch_size / batches.windows_per_epoch,
+    )
+    return batches, total_steps, program
+
+
 def _held_out(config, program, shards):
     """(the held-out batches, of at most `log.eval_windows` windows; (params, should_stop) -> {'valid_loss',
     'valid_perplexity'})"""
@@ -226,3 +219,21 @@ def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
         return {f'zero_shot_{one.name}': answer(one).value for one in questions}
 
     return [loop.Evaluator(evaluate, wanted.every)]
+
+
+def _scores(config, outcome: loop.Outcome, targets: int) -> list[Score]:
+    """The scores on the held-out split of the last checkpoint, then of the best one. targets: that were predicted."""
+    return [
+        Score(
+            config.data.source,
+            'valid',
+            metric,
+            evaluation[f'valid_{metric}'],
+            targets,
+            checkpoint=checkpoint,
+            step=evaluation['step'],
+            seed=config.seed,
+        )
+        for checkpoint, evaluation in (('last', outcome.evaluations[-1]), ('best', outcome.best))
+        for metric in ('loss', 'perplexity')
+    ]

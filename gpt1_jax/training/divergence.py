@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from etils import epath
+
 from gpt1_jax.errors import DivergedError
 
 MOST = 3  # times that a run goes back to one checkpoint
@@ -101,3 +103,20 @@ class Remaining:
 
     def describe(self, step: int) -> str:
         return self.batches.describe(position(step, self.rollbacks))
+
+
+def verdict(workdir: epath.Path, step: int, bad: int, batches: Remaining, may_go_back: bool) -> Exception:
+    """What to raise when the loss has diverged: Diverged if the run may go back, else DivergedError.
+
+    Args:
+      step: the last of the bad steps.
+      bad: their number.
+    """
+    what = 'loss was not finite or a spike' if may_go_back else 'loss or its gradient was not finite'
+    message = f'{workdir}: The {what} for {bad} steps in a row, up to step {step} ({batches.describe(step - 1)}).'
+    if may_go_back:
+        return Diverged(message, step, bad, batches.rollbacks)
+    return DivergedError(
+        f'{message} Lower optimizer.learning_rate, check these data, or set optimizer.on_divergence=rollback; '
+        'the earlier checkpoints are kept.'
+    )

@@ -16,7 +16,7 @@ from etils import epath
 
 from gpt1_jax import lock, progress
 from gpt1_jax.data.prefetch import prefetch
-from gpt1_jax.errors import STOPPED_EXIT_STATUS, DivergedError, Stopped
+from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped
 from gpt1_jax.files import check_renaming
 from gpt1_jax.processes import release_freed_memory
 from gpt1_jax.progress import Progress, waiting
@@ -66,9 +66,7 @@ class Evaluator:
     def is_out_of_patience(self, evaluations: Sequence[dict]) -> bool:
         """Whether the last `patience` ranking evaluations brought no new best value."""
         ranked = [evaluation for evaluation in evaluations if self.ranks_by in evaluation]
-        if not 0 < self.patience < len(ranked):
-            return False
-        return self.best(ranked) not in ranked[-self.patience :]
+        return 0 < self.patience < len(ranked) and self.best(ranked) not in ranked[-self.patience :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +151,7 @@ def fit(job: Job) -> Outcome:
     try:
         while True:
             try:
-                return _fit(job, checkpointer, guard, diverged)
+                return _Attempt(job, checkpointer, guard, diverged).run()
             except divergence.Diverged as error:
                 diverged = error.with_traceback(None)  # the traceback holds the state, for which there is room once
     finally:
@@ -175,137 +173,149 @@ def best_params(job: Job, outcome: Outcome) -> tuple[dict, dict]:
     return outcome.state.params, ranked[last]
 
 
-def _fit(job, checkpointer, guard, diverged):
+class _Attempt:
     """One attempt of `fit`. diverged: why the run goes back; None at first."""
-    log, program, optimizer = job.config.log, job.program, job.config.optimizer
-    compiled = _start_compiling(job, checkpointer) if diverged is None else lambda: None
-    state, start, meta = _initialise(job, checkpointer, diverged)
-    evaluations, rollbacks = meta['evaluations'], meta.get('rollbacks', [])
-    trend, may_go_back = divergence.Trend(*meta.get('trend', ())), optimizer.on_divergence == 'rollback'
-    if diverged:
-        rollbacks, trend = divergence.go_back(diverged, start, rollbacks), trend._replace(bad=0)
-        first, end = rollbacks[-1]['batches']
-        logging.warning('%s It goes on from step %d without batches %d to %d.', diverged, start, first, end - 1)
-    batches = divergence.Remaining(job.batches, rollbacks)
-    writer = MetricWriter(job.workdir, use_wandb=log.wandb, config=job.config.to_dict())
-    writer.truncate_after(start, unevaluated=meta.get('unevaluated', False))
-    bar = Progress(job.total_steps, start, job.config.task, show=is_writer())
-    throughput, clock = Throughput(), Clock(job.config.checkpoint.every_minutes, start)
-    devices = program.partitioner.mesh.devices
-    peak = peak_flops(devices.flat[0].device_kind, program.classifier.model.dtype)
-    pending, speed = None, {'tokens_per_second': None, 'mfu': None}
-    have_evaluated = []  # and compiled what they need
 
-    def report():
-        """Reads the metrics of the previous step, now that the next one is dispatched."""
-        nonlocal pending, trend
-        if pending is None:
-            return
-        step, tokens, metrics = pending
-        pending = None
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        throughput.step(tokens)
-        if metrics['skipped'] or step % log.every == 0 or step == job.total_steps:
-            rate = throughput.read()
-            utilisation = mfu(rate, program.flops_per_token, peak, devices.size)
-            speed.update(tokens_per_second=rate, mfu=utilisation)
-            writer.write(step, metrics | {name: value for name, value in speed.items() if value is not None})
-        bar.update(step, loss=metrics['loss'], **speed)
-        if may_go_back:
-            trend = trend.observe(metrics['loss'], not metrics['skipped'])
-        bad = trend.bad if may_go_back else int(metrics['skipped'])
-        if bad >= optimizer.max_skipped:
-            what = 'loss was not finite or a spike' if may_go_back else 'loss or its gradient was not finite'
-            message = (
-                f'{job.workdir}: The {what} for {bad} steps in a row, up to step {step} ({batches.describe(step - 1)}).'
-            )
-            if may_go_back:
-                raise divergence.Diverged(message, step, bad, rollbacks)
-            raise DivergedError(
-                f'{message} Lower optimizer.learning_rate, check these data, or set optimizer.on_divergence=rollback; '
-                'the earlier checkpoints are kept.'
-            )
+    def __init__(self, job, checkpointer, guard, diverged):
+        config, program = job.config, job.program
+        self.job, self.checkpointer, self.guard = job, checkpointer, guard
+        self.may_go_back = config.optimizer.on_divergence == 'rollback'
+        self.compiled = _start_compiling(job, checkpointer) if diverged is None else lambda: None
+        self.state, start, meta = _initialise(job, checkpointer, diverged)
+        self.start, self.evaluations, self.unevaluated = start, meta['evaluations'], meta.get('unevaluated', False)
+        rollbacks, self.trend = meta.get('rollbacks', []), divergence.Trend(*meta.get('trend', ()))
+        if diverged:
+            rollbacks, self.trend = divergence.go_back(diverged, start, rollbacks), self.trend._replace(bad=0)
+            first, end = rollbacks[-1]['batches']
+            logging.warning('%s It goes on from step %d without batches %d to %d.', diverged, start, first, end - 1)
+        self.batches = divergence.Remaining(job.batches, rollbacks)
+        self.writer = MetricWriter(job.workdir, use_wandb=config.log.wandb, config=config.to_dict())
+        self.writer.truncate_after(start, unevaluated=self.unevaluated)
+        self.bar = Progress(job.total_steps, start, config.task, show=is_writer())
+        self.throughput, self.clock = Throughput(), Clock(config.checkpoint.every_minutes, start)
+        self.peak = peak_flops(program.partitioner.mesh.devices.flat[0].device_kind, program.classifier.model.dtype)
+        self.pending, self.speed = None, {'tokens_per_second': None, 'mfu': None}
+        self.have_evaluated = []  # and compiled what they need
 
-    def is_spared(step):
-        """Whether a step that was ranked is not saved: it is not to be kept, and little would be lost."""
-        best = job.ranking.by_rank(evaluations)[: job.config.checkpoint.keep_best]
-        # Where a run goes back to must not depend on the time.
-        return not may_go_back and step not in [one['step'] for one in best] and clock.is_recent()
-
-    def end_step(step, again=False):
-        """Does what is due after a step; returns whether the run ends there. again: whether the step was saved before
-        without its evaluation, because that was told to stop."""
-        stop, last = guard.should_stop(step), step == job.total_steps
-        due = lambda every: last or (every and step % every == 0)
-        evaluation, ranked, unevaluated = {}, False, False
+    def run(self):
+        """Goes to the end of the run; raises Diverged if it is to go back."""
+        start = self.start
         try:
-            for evaluator in (job.ranking, *(other for other in job.evaluators if other is not job.ranking)):
-                if due(evaluator.every):
-                    report()
-                    if stop:
-                        raise Stopped
-                    with throughput.pause():
-                        evaluation |= evaluator.evaluate(state.params, functools.partial(guard.should_stop, step))
-                        if evaluator not in have_evaluated:
-                            release_freed_memory()
-                            have_evaluated.append(evaluator)
-                    if evaluator is job.ranking:
-                        ranked = True
-                        last = last or evaluator.is_out_of_patience([*evaluations, evaluation])
+            ended = self.job.ranking.is_out_of_patience(self.evaluations)
+            if self.unevaluated:
+                ended = self.end_step(start)
+            end = start if ended else self.job.total_steps
+            for index, batch in zip(range(start, end), prefetch(self.batches, start, end)):
+                self.take_step(index, batch)
+                if self.end_step(index + 1):
+                    break
+        finally:
+            self.bar.close()
+            self.writer.close()
+        with waiting('writing the last checkpoint', show=is_writer()):
+            self.checkpointer.wait()
+        return Outcome(self.state, self.evaluations, self.job.ranking.best(self.evaluations), self.batches.rollbacks)
+
+    def take_step(self, index, batch):
+        """Dispatches an update, and only then reads the metrics of the one before: the device should never wait."""
+        program, first = self.job.program, index == self.start
+        with waiting('compiling the step', show=is_writer()) if first else contextlib.nullcontext():
+            self.compiled()
+            self.state, metrics = program.train_step(self.state, program.partitioner.put_batch(batch))
+        self.report()
+        self.pending = index + 1, self.batches.count_tokens(batch), metrics
+        if jax.process_count() == 1 and metrics['loss'].is_ready():  # as on a CPU, which computes it in the call
+            self.report()
+        if first:  # compiling it has left holes in the heap
+            release_freed_memory()
+
+    def report(self):
+        """Reads the metrics of the pending step, if there is one; raises an error if the loss has diverged."""
+        if self.pending is None:
+            return
+        (step, tokens, metrics), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.throughput.step(tokens)
+        if metrics['skipped'] or step % self.job.config.log.every == 0 or step == self.job.total_steps:
+            rate, program = self.throughput.read(), self.job.program
+            utilisation = mfu(rate, program.flops_per_token, self.peak, program.partitioner.mesh.size)
+            self.speed = {'tokens_per_second': rate, 'mfu': utilisation}
+            self.writer.write(step, metrics | {name: value for name, value in self.speed.items() if value is not None})
+        self.bar.update(step, loss=metrics['loss'], **self.speed)
+        if self.may_go_back:
+            self.trend = self.trend.observe(metrics['loss'], not metrics['skipped'])
+        bad = self.trend.bad if self.may_go_back else int(metrics['skipped'])
+        if bad >= self.job.config.optimizer.max_skipped:
+            raise divergence.verdict(self.job.workdir, step, bad, self.batches, self.may_go_back)
+
+    def end_step(self, step):
+        """Does what is due after a step; returns whether the run ends there."""
+        stop, evaluation, unevaluated = self.guard.should_stop(step), {}, False
+        try:
+            evaluation, last = self.evaluate(step, stop)
         except Stopped:  # the resumed run does it, all of it
-            evaluation, ranked, unevaluated, stop, last = {}, False, True, True, False
+            stop, last, unevaluated = True, False, True
         if evaluation:
-            writer.write(step, evaluation)
-            evaluations.append({'step': step} | evaluation)
-        by_clock = clock.is_due(step)
-        if (
-            (ranked and not is_spared(step))
-            or stop
-            or by_clock
-            or due(job.config.checkpoint.every)
-            or job.is_kept(step)
-        ):
-            report()
-            lock.check(job.workdir)  # else a folder that was removed would be made anew, with this checkpoint alone
-            more = {'rollbacks': rollbacks, 'trend': may_go_back and list(trend), 'unevaluated': unevaluated}
-            meta = {'evaluations': evaluations} | {name: value for name, value in more.items() if value}
-            with throughput.pause():
-                writer.flush()
-                if again:
-                    checkpointer.describe(step, meta, evaluation)
-                else:
-                    checkpointer.save(step, state.items(), meta, evaluation)
-            clock.restart(step)
+            self.writer.write(step, evaluation)
+            self.evaluations.append({'step': step} | evaluation)
+        if self.must_save(step, stop, last):
+            self.save(step, evaluation, unevaluated)
         if stop and not last:
-            checkpointer.wait()
+            self.checkpointer.wait()
             if not progress.quiet:
                 logging.info('Stopped at step %d. Run the same command again to resume.', step)
             sys.exit(STOPPED_EXIT_STATUS)
         return last
 
-    try:
-        ended = job.ranking.is_out_of_patience(evaluations)
-        if meta.get('unevaluated'):
-            ended = end_step(start, again=True)
-        end = start if ended else job.total_steps
-        for index, batch in zip(range(start, end), prefetch(batches, start, end)):
-            with waiting('compiling the step', show=is_writer()) if index == start else contextlib.nullcontext():
-                compiled()
-                state, metrics = program.train_step(state, program.partitioner.put_batch(batch))
-            report()
-            pending = index + 1, batches.count_tokens(batch), metrics
-            if jax.process_count() == 1 and metrics['loss'].is_ready():  # as on a CPU, which computes it in the call
-                report()
-            if index == start:  # compiling it has left holes in the heap
-                release_freed_memory()
-            if end_step(index + 1):
-                break
-    finally:
-        bar.close()
-        writer.close()
-    with waiting('writing the last checkpoint', show=is_writer()):
-        checkpointer.wait()
-    return Outcome(state, evaluations, job.ranking.best(evaluations), rollbacks)
+    def evaluate(self, step, stop):
+        """(what the evaluators give that are due after a step, whether the run ends there). Raises Stopped if one is
+        due and the process was told to stop."""
+        ranking, evaluation, last = self.job.ranking, {}, step == self.job.total_steps
+        for evaluator in (ranking, *(other for other in self.job.evaluators if other is not ranking)):
+            if not _is_due(evaluator.every, step, last):
+                continue
+            self.report()
+            if stop:
+                raise Stopped
+            with self.throughput.pause():
+                evaluation |= evaluator.evaluate(self.state.params, functools.partial(self.guard.should_stop, step))
+                if evaluator not in self.have_evaluated:
+                    release_freed_memory()
+                    self.have_evaluated.append(evaluator)
+            if evaluator is ranking:
+                last = last or ranking.is_out_of_patience([*self.evaluations, evaluation])
+        return evaluation, last
+
+    def must_save(self, step, stop, last):
+        """Whether to save after a step. A step that is only to be ranked is spared if it is not among the best and
+        little would be lost; but where a run goes back to must not depend on the time."""
+        every, by_clock = self.job.config.checkpoint.every, self.clock.is_due(step)
+        if stop or by_clock or _is_due(every, step, last) or self.job.is_kept(step):
+            return True
+        if not _is_due(self.job.ranking.every, step, last):
+            return False
+        best = self.job.ranking.by_rank(self.evaluations)[: self.job.config.checkpoint.keep_best]
+        return self.may_go_back or step in [one['step'] for one in best] or not self.clock.is_recent()
+
+    def save(self, step, evaluation, unevaluated):
+        """Saves the state. unevaluated: whether its evaluation is left to the resumed run."""
+        self.report()
+        lock.check(self.job.workdir)  # else a folder that was removed would be made anew, with this checkpoint alone
+        trend = list(self.trend) if self.may_go_back else []
+        more = {'rollbacks': self.batches.rollbacks, 'trend': trend, 'unevaluated': unevaluated}
+        meta = {'evaluations': self.evaluations} | {name: value for name, value in more.items() if value}
+        with self.throughput.pause():
+            self.writer.flush()
+            if step == self.start:  # the state was saved before that evaluation
+                self.checkpointer.describe(step, meta, evaluation)
+            else:
+                self.checkpointer.save(step, self.state.items(), meta, evaluation)
+        self.clock.restart(step)
+
+
+def _is_due(every, step, last):
+    """Whether to do after a step what is done after every so many and after the last. every: 0: only after that."""
+    return last or (every and step % every == 0)
 
 
 def _start_compiling(job, checkpointer):
