@@ -108,7 +108,7 @@ def test_without_training_scores_their_cells_are_empty(source, tmp_path, trained
     ('changes', 'message'),
     [
         ({'init_from': ''}, '^init_from: It is empty'),
-        ({'init_from': '/nowhere'}, '^/nowhere: This is not the workdir'),
+        ({'init_from': '/nowhere'}, '^/nowhere: There is no such folder'),
         (
             {'layers': (0, 3)},
             '^layers: 3 layers cannot be transferred from .*, which has 2. Give numbers from 0 to 2.$',
