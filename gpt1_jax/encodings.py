@@ -4,6 +4,7 @@ import codecs
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable
 
 _MARKS = (  # UTF-32's first: it begins as UTF-16's does
@@ -14,6 +15,7 @@ _MARKS = (  # UTF-32's first: it begins as UTF-16's does
 )
 _FORMATS = {b'PK\x03\x04': 'a zip archive', b'%PDF': 'a PDF file', b'\xd0\xcf\x11\xe0': 'a Word or Excel file'}
 _CONTROLS = bytes({*range(32)} - {*b'\t\n\v\f\r\x1b'})
+_ENOUGH = 2**16  # bytes, to tell an encoding
 _NOT_IN_1252 = re.compile(rb'[\x81\x8d\x8f\x90\x9d]')
 
 
@@ -55,8 +57,15 @@ def source_encoding(data: bytes, rest: Iterable[bytes] = ()) -> str:
     if name := marked_encoding(data) or wide_encoding(data, 0.01) or hidden_encoding(data):
         return name
     if data.count(0) > len(data) / 100:
-        return ''
+        return next((name for name in ('UTF-16LE', 'UTF-16BE') if _reads_as(data, name)), '')
     return 'ISO-8859-1' if any(map(_NOT_IN_1252.search, [data, *rest])) else 'WINDOWS-1252'
+
+
+def _reads_as(data, encoding):
+    """Whether hardly any character is a control character, unassigned or private. For letters without NUL bytes."""
+    characters = data[: min(len(data) // 2 * 2, _ENOUGH)].decode(encoding, 'replace')
+    wrong = sum(one == '\ufffd' or (unicodedata.category(one)[0] == 'C' and one not in '\t\r\n') for one in characters)
+    return wrong <= len(characters) / 100
 
 
 def conversion(path: os.PathLike | str, encoding: str, *, drop: bool = False) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import subprocess
 
+import numpy as np
 import pytest
 
 from gpt1_jax import encodings
@@ -83,6 +84,28 @@ def test_wide_text_that_may_be_utf_8(language, codec):
     except UnicodeDecodeError:
         return
     assert encodings.hidden_encoding(data) == name
+
+
+@pytest.mark.parametrize('codec', ['utf-16-le', 'utf-16-be'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '幸福的家庭都是相似的，不幸的家庭各有各的不幸。奥勃朗斯基家里一切都混乱了。\n',
+        '吾輩は猫である。\r\n名前はまだ無い。\r\n',
+        '옛날 옛적에 호랑이 담배 피우던 시절에 한 농부가 살았다.\n',
+    ],
+)
+def test_wide_text_of_letters_without_nul_bytes(text, codec):
+    data = (text * 40).encode(codec)
+    assert encodings.source_encoding(data) == codec.upper().replace('-L', 'L').replace('-B', 'B')
+    assert encodings.source_encoding(data[:-1]) == encodings.source_encoding(data)  # cut within a character
+
+
+def test_bytes_that_are_no_text_are_not_taken_for_wide_text():
+    rng = np.random.default_rng(0)
+    numbers = 100 * rng.normal(size=1000)
+    for data in (rng.bytes(3000), numbers.astype('<f2').tobytes(), numbers.astype('<f4').tobytes()):
+        assert encodings.source_encoding(bytes(60) + data) == ''
 
 
 @pytest.mark.parametrize(
