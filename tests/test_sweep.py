@@ -504,6 +504,7 @@ def test_a_variant_that_does_not_fit_is_an_error(folder, tmp_path, overrides):
     ],
 )
 def test_a_variant_that_gives_anything_to_a_key_that_may_be_none_is_an_error(tmp_path, overrides, key):
+    (tmp_path / 'data' / 'sst2').mkdir(parents=True)
     with pytest.raises(UserError, match=rf'(?s)^{key}: .* is not valid\. It must be a whole number\.$'):
         sweep.check_runs(
             config(tmp_path, variants={'right': {'n_transfer': -1}, 'wrong': overrides}), ['sst2'], tmp_path
