@@ -87,9 +87,9 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
         another config, or those of another task or model; before anything is trained or written.
     """
     started = time.monotonic()
-    uris, left_out = _uris(config)
+    found, left_out = _uris(config)
     left_out = {path: why for of_process in peers.agree(left_out) for path, why in of_process.items()}
-    uris = {name: uri for name, uri in uris.items() if name not in left_out}
+    uris = {name: uri for name, uri in found.items() if name not in left_out}
     _log_left_out(left_out)
     configs = {  # all, before one is trained
         _path(name, variant, f'seed{seed}'): (name, variant, _run_config(config, name, uri, variant, seed))
@@ -99,8 +99,8 @@ def fine_tune_all(config: ConfigDict, workdir: epath.Path, task: ConfigDict | No
         if _path(name, variant) not in left_out
     }
     if not configs:
-        small = all(cost.FEWER in reason for reason in left_out.values())
-        raise none_usable(left_out, fix='Lower --config.data.batch_size, or use more examples.' if small else '')
+        too_small = found.keys() == {*config.datasets}  # all are there
+        raise none_usable(left_out, fix='Lower --config.data.batch_size, or use more examples.' if too_small else '')
     for path, (*_, run_config) in configs.items():
         check_workdir(run_config, workdir / path)
     earlier = [entry for entry in _earlier_runs(workdir) if entry['path'] not in configs]

@@ -17,7 +17,6 @@ from gpt1_jax.errors import UserError
 from gpt1_jax.model import architecture
 
 CHARACTERS = 4  # in a token, about; 4.17 in novels with 40,000 pieces
-FEWER = 'training examples are fewer than data.batch_size'  # in the words of `too_few`
 _SPECIAL = 3  # tokens around the texts of a sequence
 _SAMPLE = 500  # examples of a split whose length is measured
 _ROWS = 2**14  # of the matrix that is multiplied
@@ -134,7 +133,7 @@ def used_examples(data: ConfigDict, number: int) -> int:
 def too_few(data: ConfigDict, number: int) -> str:
     """Why `config.data` cannot take its training examples from `number` of them; '' if it can."""
     used = used_examples(data, number)
-    return f'its {used} {FEWER}={data.batch_size}' * (used < data.batch_size)
+    return f'its {used} training examples are fewer than data.batch_size={data.batch_size}' * (used < data.batch_size)
 
 
 # Work as a number of trained tokens; a token that is only scored costs a third of one.
