@@ -27,7 +27,7 @@ from gpt1_jax.files import exists, is_local, make_directory, write_atomically
 NAME = 'lock.json'
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0
-_SEEN_SECONDS = 60.0  # after which a network file system shows a new file to other hosts
+_SEEN_SECONDS = 60.0  # after which a network file system shows a new file to other machines
 _SETTLE_SECONDS = 2.0  # after which one of two that came at the same time sees the other
 _OF_THIS_MACHINE = set('apfs bcachefs btrfs ext2 ext3 ext4 f2fs hfs jfs overlay ramfs reiserfs tmpfs xfs zfs'.split())
 _held: dict[str, '_KernelLock | _HeartbeatLock'] = {}  # by this process
@@ -76,9 +76,12 @@ def check_shared(folder: epath.PathLike) -> None:
     """Raises UserError if this process of a run does not see the folder that process 0 holds. All must call it."""
     path = epath.Path(folder) / NAME
     token = lambda: (_read(path) or {}).get('token')
-    held, end = peers.agree(peers.current and token())[0], time.monotonic() + _SEEN_SECONDS
-    while peers.current and token() != held:
-        if time.monotonic() > end:
+    if not peers.current:
+        return
+    held, machine = peers.agree([token(), _machine()])[0]
+    end = time.monotonic() + (0 if machine and machine == _machine() else _SEEN_SECONDS)
+    while token() != held:
+        if time.monotonic() >= end:
             raise UserError(
                 f'{folder}: What process 0 writes there is not seen here. Name a folder that all processes share.'
             )
