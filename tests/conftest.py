@@ -24,7 +24,7 @@ os.environ['GCS_RETRY_CONFIG_INIT_DELAY_TIME_US'] = '10000'  # TensorFlow, which
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix='gpt1_jax_compiled_')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled.name
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import numpy as np
 import pytest
