@@ -28,7 +28,7 @@ from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY, custom_dataset
 from gpt1_jax.errors import UserError
 from gpt1_jax.report import collect, page, results
-from gpt1_jax.saved_models import huggingface, openai, store
+from gpt1_jax.saved_models import huggingface, openai, store, tensor_files
 from gpt1_jax.tasks import generate
 from gpt1_jax.training.metric_writer import read_metrics
 from helpers import assert_well_put
@@ -139,9 +139,9 @@ def _opened(scheme):
     def read(folder):
         store.open_model(f'{scheme}{folder}')
         if scheme == 'hf:':
-            _, found, get = huggingface._open_tensors(folder)
-            for name in found:
-                get(name)
+            tensors = tensor_files.open_tensors(folder)
+            for name in tensors.shapes:
+                tensors.get(name)
 
     return read
 

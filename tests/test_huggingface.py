@@ -1,9 +1,8 @@
 """Hugging Face checkpoints: transformers' numbers, what it reads, and every way in which they can be wrong.
 
-Whole folders as its classes save them are in test_huggingface_folders.py.
+Whole folders as its classes save them are in test_tensor_files.py.
 """
 
-import builtins
 import json
 
 import ml_dtypes
@@ -19,7 +18,6 @@ from models import (
     HEADS,
     assert_close_to_largest,
     assert_same_bits,
-    break_file,
     golden_weights,
     hidden_of,
     make,
@@ -191,33 +189,3 @@ def test_wrong_tensors_are_named(tmp_path, golden, change, words):
     }
     change(tensors)
     refuses(write_checkpoint(tmp_path, tensors), *words)
-
-
-@pytest.mark.parametrize('keep', [0, 5, 100, -1])
-def test_a_damaged_safetensors_file_is_named(tmp_path, golden, keep):
-    uri = write_checkpoint(
-        tmp_path,
-        {name: array for name, array in golden_weights(golden).items() if not name.startswith(('score', 'multiple'))},
-    )
-    break_file(tmp_path / 'model.safetensors', keep)
-    refuses(uri, 'model.safetensors', 'damaged')
-    (tmp_path / 'model.safetensors').unlink()
-    refuses(uri, 'neither model.safetensors nor pytorch_model.bin')
-    (tmp_path / 'config.json').write_text('{')
-    refuses(uri, 'config.json', 'damaged')
-    (tmp_path / 'config.json').unlink()
-    refuses(uri, 'no config.json')
-
-
-def test_a_pickle_is_not_read_without_torch(tmp_path, golden, monkeypatch):
-    uri = write_checkpoint(tmp_path, {})
-    (tmp_path / 'model.safetensors').rename(tmp_path / 'pytorch_model.bin')
-    original = builtins.__import__
-
-    def without_torch(name, *args, **kwargs):
-        if name == 'torch':
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, '__import__', without_torch)
-    refuses(uri, 'pytorch_model.bin', 'model.safetensors')

@@ -1,16 +1,10 @@
-"""Hugging Face folders: `config.json`, `model.safetensors` or `pytorch_model.bin`, `vocab.json`, `merges.txt`.
-
-Weights in several files have an index, `model.safetensors.index.json` or `pytorch_model.bin.index.json`, that says
-which array is in which file.
+"""Hugging Face folders: `config.json`, the files of weights (tensor_files.py), `vocab.json`, `merges.txt`.
 
 Heads: `score.weight` of OpenAIGPTForSequenceClassification, or `multiple_choice_head.summary` of
 OpenAIGPTDoubleHeadsModel. The former has no bias in transformers; we store it as `score.bias`, which only we read.
 """
 
 import functools
-import os
-import re
-import zipfile
 
 import numpy as np
 import safetensors.numpy
@@ -21,11 +15,12 @@ from gpt1_jax.config import MOST_SIZE
 from gpt1_jax.data.tokenizers import N_SPECIAL
 from gpt1_jax.data.tokenizers.openai_bpe import HUGGING_FACE_NAMES
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import check_file, local_copy, patiently, read_json, write_atomically, write_json
+from gpt1_jax.files import read_json, write_atomically, write_json
 from gpt1_jax.model.architecture import Architecture
 from gpt1_jax.model.classifier import ClassifierHead
 from gpt1_jax.saved_models import parameters
 from gpt1_jax.saved_models.model_card import model_card
+from gpt1_jax.saved_models.tensor_files import MASKS, open_tensors
 
 SPECIAL_TOKENS = ('_start_', '_delimiter_', '_classify_')  # names of the release, in the order of their rows
 # Defaults of transformers' OpenAIGPTConfig.
@@ -33,8 +28,6 @@ _SIZES = dict(vocab_size=40478, n_positions=512, n_embd=768, n_layer=12, n_head=
 _FIXED = dict(afn='gelu', layer_norm_epsilon=1e-5, tie_word_embeddings=True)
 _SCORE = {'score.weight': 'head.weight', 'score.bias': 'head.bias'}
 _CHOICE = {f'multiple_choice_head.summary.{part}': f'head.{part}' for part in ('weight', 'bias')}
-_TYPES = {'F32', 'F16', 'BF16', 'torch.float32', 'torch.float16', 'torch.bfloat16'}  # of safetensors, of torch
-_MASKS = re.compile(r'(h\.\d+\.attn\.bias|position_ids)$')  # constants in older checkpoints
 
 
 def open_folder(directory: epath.Path) -> parameters.SavedModel:
@@ -60,52 +53,27 @@ def open_folder(directory: epath.Path) -> parameters.SavedModel:
             f'{directory}: The vocabulary has {tokenizer.vocab_size:,} tokens, but config.json has '
             f'vocab_size {rows:,}. That must be the same, or {N_SPECIAL} more (start, delimiter, extract).'
         )
-    path, found, get_stored = _open_tensors(directory)
-    stored = {}  # our name -> name in the file
-    for name in found:
-        plain = name.removeprefix('transformer.')
-        ours = _SCORE.get(plain) or _CHOICE.get(plain) or plain
-        if ours in stored:
-            raise UserError(f'{path}: The file has both {stored[ours]} and {name}. Delete one of them.')
-        if not _MASKS.fullmatch(plain):
-            stored[ours] = name
-
-    # Another name of the token table: transformers 5 saves OpenAIGPTDoubleHeadsModel with this name only, and pickles
-    # have both.
-    lm_head = stored.pop('lm_head.weight', None)
-    if lm_head:
-        stored.setdefault('tokens_embed.weight', lm_head)
-
-    def get(name):  # only 'head.bias' may be absent
-        return get_stored(stored[name]) if name in stored else np.zeros((), np.float32)
-
+    tensors = open_tensors(directory)
+    stored, lm_head = _stored_names(tensors)
     head, shapes = None, parameters.parameter_shapes(sizes, rows)
     if 'head.weight' in stored and n_special:
-        choices = stored['head.weight'] in _CHOICE
-        classes = 1 if choices else next(iter(found[stored['head.weight']]), 0)
-        head = ClassifierHead('multiple_choice' if choices else config.get('head_kind', 'classification'), classes)
-        shapes |= {'head.weight': (classes, width), 'head.bias': (classes,)}
+        head = _head(config, tensors, stored['head.weight'])
+        shapes |= {'head.weight': (head.classes, width), 'head.bias': (head.classes,)}
     elif 'head.weight' in stored:  # useless here, because it was trained without start and extract tokens
         logging.warning(
             '%s: The head %s is left out: it was trained without start and extract tokens, which the vocabulary lacks.',
-            path,
+            tensors.path,
             stored['head.weight'],
         )
         stored = {name: there for name, there in stored.items() if not name.startswith('head.')}
-    _check_names(path, stored, shapes)
-    for name, shape in shapes.items():
-        if name in stored and found[stored[name]] != shape:
-            raise UserError(
-                f'{path}: The shape of {stored[name]} is {list(found[stored[name]])}, but config.json '
-                f'makes it {list(shape)}. Take both from the same model.'
-            )
-    if lm_head not in (None, stored['tokens_embed.weight']) and not np.array_equal(
-        get_stored(lm_head), get('tokens_embed.weight')
-    ):
-        raise UserError(
-            f'{path}: The arrays lm_head.weight and tokens_embed.weight differ, but GPT-1 has one table '
-            'for both. Name a checkpoint with tied embeddings.'
-        )
+    _check_names(tensors.path, stored, shapes)
+    _check_shapes(tensors, stored, shapes)
+    if lm_head:
+        _check_tied(tensors, lm_head, stored['tokens_embed.weight'])
+
+    def get(name):  # only 'head.bias' may be absent
+        return tensors.get(stored[name]) if name in stored else np.zeros((), np.float32)
+
     return parameters.SavedModel(
         directory,
         Architecture('transformer', sizes),
@@ -190,93 +158,29 @@ def read_config(directory: epath.Path) -> dict:
     return config
 
 
-def _open_tensors(directory):
-    """(path, {name: shape}, name -> array) of the weights, from the file that transformers would choose too.
-
-    path: of the only file, or of the index. Tensors are read on demand, except for pickles older than PyTorch 1.6.
-    """
-    for name, open_file in (('model.safetensors', _open_safetensors), ('pytorch_model.bin', _open_torch)):
-        path, index = directory / name, directory / f'{name}.index.json'
-        if path.exists():
-            check_file(path)
-            return path, *open_file(path)
-        if index.exists():
-            return index, *_open_listed(index, open_file)
-    raise UserError(
-        f'{directory}: There is neither model.safetensors nor pytorch_model.bin, nor an .index.json of '
-        'either for several files. Get one of these.'
-    )
-
-
-def _open_listed(index, open_file):
-    """({name: shape}, name -> array) of all files that an index lists, {'weight_map': {name: file}}."""
-    files = read_json(index, {'weight_map': {str: str}}, 'Get it again.')['weight_map']
-    elsewhere = sorted(file for file in set(files.values()) if os.path.dirname(file))
-    if elsewhere:
-        raise UserError(
-            f'{index}: It names {elsewhere[0]!r}, which is not in the same folder. Move that file there, '
-            'and write only its name into the index.'
-        )
-    opened = {}
-    for file in sorted(set(files.values())):
-        path = index.parent / file
-        if not path.is_file():
-            raise UserError(f'{path}: The file is missing, but {index.name} names it. Get it again.')
-        opened[file] = open_file(path)
-    for name, file in files.items():
-        if name not in opened[file][0]:
-            raise UserError(
-                f'{index.parent / file}: The file lacks {name}, which it has according to {index.name}. Get both again.'
-            )
-    return {name: opened[file][0][name] for name, file in files.items()}, lambda name: opened[files[name]][1](name)
+def _stored_names(tensors):
+    """({our name: name in the file}, the name of the output table in the file, or None)."""
+    stored = {}
+    for name in tensors.shapes:
+        plain = name.removeprefix('transformer.')
+        ours = _SCORE.get(plain) or _CHOICE.get(plain) or plain
+        if ours in stored:
+            raise UserError(f'{tensors.path}: The file has both {stored[ours]} and {name}. Delete one of them.')
+        if not MASKS.fullmatch(plain):
+            stored[ours] = name
+    # Another name of the token table: transformers 5 saves OpenAIGPTDoubleHeadsModel with this name only, and pickles
+    # have both.
+    lm_head = stored.pop('lm_head.weight', None)
+    if lm_head:
+        stored.setdefault('tokens_embed.weight', lm_head)
+    return stored, lm_head
 
 
-def _open_safetensors(path):
-    patiently(lambda: path.open('rb').close())  # without permission, the library would say that there is no such file
-    with local_copy(path) as copy:
-        try:
-            file = safetensors.safe_open(copy, framework='numpy')
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f'{path}: The file is damaged or truncated ({error}). Get it again.') from error
-    slices = {name: file.get_slice(name) for name in file.keys()}
-    _check_types(path, {name: tensor.get_dtype() for name, tensor in slices.items()})
-    return {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}, file.get_tensor
-
-
-def _open_torch(path):
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f'{path}: The file is a pickle, which needs the weights-only reader of PyTorch, but that is '
-            'not installed. Get model.safetensors instead, or install torch.'
-        ) from None
-    if tuple(map(int, re.findall(r'\d+', torch.__version__)[:2])) < (2, 6):
-        raise UserError(
-            f'{path}: The file is a pickle, which can run code in PyTorch {torch.__version__} (CVE-2025-32434). '
-            'Install torch 2.6 or newer, or get model.safetensors instead.'
-        )
-    with local_copy(path) as copy:
-        try:
-            # Pickles older than PyTorch 1.6 are not zip files, and cannot be mapped.
-            tensors = torch.load(copy, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(copy))
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            types = {name: str(tensor.dtype) for name, tensor in tensors.items()}
-        except Exception as error:  # of many types, for the many ways in which a file is not a dict of tensors
-            raise UserError(
-                f'{path}: The file is damaged, or not a dict of tensors ({type(error).__name__}). Get it '
-                'again, or get model.safetensors instead.'
-            ) from error
-    _check_types(path, types)
-    return shapes, lambda name: tensors[name].detach().float().numpy()
-
-
-def _check_types(path, types):
-    for name, kind in types.items():
-        if kind not in _TYPES and not _MASKS.search(name):
-            raise UserError(
-                f'{path}: The type {kind} of {name} is not supported. Save it as float32, float16 or bfloat16.'
-            )
+def _head(config, tensors, name):
+    """The head whose weight has this name in the file."""
+    if name in _CHOICE:
+        return ClassifierHead('multiple_choice', 1)
+    return ClassifierHead(config.get('head_kind', 'classification'), next(iter(tensors.shapes[name]), 0))
 
 
 def _check_names(path, stored, shapes):
@@ -288,6 +192,23 @@ def _check_names(path, stored, shapes):
             raise UserError(
                 f'{path}: The file {fault}: {", ".join(names[:3])}{more}. Get it again, with its config.json.'
             )
+
+
+def _check_shapes(tensors, stored, shapes):
+    for name, shape in shapes.items():
+        if name in stored and tensors.shapes[stored[name]] != shape:
+            raise UserError(
+                f'{tensors.path}: The shape of {stored[name]} is {list(tensors.shapes[stored[name]])}, but config.json '
+                f'makes it {list(shape)}. Take both from the same model.'
+            )
+
+
+def _check_tied(tensors, lm_head, table):
+    if lm_head != table and not np.array_equal(tensors.get(lm_head), tensors.get(table)):
+        raise UserError(
+            f'{tensors.path}: The arrays lm_head.weight and tokens_embed.weight differ, but GPT-1 has one table '
+            'for both. Name a checkpoint with tied embeddings.'
+        )
 
 
 def _config(saved, model_class, head):

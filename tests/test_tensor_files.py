@@ -1,5 +1,7 @@
-"""Hugging Face folders as transformers 4.46 and 5.24 write them: names of every class, tied tables, several files."""
+"""Hugging Face folders as transformers 4.46 and 5.24 write them: names of every class, tied tables, several files, and
+files that are missing or damaged."""
 
+import builtins
 import json
 import sys
 import types
@@ -9,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from gpt1_jax.saved_models import store
-from models import assert_close_to_largest, edit, golden_weights, hidden_of, refuses, write_checkpoint
+from models import assert_close_to_largest, break_file, edit, golden_weights, hidden_of, refuses, write_checkpoint
 
 _CHOICE = ['multiple_choice_head.summary.weight', 'multiple_choice_head.summary.bias']
 SAVED = {  # prefix of the decoder's names; other names; the name of the token table
@@ -198,3 +200,33 @@ def test_an_index_of_safetensors_never_leads_to_a_pickle(tmp_path, golden, monke
     loaded = install_torch(monkeypatch)
     refuses(uri, 'more.bin', 'damaged')
     assert not loaded
+
+
+@pytest.mark.parametrize('keep', [0, 5, 100, -1])
+def test_a_damaged_safetensors_file_is_named(tmp_path, golden, keep):
+    uri = write_checkpoint(
+        tmp_path,
+        {name: array for name, array in golden_weights(golden).items() if not name.startswith(('score', 'multiple'))},
+    )
+    break_file(tmp_path / 'model.safetensors', keep)
+    refuses(uri, 'model.safetensors', 'damaged')
+    (tmp_path / 'model.safetensors').unlink()
+    refuses(uri, 'neither model.safetensors nor pytorch_model.bin')
+    (tmp_path / 'config.json').write_text('{')
+    refuses(uri, 'config.json', 'damaged')
+    (tmp_path / 'config.json').unlink()
+    refuses(uri, 'no config.json')
+
+
+def test_a_pickle_is_not_read_without_torch(tmp_path, golden, monkeypatch):
+    uri = write_checkpoint(tmp_path, {})
+    (tmp_path / 'model.safetensors').rename(tmp_path / 'pytorch_model.bin')
+    original = builtins.__import__
+
+    def without_torch(name, *args, **kwargs):
+        if name == 'torch':
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, '__import__', without_torch)
+    refuses(uri, 'pytorch_model.bin', 'model.safetensors')
