@@ -207,6 +207,21 @@ def test_what_of_a_model_a_run_starts_from(n_transfer, words):
     assert entry(rows, run='mine')['from'] == words
 
 
+def test_seeds_of_other_settings_are_named():
+    runs, lines = recorded.collected()
+    (line,) = [line for line in lines if (line.owner.name, line.dataset) == ('finetune', 'sst2')]
+    assert len(line.finished) > 1 and 'not only' not in ' '.join(recorded.texts(overview.summary(runs, lines), Gap))
+    *others, last = line.runs
+    data = last.config['data'] | {'epochs': 9.0}
+    changed = last.config | {'lm_coefficient': 7.0, 'init_from': '/moved', 'data': data}
+    mixed = dataclasses.replace(line, runs=(*others, dataclasses.replace(last, config=changed)))
+    gaps = recorded.texts(overview.summary(runs, [mixed]), Gap)
+    assert [gap for gap in gaps if 'not only' in gap] == [
+        'finetune, sst2: The runs differ not only in their seeds (data.epochs, lm_coefficient), so their median and '
+        'spread are not those of one setting.'
+    ]
+
+
 def test_a_run_that_is_in_the_folder_of_a_sweep_by_chance_is_named():
     runs, lines = recorded.collected()
     run = next(run for run in runs if run.name == 'finetune/sst2/seed0')

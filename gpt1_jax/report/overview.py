@@ -4,6 +4,7 @@ import fractions
 import math
 from collections.abc import Iterable, Sequence
 
+from gpt1_jax.config import compare, is_place
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.evaluation.paper import TABLE_5
 from gpt1_jax.progress import duration
@@ -31,7 +32,7 @@ def summary(runs: Sequence[Run], lines: Sequence[Line]) -> list[Block]:
         _runs_table(runs, lines),
     ]
     blocks += [Gap(f'{run.label} is damaged. {sentence}') for run in runs for sentence in run.damage]
-    blocks += _unfinished(runs, lines)
+    blocks += [*_unfinished(runs, lines), *_mixed(lines)]
     blocks += [Gap(f'{name} is left out in {", ".join(labels)}: {why}') for (name, why), labels in _left_out(runs)]
     blocks += [*_corpora(runs), *_labelled(lines), *_made_with(runs)]
     missing = list(_not_run(runs, lines))
@@ -98,6 +99,18 @@ def _unfinished(runs, lines) -> Iterable[Block]:
     for (label, there), names in gaps.items():
         each = ' each' if len(names) > 1 else ''
         yield Gap(f'{label}, {", ".join(names)}: {there}{each} are finished.')
+
+
+def _mixed(lines) -> Iterable[Block]:
+    """Lines whose runs differ in more than their seeds, as when folders were copied together."""
+    for line in lines:
+        first, *others = [run.config for run in line.finished] or [{}]
+        keys = {key for other in others for key in compare(first, other) if key != 'seed' and not is_place(key)}
+        if keys:
+            yield Gap(
+                f'{line.label}, {line.dataset}: The runs differ not only in their seeds ({", ".join(sorted(keys))}), '
+                'so their median and spread are not those of one setting.'
+            )
 
 
 def _left_out(runs) -> Iterable[tuple[tuple[str, str], list[str]]]:
