@@ -316,7 +316,7 @@ run_again_and_again() {
 
 case "$action" in
   create)
-    create || fail "$NAME: It is not active (see above). Delete the request, then try another zone, type, or time."
+    create || fail "$NAME: It is not active (see above). Delete the request if there is one, then try another zone, type, or time."
     ;;
   run)
     if [ -z "$restart" ]; then
