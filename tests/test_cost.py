@@ -6,7 +6,7 @@ from configs import finetune, pretrain
 from gpt1_jax.errors import UserError
 from gpt1_jax.training import cost
 from gpt1_jax.training.cost import LabelledSet
-from gpt1_jax.training.loop import Job
+from gpt1_jax.training.job import Job
 from helpers import write_lines
 
 PAIRS = {'train': [(15, 25), (30, 50)], 'dev': [(10, 10)]}  # characters

@@ -14,6 +14,7 @@ from etils import epath
 from configs import pretrain as pretrain_config
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, UserError
 from gpt1_jax.training import divergence, loop
+from gpt1_jax.training.job import Evaluator, Job
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import TrainState
 from helpers import assert_well_put
@@ -115,8 +116,8 @@ def job(workdir, bad, losses=None, on_divergence='rollback'):
         start_compiling=lambda batch: lambda: None,
         train_step=jax.jit(step, in_shardings=sharding, out_shardings=sharding, donate_argnums=0),
     )
-    ranking = loop.Evaluator(lambda params, should_stop: {'sum': total(params)}, 10, ranks_by='sum', mode='max')
-    return loop.Job(config, workdir, program, Batches(), STEPS, [ranking])
+    ranking = Evaluator(lambda params, should_stop: {'sum': total(params)}, 10, ranks_by='sum', mode='max')
+    return Job(config, workdir, program, Batches(), STEPS, [ranking])
 
 
 def total(params):

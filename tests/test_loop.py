@@ -20,6 +20,7 @@ from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.errors import STOPPED_EXIT_STATUS, Stopped, UserError
 from gpt1_jax.tasks import pretrain
 from gpt1_jax.training import clock, loop, program, room
+from gpt1_jax.training.job import Evaluator, Job
 from gpt1_jax.training.partitioning import Partitioner
 
 WORDS = 'ship sail wave anchor harbour captain the and'.split()
@@ -158,9 +159,9 @@ def counting_job(workdir, mode, seen, **keep):
             seen.append((name, steps_of(params)))
             return {name: value_of(steps_of(params))}
 
-        return loop.Evaluator(evaluate, **options)
+        return Evaluator(evaluate, **options)
 
-    return loop.Job(
+    return Job(
         run,
         workdir,
         counting_program(),
@@ -249,12 +250,6 @@ def test_steps_are_kept_for_good(tmp_path, monkeypatch, keep, kept, stop):
         assert steps_of(restored[1]['params']) == step
 
 
-def test_log_spaced_steps_are_those_nearest_to_powers_of_ten():
-    job = counting_job(epath.Path('unused'), 'min', [], keep_log=5)
-    expected = {round(10 ** (i / 5)) for i in range(26)}
-    assert {step for step in range(1, 10**5 + 1) if job.is_kept(step)} == expected
-
-
 # The end of a run that runs out of patience
 
 VALUES = [3.0, 2.0, 2.0, 4.0, 1.0, 1.0, 5.0, 2.0, 0.0, 0.0, 0.0, 0.0]  # after the steps 1 to 12
@@ -320,16 +315,6 @@ def test_the_best_checkpoint_is_damaged(tmp_path, caplog):
         params, evaluation = loop.best_params(job, outcome)
         assert steps_of(params) == best and evaluation == {'step': best, 'rank': float(best)}
     assert f'{folder}/5: The checkpoint is damaged' in caplog.text
-
-
-@pytest.mark.parametrize('mode', ['min', 'max'])
-def test_what_is_not_finite_is_never_the_best(mode):
-    sign = 1 if mode == 'min' else -1
-    values = [np.nan, 3.0, -np.inf, 2.0, np.nan, 2.0, 4.0]
-    evaluations = [{'step': step, 'rank': sign * value} for step, value in enumerate(values)]
-    ranking = loop.Evaluator(None, 1, ranks_by='rank', mode=mode, patience=3)
-    assert [evaluation['step'] for evaluation in ranking.by_rank(evaluations)] == [3, 5, 1, 6, 0, 2, 4]
-    assert ranking.is_out_of_patience(evaluations) and not ranking.is_out_of_patience(evaluations[:-1])
 
 
 def test_a_checkpoint_by_the_clock(tmp_path, monkeypatch):
@@ -409,7 +394,7 @@ def test_the_metrics_of_a_step_that_is_computed_in_the_call_are_written_before_t
         write(writer, step, values)
 
     monkeypatch.setattr(loop.MetricWriter, 'write', written)
-    at_the_end = loop.Evaluator(lambda params, should_stop: {'rank': 1.0}, every=0, ranks_by='rank', mode='max')
+    at_the_end = Evaluator(lambda params, should_stop: {'rank': 1.0}, every=0, ranks_by='rank', mode='max')
     program = dataclasses.replace(job.program, train_step=train_step)
     loop.fit(dataclasses.replace(job, program=program, evaluators=[at_the_end]))
     assert order == [each for step in range(1, 13) for each in ('step', step)] + [12]  # the evaluation at the end

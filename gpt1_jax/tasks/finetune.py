@@ -35,6 +35,7 @@ from gpt1_jax.report.results import Result, Score, read, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
 from gpt1_jax.training.cost import used_examples, whole_steps
+from gpt1_jax.training.job import Evaluator, Job
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import finetuning
 
@@ -82,7 +83,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         program.classifier, program.abstract.params, program.partitioner, config.data.eval_batch_size
     )
     evaluate = _dev_evaluation(dataset, loss, encoded['dev'], predict)
-    evaluator = loop.Evaluator(
+    evaluator = Evaluator(
         evaluate, batches.steps_per_epoch, ranks_by='dev_score', mode='max', patience=config.data.patience
     )
     tokens_seen = saved.tokens_seen() if n_layers >= 0 else 0
@@ -95,7 +96,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         tokens_before=tokens_seen,
         labels=dataset.outputs,
     )
-    job = loop.Job(
+    job = Job(
         config=config,
         workdir=workdir,
         program=program,
@@ -195,7 +196,7 @@ def _log_work(dataset, encoded, total_steps, n_layers, saved):
 
 
 def _dev_evaluation(dataset, loss, dev: Encoded, predict):
-    """(params, should_stop) -> {'dev_score' and the other metrics on dev}, for `loop.Evaluator`."""
+    """(params, should_stop) -> {'dev_score' and the other metrics on dev}, for `Evaluator`."""
 
     def evaluate(params, should_stop):
         watch = Watch('evaluating dev', len(dev.ids), should_stop=should_stop)

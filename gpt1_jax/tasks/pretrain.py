@@ -25,6 +25,7 @@ from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import layers, store
 from gpt1_jax.training import loop
 from gpt1_jax.training.cost import whole_steps
+from gpt1_jax.training.job import Evaluator, Job
 from gpt1_jax.training.metric_writer import import_wandb
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner, is_writer
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
     shards = _open_shards(config.data, workdir)
     batches, total_steps, program = _training(config, shards, partitioner)
     held_out, evaluate = _held_out(config, program, shards)
-    evaluator = loop.Evaluator(evaluate, config.log.eval_every, ranks_by='valid_loss', mode='min')
+    evaluator = Evaluator(evaluate, config.log.eval_every, ranks_by='valid_loss', mode='min')
     tokens_before = saved.tokens_seen() if saved else 0
     tokens_per_step = config.data.batch_size * config.model.n_positions
     store.describe_run(
@@ -59,7 +60,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> Result:
         tokens_per_step=tokens_per_step,
     )
     outcome = loop.fit(
-        loop.Job(
+        Job(
             config=config,
             workdir=workdir,
             program=program,
@@ -195,7 +196,7 @@ def _held_out(config, program, shards):
     return batches, evaluate
 
 
-def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
+def _zero_shot(config, program, shards) -> list[Evaluator]:
     """The evaluator that `log.zero_shot` asks for, which gives {'zero_shot_DATASET': score}; none if `every` is 0."""
     wanted = config.log.zero_shot
     if not wanted.every:
@@ -218,7 +219,7 @@ def _zero_shot(config, program, shards) -> list[loop.Evaluator]:
         answer = functools.partial(zero_shot.answer, score=seen, length_normalised=True)
         return {f'zero_shot_{one.name}': answer(one).value for one in questions}
 
-    return [loop.Evaluator(evaluate, wanted.every)]
+    return [Evaluator(evaluate, wanted.every)]
 
 
 def _scores(config, outcome: loop.Outcome, targets: int) -> list[Score]:

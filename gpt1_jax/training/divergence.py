@@ -86,7 +86,7 @@ def go_back(diverged: Diverged, step: int, rollbacks: Sequence[dict]) -> list[di
 
 @dataclasses.dataclass(frozen=True)
 class Remaining:
-    """The batches of a run (see `loop.Job`) without those that its rollbacks leave out."""
+    """The batches of a run (see `Job`) without those that its rollbacks leave out."""
 
     batches: object
     rollbacks: Sequence[dict]
