@@ -194,3 +194,9 @@ def refusal(dataset, folder, split='train'):
         load_files(dataset, folder, split)
     assert_well_put(str(caught.value))
     return str(caught.value)
+
+
+def flat_keys(values, prefix=''):
+    """The dotted keys of a nested dictionary."""
+    for key, value in values.items():
+        yield from flat_keys(value, f'{prefix}{key}.') if isinstance(value, dict) else [prefix + key]

@@ -19,7 +19,6 @@ import damages
 import models
 import recorded
 from configs import generate as generate_config, pretrain
-from gpt1_jax import config
 from gpt1_jax.data.corpus import shards
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.data.corpus.survey import survey
@@ -31,6 +30,7 @@ from gpt1_jax.report import collect, page, results
 from gpt1_jax.saved_models import huggingface, openai, store, tensor_files
 from gpt1_jax.tasks import generate
 from gpt1_jax.training.metric_writer import read_metrics
+from gpt1_jax.workdir import open_workdir
 from helpers import assert_well_put
 
 DATASETS = REGISTRY | {'custom': custom_dataset(kind='classification', fields=['text'], labels=['yes', 'no'])}
@@ -147,7 +147,7 @@ def _opened(scheme):
 
 
 def _resumed(folder):
-    config.open_workdir(pretrain.get_config('tiny'), folder, write=True)
+    open_workdir(pretrain.get_config('tiny'), folder, write=True)
 
 
 def _prompts(folder):
@@ -215,7 +215,7 @@ def written(tmp_path_factory, sentencepiece):
     saved, params = models.make_model(rng, models.released_tokenizer(folder / 'released', 60), draw=finite)
     (folder / 'hf').mkdir()
     huggingface.write_folder(folder / 'hf', saved, params)
-    config.open_workdir(pretrain.get_config('tiny'), folder / 'resumed', write=True, fingerprint=lambda source: 'one')
+    open_workdir(pretrain.get_config('tiny'), folder / 'resumed', write=True, fingerprint=lambda source: 'one')
     (folder / 'resumed' / 'checkpoints').mkdir()
     shutil.copytree(next(recorded.everything().glob('*/sst2/seed0')), folder / 'result')
     lengths = np.array([[3], [4]], np.int32)

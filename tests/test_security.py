@@ -18,7 +18,8 @@ from pyarrow import parquet as arrow_parquet
 
 import models
 from configs import pretrain
-from gpt1_jax import config, hub
+from gpt1_jax import hub
+from gpt1_jax.config import as_json
 from gpt1_jax.data.corpus import containers, shards
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.data.labelled import contents, sequences, token_folder
@@ -28,6 +29,7 @@ from gpt1_jax.report.results import Result
 from gpt1_jax.saved_models import huggingface, store
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.metric_writer import MetricWriter
+from gpt1_jax.workdir import open_workdir
 from helpers import ENVIRONMENT, ROOT, load_files, refusal
 
 SECRETS = {
@@ -266,7 +268,7 @@ def write_all(folder, sentencepiece):
     writer.commit({'start': [0, 7]})
     writer.finish(sentencepiece.fingerprint)
     asked = pretrain.get_config('tiny')
-    config.open_workdir(asked, folder / 'run', write=True, fingerprint=lambda source: 'content')
+    open_workdir(asked, folder / 'run', write=True, fingerprint=lambda source: 'content')
     saved, params = models.make_model(np.random.default_rng(0), sentencepiece)
     store.describe_run(folder / 'run', models.classifier_of(saved), sentencepiece)
     checkpointer = Checkpointer(folder / 'run' / 'checkpoints')
@@ -275,7 +277,7 @@ def write_all(folder, sentencepiece):
     metrics = MetricWriter(folder / 'run')
     metrics.write(1, {'loss': 3.0})
     metrics.close()
-    Result('pretrain', [], {}, None, config.as_json(asked), 1.0).write(folder / 'run')
+    Result('pretrain', [], {}, None, as_json(asked), 1.0).write(folder / 'run')
     lengths = np.array([[3], [4]], np.int32)
     made = sequences.Sequences.end_to_end(np.arange(7, dtype=np.int32), lengths)
     sequences.save_copy(pathlib.Path(folder / 'cache'), 'copy', made, np.zeros((2, 1), np.int32))

@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.config import check_choice
 from gpt1_jax.data.corpus.shards import Shards, ShardWriter, load_shards, start_journal
 from gpt1_jax.data.corpus.windows import PretrainingBatches
 from gpt1_jax.errors import UserError
@@ -35,6 +35,7 @@ from gpt1_jax.training import program
 from gpt1_jax.training.partitioning import Partitioner
 from gpt1_jax.training.state import abstract_params
 from gpt1_jax.training.throughput import peak_flops
+from gpt1_jax.workdir import open_workdir
 
 _TOKENS = 2**23  # of the random corpus
 _CYCLE = 4  # fine-tuning batches, whose shapes may differ, after which they begin again

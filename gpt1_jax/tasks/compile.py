@@ -8,7 +8,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.config import check_choice
 from gpt1_jax.errors import UserError
 from gpt1_jax.meter import slices, work
 from gpt1_jax.meter.collectives import collectives
@@ -27,6 +27,7 @@ from gpt1_jax.training import program
 from gpt1_jax.training.partitioning import STRATEGIES, Partitioner
 from gpt1_jax.training.state import abstract_params
 from gpt1_jax.training.throughput import mfu, peak_flops
+from gpt1_jax.workdir import open_workdir
 
 # At XLA's default effort its estimate is negative, and bytes count prefetching copies; at -1 neither is so.
 _CLEAN = {'exec_time_optimization_effort': -1.0}

@@ -11,7 +11,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import hub
-from gpt1_jax.config import open_workdir
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import is_local, make_directory
 from gpt1_jax.progress import waiting
@@ -19,6 +18,7 @@ from gpt1_jax.report.results import Result, record
 from gpt1_jax.saved_models import huggingface, openai, store
 from gpt1_jax.training.checkpoint import Checkpointer
 from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.workdir import open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled.encoding import encode_split
 from gpt1_jax.data.labelled.registry import dataset_of
 from gpt1_jax.errors import UserError
@@ -19,6 +19,7 @@ from gpt1_jax.report.results import Result, record
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.workdir import open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

@@ -9,7 +9,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.sources import TEXT_OPTIONS, open_corpus
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.evaluation import journal, perplexity
@@ -17,6 +16,7 @@ from gpt1_jax.files import write_atomically
 from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.workdir import open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

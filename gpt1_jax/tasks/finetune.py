@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import check_choice, keep_content, open_workdir
+from gpt1_jax.config import check_choice
 from gpt1_jax.data.labelled import checks, packing
 from gpt1_jax.data.labelled.encoding import check_rule, encode_split
 from gpt1_jax.data.labelled.loading import available_splits, load_examples
@@ -38,6 +38,7 @@ from gpt1_jax.training.cost import used_examples, whole_steps
 from gpt1_jax.training.job import Evaluator, Job
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import finetuning
+from gpt1_jax.workdir import keep_content, open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

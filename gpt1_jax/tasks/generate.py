@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import as_json, check_choice, open_workdir
+from gpt1_jax.config import as_json, check_choice
 from gpt1_jax.data.tokenizers.loading import Tokenizer
 from gpt1_jax.errors import UserError
 from gpt1_jax.evaluation import journal
@@ -26,6 +26,7 @@ from gpt1_jax.progress import Progress
 from gpt1_jax.report.results import record
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.workdir import open_workdir
 
 _MOST = 1_000_000  # texts of one run, which are all in memory
 _CHUNK = 8  # tokens generated between two outputs, when text is shown while it is generated

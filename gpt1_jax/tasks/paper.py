@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import lock, peers
-from gpt1_jax.config import as_json, check_choice, open_workdir
+from gpt1_jax.config import as_json, check_choice
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.sources import open_corpus
 from gpt1_jax.data.labelled.registry import REGISTRY
@@ -25,6 +25,7 @@ from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import ablation, generate, layer_transfer, prepare, pretrain, report, sweep, zero_shot
 from gpt1_jax.training import cost
 from gpt1_jax.training.partitioning import is_writer
+from gpt1_jax.workdir import open_workdir
 
 _TASKS = {
     'prepare': prepare,

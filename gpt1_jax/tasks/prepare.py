@@ -5,13 +5,13 @@ import time
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.beam import on_beam
 from gpt1_jax.data.corpus.passes import HERE
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import exists
 from gpt1_jax.report.results import Result, record
+from gpt1_jax.workdir import open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

@@ -9,7 +9,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import open_workdir
 from gpt1_jax.data.corpus.preparation import prepare
 from gpt1_jax.data.corpus.shards import load_shards, shards_fingerprint
 from gpt1_jax.data.corpus.windows import HeldOutBatches, PretrainingBatches
@@ -30,6 +29,7 @@ from gpt1_jax.training.metric_writer import import_wandb
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.partitioning import Partitioner, is_writer
 from gpt1_jax.training.program import pretraining, text_evaluation
+from gpt1_jax.workdir import open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import open_workdir
 from gpt1_jax.data.labelled.docstring_sets import training_text
 from gpt1_jax.data.labelled.loading import load_examples
 from gpt1_jax.data.labelled.registry import REGISTRY
@@ -24,6 +23,7 @@ from gpt1_jax.report.statistics import accuracy_error
 from gpt1_jax.report.tables import format_table
 from gpt1_jax.tasks import finetune, generate, pretrain, sweep
 from gpt1_jax.training.partitioning import is_writer
+from gpt1_jax.workdir import open_workdir
 
 STARTS = ('pretrained', 'scratch')  # variants of the fine-tuning runs, and keys of the config
 BASELINES = ('bag_of_words', 'last_text')  # variants of the scores of bags of words: of all texts, of the last one

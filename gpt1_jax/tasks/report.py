@@ -6,13 +6,13 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gpt1_jax.config import open_workdir
 from gpt1_jax.errors import UserError
 from gpt1_jax.files import read_json
 from gpt1_jax.progress import waiting
 from gpt1_jax.report import page
 from gpt1_jax.report.results import Result, record
 from gpt1_jax.training.partitioning import is_writer
+from gpt1_jax.workdir import open_workdir
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> Result:

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import lock, peers
-from gpt1_jax.config import as_json, check, check_choice, check_workdir, compare, open_workdir
+from gpt1_jax.config import as_json, check, check_choice, compare
 from gpt1_jax.data.labelled.loading import count_training_examples, none_usable, unknown_folders, uri_of
 from gpt1_jax.data.labelled.registry import REGISTRY
 from gpt1_jax.errors import DivergedError, UserError
@@ -24,6 +24,7 @@ from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import finetune
 from gpt1_jax.training import cost, side_by_side
 from gpt1_jax.training.partitioning import is_writer
+from gpt1_jax.workdir import check_workdir, open_workdir
 
 _MOST_NAMED = 10
 _ABSENT = 'has no folder for it'

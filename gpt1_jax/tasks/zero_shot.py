@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gpt1_jax import peers
-from gpt1_jax.config import check_choice, open_workdir
+from gpt1_jax.config import check_choice
 from gpt1_jax.errors import DamagedError, UserError
 from gpt1_jax.evaluation import journal, zero_shot
 from gpt1_jax.evaluation.paper import ZERO_SHOT, scaled
@@ -18,6 +18,7 @@ from gpt1_jax.report.results import Result, Score, record
 from gpt1_jax.report.tables import format_table, publish
 from gpt1_jax.saved_models import store
 from gpt1_jax.training.partitioning import Partitioner, is_writer
+from gpt1_jax.workdir import open_workdir
 
 _NONE = type(None)
 _FORM = {  # of each checkpoint's entry in zero_shot.json
