@@ -31,6 +31,7 @@ def get_config(arg: str = 'table5') -> ml_collections.ConfigDict:
     study = arg or 'table5'
     check_choice('argument', study, STUDIES)
     config = finetune.get_config('glue')
+    config.unlock()
     del config.n_transfer, config.rest, config.variants
     config.update(
         task='ablation',
@@ -40,4 +41,4 @@ def get_config(arg: str = 'table5') -> ml_collections.ConfigDict:
         coefficients=(0.0, 0.1, 0.25, 0.5, 1.0, 2.0),  # lambda: values of lm_coefficient
         shares=(0.01, 0.03, 0.1, 0.3, 1.0),  # share: values of data.share
     )
-    return config
+    return config.lock()

@@ -55,15 +55,15 @@ def get_config(arg: str = 'pretrain') -> ml_collections.ConfigDict:
     )
     if work == 'generate':
         config.batches = (1, 8, 64)  # texts at a time
-        return config
+        return config.lock()
     config.sweep = False  # try settings, and print the fastest
     config.optimizer = common.optimizer_defaults(schedule='cosine', learning_rate=2.5e-4, warmup_steps=2000)
     config.data = ml_collections.ConfigDict(dict(batch_size=common.optional(int)))  # None: 64 (8 on a CPU)
     if work == 'pretrain':
         config.data.source = ''  # shards:/path; empty: random tokens
-        return config
+        return config.lock()
     config.sets = ('sst2', 'race')  # whose lengths the examples have
     config.lm_coefficient = 0.5
     config.model.head_dropout = 0.1
     config.data.update(batch_size=32, eval_batch_size=64)
-    return config
+    return config.lock()

@@ -44,4 +44,4 @@ def get_config(arg: str = 'v5e-8') -> ml_collections.ConfigDict:
             data=ml_collections.ConfigDict(dict(batch_size=64, finetune_batch_size=32)),
             mesh=common.mesh_defaults(),
         )
-    )
+    ).lock()

@@ -19,4 +19,4 @@ from gpt1_jax.config import check_no_argument
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
     check_no_argument('convert', arg)
-    return ml_collections.ConfigDict(dict(task='convert', source='', target=''))
+    return ml_collections.ConfigDict(dict(task='convert', source='', target='')).lock()

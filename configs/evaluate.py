@@ -26,4 +26,4 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
     config = finetune.get_config(arg)
     return ml_collections.ConfigDict(
         dict(task='evaluate', init_from='', split='dev', model=config.model, data=config.data, mesh=config.mesh)
-    )
+    ).lock()

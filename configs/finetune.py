@@ -93,4 +93,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
             variants=ml_collections.ConfigDict(),
             workers=0,  # runs at a time; 0: on a CPU and with a narrow model one per core, up to 8, else 1
         )
+    config.lock()  # a misspelt key is then refused in Python too, as on the command line
+    if name in SUITES:
+        config.variants.unlock()  # their names are free
     return config

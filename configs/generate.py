@@ -52,4 +52,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             model=common.model_defaults(),  # only what concerns computation; the architecture is that of `init_from`
             mesh=common.mesh_defaults(),
         )
-    )
+    ).lock()

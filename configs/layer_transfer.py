@@ -27,6 +27,7 @@ def get_config(arg: str = 'mnli') -> ml_collections.ConfigDict:
     name = arg or 'mnli'
     check_choice('argument', name, REGISTRY)
     config = finetune.get_config(name)
+    config.unlock()
     del config.n_transfer  # it is what varies
     config.update(
         task='layer_transfer',
@@ -36,4 +37,4 @@ def get_config(arg: str = 'mnli') -> ml_collections.ConfigDict:
         workers=0,  # runs at a time; 0: see configs/finetune.py
     )
     config.data.score_train = 1000  # for the curve of training examples
-    return config
+    return config.lock()

@@ -77,7 +77,7 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
     config.samples.update(prompt='she looked at him and said', samples=3, max_tokens=64)
     if size != 'gpt1':
         _shorten(config, size)
-    return config
+    return config.lock()
 
 
 def _shorten(config, size):

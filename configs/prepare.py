@@ -35,4 +35,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             runner='local',  # what reads the text: local (this machine), or direct, dataflow, spark or flink of Beam
             runner_options='',  # of Beam, as on a command line: '--project=... --region=... --temp_location=gs://...'
         )
-    )
+    ).lock()

@@ -60,7 +60,7 @@ def get_config(arg: str = 'gpt1') -> ml_collections.ConfigDict:
     )
     if arg == LARGE_BATCH:
         _scale_batch(config, 8)
-    return config
+    return config.lock()
 
 
 def _scale_batch(config, k):

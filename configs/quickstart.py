@@ -41,7 +41,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     classifier.log.every = 12  # an epoch
     sample = generate.get_config()
     sample.update(prompt='The function returns', max_tokens=60, temperature=0.8, top_k=40)
-    return ml_collections.ConfigDict(
+    config = ml_collections.ConfigDict(
         dict(
             task='quickstart',
             seed=0,  # of all parts
@@ -56,3 +56,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
             generate=sample,
         )
     )
+    config.lock()
+    for start in (config.pretrained, config.scratch):
+        start.unlock()  # any keys of `finetune`
+    return config

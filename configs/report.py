@@ -15,4 +15,4 @@ from gpt1_jax.config import check_no_argument
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
     check_no_argument('report', arg)
-    return ml_collections.ConfigDict(dict(task='report', runs=''))  # the folder that holds the runs
+    return ml_collections.ConfigDict(dict(task='report', runs='')).lock()  # the folder that holds the runs

@@ -21,6 +21,8 @@ from gpt1_jax.errors import UserError
 
 ARGUMENTS: list[str] = []  # where ml_collections looks for keys; sys.argv may name a file that is not there
 _FLAGS = ('config', 'workdir', 'distributed', 'coordinator', 'process_id', 'processes', 'flagfile')
+# What ml_collections says of a new key, with the whole config between the two.
+_LOCKED = re.compile(r'^Key "(.*?)" does not exist and cannot be added(?:.*Did you mean "([^"]*)" instead)?', re.DOTALL)
 _CHANGES = ('variants', 'pretrained', 'scratch')  # parts of a config that may hold any key of another config
 
 
@@ -196,6 +198,10 @@ def _read_config(path):
         raise UserError(f'{path}: The config file cannot be read ({reason}). {_nearest_file(path)}') from None
     except Exception as error:
         error = error.__context__ or error  # ml_collections puts the traceback into some messages
+        if unknown := _LOCKED.search(str(error.args[0]) if error.args else ''):
+            name, nearest = unknown.groups()
+            hint = f'Did you mean {nearest}?' if nearest else 'Use the keys of the config that it changes.'
+            raise UserError(f'{path}: It sets {name}, but the config has no such key. {hint}') from None
         raise UserError(
             f'{path}: The config file has an error ({type(error).__name__}: {error}). Correct it, or '
             'use one of configs/.'

@@ -223,6 +223,18 @@ def test_a_config_file_is_read_from_any_folder(given, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ('key', 'hint'), [('data.epoch', 'Did you mean epochs?'), ('xyzzy', 'Use the keys of the config that it changes.')]
+)
+def test_a_wrong_key_in_a_config_file_of_ones_own(refusal, tmp_path, key, hint):
+    (tmp_path / 'mine.py').write_text(
+        'from configs import finetune\n\ndef get_config():\n    config = finetune.get_config()\n'
+        f'    config.{key} = 4\n    return config\n'
+    )
+    message = refusal(f'--config={tmp_path}/mine.py')
+    assert message.endswith(f'mine.py: It sets {key.split(".")[-1]}, but the config has no such key. {hint}')
+
+
+@pytest.mark.parametrize(
     ('words', 'message'),
     [
         ('', 'No config is given. Try --config=configs/quickstart.py.'),

@@ -42,6 +42,26 @@ def test_the_configs_themselves_are_right(config):
 
 
 @pytest.mark.parametrize(
+    'name', sorted({path.stem for path in pathlib.Path(finetune.__file__).parent.glob('*.py')} - {'common'})
+)
+def test_no_key_can_be_added_to_a_config(name):
+    """In Python as on the command line: a misspelt key would be ignored."""
+    config = importlib.import_module(f'configs.{name}').get_config()
+    for part in (config, *(value for value in config.values() if isinstance(value, ml_collections.ConfigDict))):
+        if part not in (config.get('pretrained'), config.get('scratch')):  # changes of another config
+            with pytest.raises(AttributeError, match='"seeed" does not exist'):
+                part.seeed = 1
+
+
+def test_variants_have_any_names():
+    config = finetune.get_config('glue')
+    config.variants.scratch = {'n_transfer': -1}
+    assert config.to_dict()['variants'] == {'scratch': {'n_transfer': -1}}
+    with pytest.raises(AttributeError, match='Did you mean "n_transfer"'):
+        config.n_transfers = -1
+
+
+@pytest.mark.parametrize(
     'key, value, words',
     [
         ('data.batch_size', 0, 'at least 1'),

@@ -182,7 +182,8 @@ def test_nothing_is_computed_before_it_is_asked_for():
 
 def test_a_finetuned_model_is_its_base_with_special_rows_and_the_config_s_dropout():
     config = finetune_config.get_config('stsb')
-    config.model.update(dropout=0.25, layers=7)
+    with config.unlocked():  # as in a config of `pretrain`
+        config.model.update(dropout=0.25, layers=7)
     made = program.finetuning(config, BASE, 40, HEAD, 'ordinal', 10, partitioner_of(*MESHES[0]))
     model = made.classifier.model
     assert Architecture.of(model) == BASE and model.vocab_size == 40 and model.n_special == N_SPECIAL

@@ -293,7 +293,8 @@ def test_a_custom_set_of_a_config():
     assert dataset.fields == ('story', 'question', 'b, a') and dataset.choices == dataset.labels == ('b', 'a')
     data.labels = '1,2'
     assert dataset_of(data).labels == ('1', '2')
-    del data.choices  # as in the config of a run of an earlier version
+    with data.unlocked():
+        del data.choices  # as in the config of a run of an earlier version
     data.update(fields='story,ends')
     assert dataset_of(data).choices == () and dataset_of(data).fields == ('story', 'ends')
 
