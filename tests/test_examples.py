@@ -102,7 +102,7 @@ def test_wrong_choices(tmp_path, endings, words):
     assert words in refusal('story_cloze', tmp_path, 'test')
 
 
-@pytest.mark.parametrize('column', ['idx', 'id', 'index', 'story_id', 'InputStoryid', 'test_id'])
+@pytest.mark.parametrize('column', ['idx', 'id', 'ID', 'Index', 'story_id', 'InputStoryid', 'test_id'])
 @pytest.mark.parametrize(
     ('ids', 'bad'),
     [((3, 4, 'x'), 0), ((3, 4, 3), 1), ((7, 7, 7), 2), ((3, '', 4), 1), ((3, None, 4), 1), ((3, '', ''), 2)]
@@ -114,6 +114,19 @@ def test_ids_that_repeat_or_are_missing_become_numbers(tmp_path, caplog, column,
     assert load_files(PAIRS, tmp_path).ids == (['0', '1', '2'] if bad else ['3', '4', 'x'])
     words = f'empty or repeated ids (the examples are numbered instead): {bad}.'
     assert [record.levelname for record in caplog.records if words in record.message] == ['WARNING'] * bool(bad)
+
+
+def test_the_column_of_the_labels_has_no_ids(tmp_path, caplog):
+    dataset = custom_dataset(kind='classification', fields=['text'], labels=['x', 'y'], label_field='Index')
+    write_lines(tmp_path / 'train.jsonl', [{'text': 'a', 'Index': one, 'ID': f'n{one}'} for one in 'yx'])
+    examples = load_files(dataset, tmp_path)
+    assert examples.ids == ['ny', 'nx'] and examples.labels.tolist() == [1, 0] and not caplog.records
+
+
+def test_of_two_ids_the_usual_name_counts(tmp_path):
+    entries = [{'a': 'x', 'b': 'y', 'label': 1, 'ID': 7 + i, 'index': i + 3} for i in range(2)]
+    write_lines(tmp_path / 'train.jsonl', entries)
+    assert load_files(PAIRS, tmp_path).ids == ['3', '4']
 
 
 def test_without_ids_there_are_numbers_and_no_warning(tmp_path, caplog):

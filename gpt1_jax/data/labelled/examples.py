@@ -13,7 +13,7 @@ from gpt1_jax.data.labelled.registry import Dataset
 from gpt1_jax.data.labelled.values import require, to_list, to_text
 from gpt1_jax.errors import UserError
 
-_ID_COLUMNS = ('idx', 'id', 'index', 'story_id', 'InputStoryid', 'test_id')
+_ID_COLUMNS = ('idx', 'id', 'index', 'story_id', 'inputstoryid', 'test_id')  # in any case
 _NO_ID = re.compile('[\x00-\x1f\x7f\ud800-\udfff]')  # would break a line of a prediction file
 _NO_LABEL = ('', '-', '-1', '-1.0', 'hidden')
 
@@ -25,8 +25,8 @@ class Examples:
     Attributes:
       fields: column name -> n texts (for choices: n lists of texts), in the order of the sequence.
       labels: int32 [n] label ids, float32 [n] scores, or None if the split has no labels.
-      ids: n different strings: the entries' idx, id, index, story_id, InputStoryid or test_id, if each has one and no
-        two are the same; else their numbers.
+      ids: n different strings: the entries' idx, id, index, story_id, InputStoryid or test_id, in any case, if each has
+        one and no two are the same; else their numbers.
       subsets: n values of the data set's subset_field (RACE's level), or None if the entries have none.
     """
 
@@ -80,7 +80,7 @@ def parse(dataset: Dataset, uri: str, split: str, entries: Iterator[tuple[str, d
         labels.append(label)
         if dataset.labels is not None:
             names.add(_plain(value).strip())
-        ids = [_plain(entry[column]) for column in _ID_COLUMNS if entry.get(column) is not None]
+        ids = [_plain(entry[column]) for column in _id_columns(dataset, entry) if entry[column] is not None]
         examples.ids.append(next(filter(None, ids), '') if ids else None)
         if dataset.subset_field:
             examples.subsets.append(str(entry.get(dataset.subset_field, '')))
@@ -161,6 +161,13 @@ def _choices(dataset: Dataset, value, where: str) -> list:
 def _plain(value) -> str:
     """The text of an id or a label. A column of integers with nulls in it was often saved as one of floats."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _id_columns(dataset: Dataset, entry: dict) -> list[str]:
+    """The columns that may hold the entry's id, the most likely first."""
+    own = (*dataset.fields, dataset.label_field)
+    found = [name for name in entry if name.lower() in _ID_COLUMNS and name not in own]
+    return sorted(found, key=lambda name: (name not in _ID_COLUMNS, _ID_COLUMNS.index(name.lower())))
 
 
 def _numbered(ids: list[str | None]) -> tuple[list[str], int]:
