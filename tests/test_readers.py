@@ -140,6 +140,7 @@ def test_json(tmp_path, name, form):
         ('train.json', '"a"', 'train.json, entry 1: This is not a JSON object'),
         ('train.json', '{"a": "x",\n "b": ', 'train.json, line 1: This is not JSON ('),
         ('train.json', '{"a": {"0": "x"}, "b": {"0": "y"}}', "one object of columns. Write one object a line"),
+        ('train.json', '{"a": ["x"], "b": ["y"], "label": [1]}', "one object of columns. Write one object a line"),
         ('train.json', '[' * 100_000, 'train.json: This is not JSON (it is nested too deeply)'),
         ('train.jsonl', '[' * 100_000, 'train.jsonl, line 1: This is not JSON (it is nested too deeply)'),
         ('train.jsonl', '{"a": ' * 100_000, 'line 1: This is not JSON (it is nested too deeply)'),

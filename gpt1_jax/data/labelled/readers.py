@@ -99,7 +99,7 @@ def _json_entries(path, data: bytes) -> Iterator[tuple[str, dict]]:
         yield from _jsonl_entries(path, data)
         return
     if isinstance(value, dict):
-        if value and all(isinstance(column, dict) for column in value.values()):
+        if value and all(isinstance(column, dict | list) for column in value.values()):
             raise UserError(
                 f'{path}: This is one object of columns. Write one object a line, in pandas by to_json(orient='
                 "'records', lines=True)."
