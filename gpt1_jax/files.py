@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from absl import logging
 from etils import epath
 
+from gpt1_jax import stopping
 from gpt1_jax.errors import UserError
 from gpt1_jax.remote import is_local
 
@@ -102,7 +103,8 @@ def import_package(name: str, impossible: str, install: str = 'pip install -r re
     Raises UserError, which names the package, if it is not installed.
     """
     try:
-        return importlib.import_module(name)
+        with stopping.after_imports():
+            return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
             f'{error.name or name}: This package is not installed, and {impossible} without it. Install it '

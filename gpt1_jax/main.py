@@ -86,7 +86,8 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     check(config)
     check_place('--workdir', str(workdir))
     keep_compiled_steps()
-    task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
+    with stopping.after_imports():
+        task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
     compute_in_this_thread()
     folder = epath.Path(workdir).expanduser()
     with lock.hold(folder, write=not (peers.current and peers.current.process)), logs.each_warning_once():

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gpt1_jax import progress
 from gpt1_jax.errors import STOPPED_EXIT_STATUS
@@ -46,6 +46,25 @@ def watch() -> None:
 def is_for_caller() -> bool:
     """Whether Ctrl-C has stopped a call in a Python session, which goes on, and not a program, which ends."""
     return not _watching.is_set() and taken[-1:] == [signal.SIGINT]
+
+
+@contextlib.contextmanager
+def after_imports() -> Iterator[None]:
+    """Within the block, Ctrl-C in a Python session waits for the end of the block: packages whose import is cut off are
+    left in halves, and cannot be imported again in that session. A program ends at once."""
+    former = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if _watching.is_set() or not is_main or not callable(former):
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def replace_handlers(handler: Callable) -> dict[int, Callable]:

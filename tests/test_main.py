@@ -234,6 +234,31 @@ def test_ctrl_c_does_not_end_the_session_of_python_that_called_a_task(tmp_path, 
     assert main.run_task(report_config.get_config(), str(tmp_path / 'run')) == [0, 1, 2, 3]
 
 
+def test_ctrl_c_leaves_no_halves_of_packages_in_the_session_of_python(tmp_path, monkeypatch):
+    """An import that it cuts off cannot be made again: numpy then ends in a RecursionError."""
+    from configs import report as report_config
+    from gpt1_jax import files, main
+    from gpt1_jax.tasks import report
+
+    ended, module = [], files.importlib.import_module
+
+    def slow(name):
+        signal.raise_signal(signal.SIGINT)
+        ended.append(name)
+        return module(name)
+
+    monkeypatch.setattr(report, 'run', lambda config, workdir: 'done')
+    former = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(main.importlib, 'import_module', slow)
+        main.run_task(report_config.get_config(), str(tmp_path / 'run'))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.importlib, 'import_module', slow)
+        files.import_package('json', 'nothing is read')
+    assert ended == ['gpt1_jax.tasks.report', 'json'] and signal.getsignal(signal.SIGINT) == former
+    assert main.run_task(report_config.get_config(), str(tmp_path / 'run')) == 'done'
+
+
 def test_how_a_task_computes_is_set_between_its_import_and_its_run(tmp_path, monkeypatch):
     """Before the import there may be no JAX to set it for. Log lines are shown from before it."""
     from configs import report as report_config
