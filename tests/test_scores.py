@@ -69,6 +69,21 @@ def test_a_row_has_the_scores_of_its_runs_and_the_papers(tables, table, dataset,
     assert (row['paper'], row['before']) == (f'{ours:.1f}', f'{before:.1f}')
 
 
+def test_a_set_of_ones_own_has_its_one_answer_too():
+    data = dict(kind='classification', fields='text', labels='a,b', metrics='matthews,accuracy')
+    config = {'task': 'finetune', 'data': {'dataset': 'custom', 'label_field': 'label', 'max_score': 0} | data}
+    config['data']['source'] = 'files:/data/mine'
+    values = {'matthews': 0.4, 'accuracy': 0.7}
+    of_run = [Score('custom', 'dev', metric, one, 50, checkpoint='best') for metric, one in values.items()]
+    facts = {'train_examples': 100, 'dev_examples': 50, 'dev_constant': 0.125}
+    run = Run('mine', None, config, Result('finetune', of_run, facts, None, config, 1.0))
+    table = recorded.tables(scores.fine_tuning([run], [Line(run, 'custom', '', (run,), 1)]))['Other sets']
+    assert [(row['metric'], row['median'], row['one answer']) for row in table] == [
+        ('matthews', '40.0', '12.5'),
+        ('accuracy', '70.0', ''),
+    ]
+
+
 def test_what_was_not_run_is_a_gap_beside_the_papers_number(tables):
     for table, names in zip(list(tables)[:3], (('snli', 'scitail', 'qnli'), ('story_cloze',), ('mrpc', 'qqp'))):
         for name in names:

@@ -105,12 +105,13 @@ def _entries(name, lines) -> Iterable[tuple]:
     published = REGISTRY[name].paper if name in REGISTRY else {}
     seen = set()
     for line in lines:
+        dataset = rows.dataset_of_run(line.finished[0]) if line.finished else None  # each custom set differs
         for key, scores in rows.best_scores(line).items():
             metric = paper_key(*key)
             seen.add(metric)
             values = spread([score.value for score in scores])
             error = rows.standard_error(line, scores)
-            first = name in REGISTRY and key == ('dev', REGISTRY[name].metrics[0], '')
+            first = dataset is not None and key == ('dev', dataset.metrics[0], '')
             yield (
                 *(name, metric, line.label, _examples([line]), _seeds(values.runs, line)),
                 *(*rows.spread_cells(values), percent(error), percent(rows.constant(line)) if first else ''),
