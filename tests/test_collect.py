@@ -201,6 +201,17 @@ def test_vocabularies_differ_only_where_that_is_known(vocabularies, words):
     assert found.startswith(f' {words}') if words else found == ''
 
 
+def test_an_exported_model_among_the_runs_is_no_run(folder):
+    """As `convert` writes it, with a config.json of its own."""
+    (folder / 'hf').mkdir()
+    (folder / 'hf' / 'config.json').write_text('{"model_type": "openai-gpt", "n_embd": 768}')
+    for name, text in (('other', '{"seed": 1}'), ('broken', '{')):
+        (folder / name).mkdir()
+        (folder / name / 'config.json').write_text(text)
+    runs = recorded.named(folder)
+    assert 'hf' not in runs and runs['other'].damage and runs['broken'].damage
+
+
 def test_a_folder_that_cannot_be_read_is_named_and_the_rest_is_read(folder, monkeypatch):
     before, kind = list(recorded.named(folder)), type(folder)
     (folder / 'lost+found').mkdir()

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from gpt1_jax.errors import UserError
-from gpt1_jax.files import is_local
+from gpt1_jax.files import is_local, read_json
 from gpt1_jax.report import reading
 from gpt1_jax.report.results import Result
 
@@ -237,8 +237,8 @@ def model_name(run: Run, runs: list[Run]) -> str:
 
 
 def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
-    """(folder, '') of folders with a config.json or results.json, and (folder, why) of those that cannot be read; each
-    once: links are followed last, and not to a folder that was seen."""
+    """(folder, '') of folders with a run's config.json or results.json, and (folder, why) of those that cannot be read;
+    each once: links are followed last, and not to a folder that was seen."""
     waiting, seen = collections.deque([folder]), set()
     while waiting:
         path = waiting.popleft()
@@ -247,7 +247,8 @@ def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
         seen.add(real)
         try:
             children = sorted(path.iterdir())
-            is_run = bool({'config.json', 'results.json'} & {child.name for child in children})
+            names = {child.name for child in children}
+            is_run = 'results.json' in names or ('config.json' in names and not _is_export(path))
             folders = [child for child in children if not (is_run and child.name in _NO_RUNS) and child.is_dir()]
         except OSError as error:
             yield path, f'The folder cannot be read ({error.strerror}).'
@@ -257,6 +258,14 @@ def _workdirs(folder: epath.Path) -> Iterator[tuple[epath.Path, str]]:
         for child in folders:
             linked = is_local(child) and os.path.islink(child)
             waiting.append(child) if linked else waiting.appendleft(child)
+
+
+def _is_export(path):
+    """Whether the config.json of a folder is that of a Hugging Face model, as the task `convert` writes it."""
+    try:
+        return 'model_type' in read_json(path / 'config.json', dict)
+    except (UserError, OSError):  # which is said where the run is read
+        return False
 
 
 def other_vocabularies(vocabularies: Sequence[str]) -> str:
