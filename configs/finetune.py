@@ -71,7 +71,7 @@ def get_config(arg: str = 'sst2') -> ml_collections.ConfigDict:
                     share_context=True,  # multiple choice: read the context once for all choices (release: per choice)
                     score_loss='ordinal',  # loss of a set with scores: ordinal (six soft classes, the release) or mse
                     cache='',  # folder of the token sequences; empty: gpt1_jax in the user's cache; off: none
-                    # Only for custom; names are separated by commas.
+                    # Only for custom; names are separated by commas, and one with a comma stands in quotes.
                     kind='',  # classification, entailment, similarity or multiple_choice
                     fields='',  # columns of the texts
                     choices='',  # of multiple choice: the columns of the choices, if these are not one list

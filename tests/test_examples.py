@@ -299,6 +299,13 @@ def test_case_of_labels_is_told(tmp_path):
     assert "The label 'Yes' is unknown, only 'yes' is known: upper and lower case differ. Use no, yes, or" in message
 
 
+def test_a_label_with_a_comma_needs_quotes(tmp_path):
+    write_lines(tmp_path / 'train.jsonl', [{'text': 'x', 'label': 'arts, crafts'}])
+    dataset = custom_dataset(kind='classification', fields=['text'], labels=['arts', 'crafts', 'news'])
+    wanted = 'in data.labels, put a name with a comma in quotes, as in "arts, crafts",other.'
+    assert refusal(dataset, tmp_path).endswith(wanted)
+
+
 def numbered(folder, labels, names=('low', 'mid', 'high')):
     write_lines(folder / 'train.jsonl', [{'text': 'x', 'label': label} for label in labels])
     return custom_dataset(kind='classification', fields=['text'], labels=names)

@@ -309,6 +309,9 @@ def test_a_custom_set_of_a_config():
         ('[1],[2]', ('[1]', '[2]')),
         ('premise (en),hypothesis (en)', ('premise (en)', 'hypothesis (en)')),
         ("it's,the authors'", ("it's", "the authors'")),
+        ('"arts, crafts", \'news, other\'', ('arts, crafts', 'news, other')),
+        ('["arts, crafts",news]', ('arts, crafts', 'news')),
+        ("'a' b',c", ("a' b", 'c')),
     ],
 )
 def test_names_are_taken_in_brackets_and_quotes_too(text, names):

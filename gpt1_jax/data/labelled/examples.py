@@ -236,6 +236,8 @@ def _unknown(dataset: Dataset, value, where: str, ids_allowed: bool) -> UserErro
         use += f', or their ids 0 to {len(dataset.labels) - 1}'
     if not math.isnan(_number(name)) and (ids_allowed or dataset.name == 'custom'):
         use += f'; {_from_1(dataset)}'
+    if ',' in name and dataset.name == 'custom':
+        use += f'; in data.labels, put a name with a comma in quotes, as in "{name}",other'
     return UserError(f'{where}: {what}. Use {use}.')
 
 

@@ -310,7 +310,7 @@ def dataset_of(data: ConfigDict) -> Dataset:
 
 
 def _names(text):
-    """Names separated by commas, with or without brackets and quotes."""
+    """Names separated by commas, with or without brackets and quotes; in quotes they may have commas."""
     inside = re.fullmatch(r'\s*[\[(]([^][()]*)[\])]\s*', text)  # brackets that are not of the names
-    words = (word.strip() for word in (inside[1] if inside else text).split(','))
-    return tuple(re.sub(r"""^(['"])(.+)\1$""", r'\2', word) for word in words if word)
+    words = re.findall(r"""\s*("[^"]+"|'[^']+'|[^,]*)\s*(?:,|$)""", inside[1] if inside else text)
+    return tuple(re.sub(r"""^(['"])(.+)\1$""", r'\2', word.strip()) for word in words if word.strip())
