@@ -150,6 +150,8 @@ def test_the_list_of_dev_pairs(tmp_path):
         (['Dev.parquet', 'x.csv'], 'Rename Dev.parquet dev.parquet.'),
         (['data.csv'], 'If data.csv is the file of this split, rename it dev.csv.'),
         (['dev.xlsx'], 'Save the table as dev.csv'),
+        (['train.csv', 'SST-2.zip'], 'Unpack SST-2.zip there: of packed files only .gz are read.'),
+        (['dev.jsonl.bz2'], 'Unpack dev.jsonl.bz2 there'),
         (['dev.txt'], 'If dev.txt has columns with tabs between them, rename it dev.tsv.'),
         (['train.csv', 'test.tsv', 'dataset_dict.json'], 'test.tsv, train.csv. Add the file, or name the'),
         (['a.xml'], 'Write its entries to dev.jsonl, one JSON object a line'),

@@ -14,6 +14,7 @@ from gpt1_jax.errors import UserError
 
 _TABLE = re.compile(r'(?P<stem>.+)(?P<suffix>\.(jsonl|json|tsv|csv)(\.gz)?|\.parquet)')
 _ADD = 'Add the file, or name the folder that holds it.'
+_PACKED = ('.zip', '.tar', '.tgz', '.bz2', '.xz', '.zst', '.7z')
 _LISTED = 10  # names in an error message
 _WINOGRAD = (
     'Write each schema as {"sentence": ..., "pronoun": ..., "candidates": [..., ...], "label": 0} in a line of '
@@ -101,6 +102,8 @@ def _fix(names: Sequence[str], split: str, stem: str) -> str:
     suffixes = {epath.Path(name).suffix.lower(): name for name in (*of_none, *of_split)}
     if suffixes.keys() & {'.xlsx', '.xls', '.ods'}:
         return f'Save the table as {stem}.csv (CSV UTF-8): workbooks are not read.'
+    if packed := [name for suffix, name in suffixes.items() if suffix in _PACKED]:
+        return f'Unpack {packed[0]} there: of packed files only .gz are read.'
     if '.xml' in suffixes:
         return f'Write its entries to {stem}.jsonl, one JSON object a line: this XML is not read.'
     if '.arrow' in suffixes:
