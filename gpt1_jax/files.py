@@ -103,7 +103,7 @@ def import_package(name: str, impossible: str, install: str = 'pip install -r re
     Raises UserError, which names the package, if it is not installed.
     """
     try:
-        with stopping.after_imports():
+        with stopping.postponed():
             return importlib.import_module(name)
     except ImportError as error:
         raise UserError(

@@ -86,7 +86,7 @@ def run_task(config: ConfigDict, workdir: str) -> Any:
     check(config)
     check_place('--workdir', str(workdir))
     keep_compiled_steps()
-    with stopping.after_imports():
+    with stopping.postponed():
         task = importlib.import_module(f'gpt1_jax.tasks.{config.task}')  # only this one, because tasks import much
     compute_in_this_thread()
     folder = epath.Path(workdir).expanduser()

@@ -49,8 +49,8 @@ def is_for_caller() -> bool:
 
 
 @contextlib.contextmanager
-def after_imports() -> Iterator[None]:
-    """Within the block, Ctrl-C in a Python session waits for the end of the block: packages whose import is cut off are
+def postponed() -> Iterator[None]:
+    """Postpones Ctrl-C in a Python session to the end of the block, for imports: packages whose import is cut off are
     left in halves, and cannot be imported again in that session. A program ends at once."""
     former = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
