@@ -84,6 +84,26 @@ def test_a_set_of_ones_own_has_its_one_answer_too():
     ]
 
 
+def test_where_test_has_labels_its_score_stands_beside_the_papers():
+    """The median over seeds of the checkpoints that dev chose, of RACE's levels too."""
+
+    def run(seed, dev, test, high):
+        made = (('dev', '', dev), ('test', '', test), ('dev', 'high', dev), ('test', 'high', high))
+        of = [Score('race', split, 'accuracy', one, 50, subset, checkpoint='best') for split, subset, one in made]
+        of.append(Score('race', 'test', 'accuracy', 0.99, 50, checkpoint='last'))
+        config = {'task': 'finetune', 'seed': seed, 'data': {'dataset': 'race'}}
+        return Run(f'race/seed{seed}', None, config, Result('finetune', of, {}, None, config, 1.0))
+
+    runs = [run(0, 0.61, 0.51, 0.41), run(1, 0.62, 0.59, 0.42), run(2, 0.63, 0.52, 0.40)]
+    table = recorded.tables(scores.fine_tuning(runs, [Line(runs[0], 'race', '', tuple(runs), 3)]))
+    rows = {row['metric']: row for row in table['Question answering and commonsense reasoning (table 3)']}
+    assert [(row['median'], row['test']) for row in map(rows.get, ('accuracy', 'accuracy_high'))] == [
+        ('62.0', '52.0'),
+        ('62.0', '41.0'),
+    ]
+    assert rows['accuracy_middle']['test'] is GAP  # no run has it
+
+
 def test_what_was_not_run_is_a_gap_beside_the_papers_number(tables):
     for table, names in zip(list(tables)[:3], (('snli', 'scitail', 'qnli'), ('story_cloze',), ('mrpc', 'qqp'))):
         for name in names:
