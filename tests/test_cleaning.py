@@ -72,6 +72,11 @@ def test_a_title_ends_with_its_marker():
     """Stars after it are of the book."""
     text = 'The sea was calm.\n* ***\nSo was he.\n'
     assert stripped(f'*** START OF THE PROJECT GUTENBERG EBOOK A SAILOR ***\n{text}') == text
+    for text in (
+        '\nThe sea was calm.\n***\n',
+        'The\nsea\nwas\ncalm.\n***\n',
+    ):  # nor do a blank line and a fourth belong
+        assert stripped(f'*** START OF THE PROJECT GUTENBERG EBOOK A SAILOR\n{text}') == text
 
 
 def test_a_text_without_markers_stays_as_it_is():
@@ -102,12 +107,19 @@ def test_prose_is_joined_and_nothing_else():
         VERSE,
         LIST,
         INDENTED,
+        PROSE.replace('\n', '\n\t', 1),
         CAPITALS,
         'CHAPTER I\n',
         'To Mr. Smith,\nof London\n',
         '今天天气很好，\n我们去海边。\n',
     ):
         assert unwrapped(f'{kept}\n{PROSE}\n{kept}') == f'{kept}\n{one_line}\n{kept}'
+
+
+@pytest.mark.parametrize(('length', 'joined'), [(49, False), (50, True), (120, True), (121, False)])
+def test_how_long_a_line_of_prose_is(length, joined):
+    text = f'{"x" * length}\nand so on.\n'
+    assert unwrapped(text) == (text.replace('\n', ' ', 1) if joined else text)
 
 
 def whole_unwrap(text):

@@ -94,6 +94,27 @@ def test_a_text_without_blank_lines_is_taken_by_sentences():
     assert groups([''.join(chinese), ''.join(chinese[:50]), ''.join(reversed(chinese))]) == [0, 0, 0]
 
 
+def test_line_ends_of_all_systems_part_paragraphs():
+    text = wrapped(map(' '.join, zip(make_book(0), make_book(1))))  # two sentences in each
+    prints = [duplicates.fingerprint(text.replace('\n', end)).paragraphs.tolist() for end in ('\n', '\r\n', '\r')]
+    assert 20 < len(prints[0]) < 40 and prints[0] == prints[1] == prints[2]
+
+
+def test_copies_are_found_where_documents_between_them_share_their_halves():
+    book = make_book(0)
+    halves = [wrapped(half + make_book(seed, 50)) for seed, half in ((1, book[:10]), (2, book[10:]))]
+    assert groups([wrapped(book), *halves, wrapped([*book, 'A new end.'])]) == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(('others', 'together'), [(8, True), (9, False)])
+def test_what_more_than_ten_documents_have_is_not_counted(others, together):
+    """Two of them have nothing else but a paragraph each."""
+    licence = make_book(99, 9)
+    texts = [wrapped(make_book(seed, 1) + licence) for seed in range(2)]
+    texts += [wrapped(make_book(seed, 50) + licence) for seed in range(2, 2 + others)]
+    assert (groups(texts)[1] == 0) == together
+
+
 def test_short_paragraphs_do_not_count():
     assert groups(['Yes.\n\nNo.\n\nYes.\n', 'Yes.\n\nNo.\n\nNo.\n', 'Yes.\n\nNo.\n\nYes.']) == [0, 1, 0]
 

@@ -26,6 +26,15 @@ def test_the_choice_is_pinned():
     rule = held_out.held_out_rule(lambda: iter(names), 0.15)
     assert [i for i, name in enumerate(names) if rule(name)] == [11, 13, 18]
     assert held_out.hold_out(iter(names), np.full(20, 7), np.arange(20), 0.15) == {11: 0, 13: 0, 18: 0}
+    alone = held_out.held_out_rule(lambda: iter(names), 1e-9)
+    assert [i for i, name in enumerate(names) if alone(name)] == [11]
+
+
+@pytest.mark.parametrize(('fraction', 'count'), [(0.17, 3), (0.18, 4)])
+def test_the_number_that_comes_nearest_to_the_fraction_is_held_out(fraction, count):
+    """Of 20 documents of one size, 3.4 and 3.6."""
+    held = held_out.hold_out(map(str, range(20)), np.full(20, 1000), np.arange(20), fraction)
+    assert list(held.values()) == [0] * count
 
 
 @pytest.mark.parametrize('fraction', [1e-9, 0.01, 0.1, 0.3, 0.5, 0.9, 1 - 1e-9])
@@ -73,6 +82,7 @@ def test_a_huge_document_is_not_what_one_percent_means():
 def test_one_document_with_text_holds_out_its_end():
     sizes = np.array([0, 0, 1000])
     assert held_out.hold_out(iter('abc'), sizes, np.zeros(3, int), 0.1) == {2: 900}
+    assert held_out.hold_out(iter('abc'), sizes, np.zeros(3, int), 0.95) == {2: pytest.approx(100, abs=1)}  # never all
 
 
 def test_of_nothing_but_copies_the_ends_are_held_out():
@@ -90,6 +100,8 @@ def test_of_a_few_large_documents_no_more_than_the_fraction_is_held_out(names):
     """Each is larger than the fraction: taken whole, the largest could be held out and the rest trained on."""
     held = held_out.hold_out(iter(names), np.array([9000, 1000]), np.arange(2), 0.01)
     assert held == {0: pytest.approx(8900, abs=1)}
+    held = held_out.hold_out(iter(names), np.array([1000, 9000]), np.arange(2), 0.01)
+    assert held == {1: pytest.approx(8900, abs=1)}
     held = held_out.hold_out(iter([*names, 'readme']), np.array([9000, 1000, 10]), np.arange(3), 0.01)
     assert held == {2: 0, 0: pytest.approx(8910, abs=1)}
 

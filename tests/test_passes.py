@@ -46,6 +46,11 @@ def test_sample_is_bounded_and_spread():
     assert passes.lowest(ranked, 10**9) == sorted(ranked)
 
 
+def test_the_blocks_of_a_document_are_drawn_one_by_one():
+    blocks = [documents.Block(0, 'book', False, 'line\n' * 5, offset, offset + 25, 1) for offset in range(0, 100, 25)]
+    assert len({rank for rank, _ in passes.excerpts(blocks)}) == 4
+
+
 def test_a_sample_has_as_few_texts_as_have_that_many_characters():
     ranked = [(2, 'bb'), (3, 'c'), (1, 'aa')]
     assert passes.lowest(ranked, 4) == [(1, 'aa'), (2, 'bb')]

@@ -38,6 +38,11 @@ def change(folder, keys, value):
 TRAIN = ('splits', 'train')
 
 
+def test_ids_have_two_bytes_as_long_as_they_fit():
+    """The highest id is one less than the size of the vocabulary."""
+    assert [shard_index.dtype_of(size).str for size in (1, 2**16, 2**16 + 1)] == ['<u2', '<u2', '<u4']
+
+
 @pytest.mark.parametrize(
     ('keys', 'value', 'words'),
     [

@@ -215,12 +215,22 @@ def test_damage_is_found(tmp_path, ids):
     shards.load_shards(tmp_path)
     with pytest.raises(UserError, match='train-00003.bin: The file is damaged'):
         loaded.verify()
-    path.write_bytes(content[:-2])
-    with pytest.raises(UserError, match='train-00003.bin: The file has 198 bytes'):
-        shards.load_shards(tmp_path)
+    for other, size in ((content[:-2], 198), (content + content[:2], 202)):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=f'train-00003.bin: The file has {size} bytes'):
+            shards.load_shards(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match='train-00003.bin: The file is missing'):
         shards.load_shards(tmp_path)
+
+
+def test_a_token_beyond_the_vocabulary_is_found_anywhere_in_a_large_file(tmp_path):
+    for place in (0, -1):
+        ids = np.zeros(2**21 + 1, int)  # more than is read at once
+        ids[place] = 9
+        write(tmp_path / str(place), ids, per_shard=len(ids), vocab_size=9, documents=((0,), (0,)))
+        with pytest.raises(UserError, match='train-00000.bin: The file has the token 9, but'):
+            shards.load_shards(tmp_path / str(place)).verify()
 
 
 def test_no_index_another_version_damaged_index(tmp_path, ids):

@@ -27,19 +27,20 @@ def test_sizes_and_groups(tmp_path, monkeypatch, caplog, size):
     copy = texts['b/book03.txt.gz']
     (tmp_path / 'b' / 'book03-0.txt').write_text(copy)
     (tmp_path / 'blank.txt').write_text('\ufeff \n\t\0')
+    (tmp_path / 'blank2.txt').write_text(' \n')  # no copy: there is nothing to copy
     (tmp_path / 'empty.txt').write_text('')
     with caplog.at_level(logging.INFO, 'absl'):
         found = run(tmp_path)
     names = list(open_corpus(f'text:{tmp_path}').names())
-    texts |= {'b/book03-0.txt': copy, 'blank.txt': '', 'empty.txt': ''}
+    texts |= {'b/book03-0.txt': copy, 'blank.txt': '', 'blank2.txt': '', 'empty.txt': ''}
     assert found.sizes.tolist() == [len(texts[name].encode()) for name in names]
     [a, b] = [names.index('b/book03-0.txt'), names.index('b/book03.txt.gz')]
     assert found.groups[a] == found.groups[b] == a
     others = [group for i, group in enumerate(found.groups) if i not in (a, b) and found.sizes[i]]
     assert len(set(others)) == len(others) == 7 and a not in others
-    assert 'without text: 2 of 11 documents' in caplog.text
-    assert 'NUL characters, which are left out: in 1 of 11 documents, such as blank.txt' in caplog.text
-    assert 'copies of others, or nearly: 1 of 11 documents, such as b/book03-0.txt and b/book03.txt.gz' in caplog.text
+    assert 'without text: 3 of 12 documents' in caplog.text
+    assert 'NUL characters, which are left out: in 1 of 12 documents, such as blank.txt' in caplog.text
+    assert 'copies of others, or nearly: 1 of 12 documents, such as b/book03-0.txt and b/book03.txt.gz' in caplog.text
     sides = {i in held_out(open_corpus(f'text:{tmp_path}'), 0.4) for i in (a, b)}
     assert len(sides) == 1
 
@@ -48,6 +49,15 @@ def test_counts_have_commas(tmp_path, caplog):
     (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': f'row {i} \0'}) + '\n' for i in range(1234)))
     run(tmp_path)
     assert 'in 1,234 of 1,234 documents, such as a.jsonl:1' in caplog.text
+
+
+def test_a_document_in_many_blocks_is_one(tmp_path, monkeypatch, caplog):
+    """The last of them hold nothing but white space."""
+    monkeypatch.setattr(documents, 'BLOCK_BYTES', 500)
+    text = 'word \0\n' * 200 + '\n' * 2000
+    (tmp_path / 'a.txt').write_text(text)
+    assert run(tmp_path).sizes.tolist() == [len(text)]
+    assert 'in 1 of 1 documents, such as a.txt' in caplog.text
 
 
 def test_documents_with_the_same_end_are_no_copies(tmp_path, monkeypatch):

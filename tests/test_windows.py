@@ -82,6 +82,7 @@ def test_batches_hold_the_tokens_of_their_windows(tmp_path):
         assert np.all(weights == np.float32(1 / (12 * 31)))
         expected = [ids[start : start + 32] for start in batches.window_starts(step)]
         np.testing.assert_array_equal(tokens.reshape(12, 32), expected)
+        assert batches.count_tokens(batch) == weights.size
 
 
 # The shards of each host: in order, in turn, and some on two hosts.
