@@ -21,6 +21,7 @@ from gpt1_jax.evaluation.prediction_files import write_predictions
         ('mnli', 'test', [2, 1], 'MNLI-m.tsv', ['0\tcontradiction', '1\tneutral']),
         ('mnli', 'test_mismatched', [0, 1], 'MNLI-mm.tsv', ['0\tentailment', '1\tneutral']),
         ('stsb', 'test', [2.71828, 5.2], 'STS-B.tsv', ['0\t2.718', '1\t5.000']),
+        ('stsb', 'dev', [-0.2, 1], 'stsb_dev.tsv', ['0\t0.000', '1\t1.000']),
         ('race', 'test', [3, 0], 'race_test.csv', ['0,D', '1,A']),
         ('story_cloze', 'test', [1, 0], 'story_cloze_test.csv', ['0,2', '1,1']),
         ('snli', 'test', [2, 0], 'snli_test.tsv', ['0\tcontradiction', '1\tentailment']),
@@ -34,7 +35,7 @@ def test_forms(tmp_path, name, split, predicted, file, lines):
 
 
 def test_lines_are_in_the_order_of_their_index(tmp_path):
-    path = write_predictions(epath.Path(tmp_path), REGISTRY['sst2'], 'dev', np.array([1, 0, 1]), ['10', '9', '0'])
-    assert path.read_text().splitlines()[1:] == ['0\t1', '9\t0', '10\t1']
-    path = write_predictions(epath.Path(tmp_path), REGISTRY['sst2'], 'dev', np.array([1, 0]), ['b', 'a'])
-    assert path.read_text().splitlines()[1:] == ['b\t1', 'a\t0']
+    path = write_predictions(epath.Path(tmp_path), REGISTRY['sst2'], 'dev', np.array([1, 0, 0]), ['10', '9', '0'])
+    assert path.read_text().splitlines()[1:] == ['0\t0', '9\t0', '10\t1']
+    path = write_predictions(epath.Path(tmp_path), REGISTRY['sst2'], 'dev', np.array([1, 0]), ['b', '9'])
+    assert path.read_text().splitlines()[1:] == ['b\t1', '9\t0']

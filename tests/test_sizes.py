@@ -25,6 +25,17 @@ def test_initial_values_are_those_of_the_width_in_pretraining_and_from_scratch(n
         assert architecture.build(settings, size.vocab_size, 0, 'cpu').init_std == std
 
 
+def test_an_lstm_has_the_paper_s_units_or_narrower_in_proportion_whole_vectors():
+    assert [SIZES[name].sizes['units'] for name in ('lstm', 'small_lstm', 'tiny_lstm')] == [2048, 680, 344]
+
+
+@pytest.mark.parametrize(('name', 'other'), [('tiny_lstm', 'tiny'), ('small_lstm', 'small'), ('lstm', 'gpt1')])
+def test_an_lstm_reads_what_was_prepared_for_the_transformer_beside_it(name, other):
+    one, two = SIZES[name], SIZES[other]
+    assert one.vocab_size == two.vocab_size
+    assert all(one.sizes[size] == two.sizes[size] for size in ('width', 'n_positions'))
+
+
 def test_gpt1_has_the_paper_s_parameters():
     """12 layers of 12 width^2 weights and 13 width biases and gains; token and position rows. 117 million or so."""
     size = SIZES['gpt1']
