@@ -55,6 +55,14 @@ def test_ceilings(monkeypatch):
     assert text['bytes accessed'] == pytest.approx(2 * x.nbytes, rel=0.01)
 
 
+def test_a_ceiling_is_of_ten_calls_one_after_the_other():
+    given = []
+    run = ceilings._repeated(lambda x, y: given.append((float(x), y)) or x + 1, jnp.float32(0), 'y')
+    assert given == [(0.0, 'y')]  # compiled
+    run()
+    assert given[1:] == [(float(n), 'y') for n in range(10)]
+
+
 class Machine:
     """A clock, a device that works beside the host, and batches that take time to read."""
 
@@ -128,6 +136,12 @@ def test_rounds_of_the_loop_have_their_own_rates():
     assert found['host_share']['waiting'] == pytest.approx(5 * 0.25 / 15)
 
 
+def test_the_first_fifth_of_a_loop_is_left_out():
+    ends = [*range(0, 300, 100), *range(201, 213)]  # three slow ones of 15
+    found = step.summary([step.Step(0.0, 0.0, 0.0, 1.0, float(end), 60, 6) for end in ends])
+    assert found['tokens_per_s'] == {'median': 60.0, 'min': 60.0, 'max': 60.0, 'n': 6} and found['steps'] == 12
+
+
 def test_steps_that_change_nothing_are_not_measured():
     of = types.SimpleNamespace(new_state=lambda: 0, put=lambda number: number)
     step_of = lambda skipped: lambda state, batch: (state + 1, {'skipped': np.float32(skipped)})
@@ -194,6 +208,13 @@ def test_the_roofline_adds_the_longer_time_of_each_instruction():
         loop = 5 * max(product / flops_per_s, moved / bytes_per_s)
         assert found['least_ms'] == pytest.approx((loop + 6 * square / bytes_per_s) * 1e3)
         assert found['collectives'] == 2 and found['collectives_gb'] == pytest.approx(4 * square / 1e9)
+
+
+def test_what_a_loop_sends_counts_in_each_round():
+    sums = PROGRAM.replace('dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}', 'all-reduce(%x)')
+    found = step.roofline(sums, 1e9, 1e9)
+    assert found['collectives'] == 2 + 5
+    assert found['collectives_gb'] == pytest.approx((2 * 2 * 16 * 16 * 4 + 5 * 2 * 8 * 8 * 4) / 1e9)
 
 
 def test_what_does_not_fit_is_said():
@@ -343,6 +364,13 @@ def test_more_random_examples_than_fit_are_refused(make):
         UserError, match='^data.batch_size: Batches of this size need [0-9,]+00,000,000 random examples.'
     ):
         make(300, 10**9, 32)
+
+
+def test_an_lstm_is_measured_without_shared_contexts(partitioner):
+    examples, head = work.questions(300, 64, 32), ClassifierHead('multiple_choice', 1, 0.1)
+    base = Architecture('lstm', {'layers': 1, 'width': 16, 'units': 24, 'n_positions': 32})
+    of = work.finetuning(finetune.get_config(), base, 300, head, examples, partitioner)
+    assert 'context_ids' not in of.batches.batch_at(0)
 
 
 def test_a_cycle_repeats_the_first_batches(partitioner):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import shutil
+import types
 import weakref
 
 import numpy as np
@@ -20,7 +21,9 @@ from gpt1_jax.data.labelled.token_folder import write_tokens
 from gpt1_jax.errors import DivergedError, UserError
 from gpt1_jax.report import collect, results
 from gpt1_jax.report.results import Result, Score
+from gpt1_jax.saved_models import store
 from gpt1_jax.tasks import evaluate, finetune, pretrain, sweep
+from gpt1_jax.training import side_by_side
 from helpers import SUBJECTS
 
 pytestmark = pytest.mark.slow
@@ -146,7 +149,7 @@ def table(scores, examples, averages=(), left_out=()):
 def test_the_summary_of_hand_made_scores():
     given = [
         *scores('rte', 'accuracy', [0.5, 0.9, 0.6], [0.4, 0.8, 0.1]),
-        *scores('rte', 'accuracy', [0.3, 0.2], [0.3, 0.2], variant='scratch'),
+        *scores('rte', 'accuracy', [0.3, 0.2], [0.4, 0.1], variant='scratch'),
         *scores('mnli', 'accuracy', [0.7, 0.5], split='dev_mismatched'),
         *scores('race', 'accuracy', [0.25], [0.125], subset='high'),
         *scores('race', 'accuracy', [0.99], split='test'),  # not a dev set
@@ -454,6 +457,16 @@ def test_runs_side_by_side_are_those_of_one_after_the_other(folder, two_seeds):
     log = lambda name: (folder / name / 'sst2' / 'seed1' / 'metrics.jsonl').read_text().splitlines()
     losses = lambda name: [line['loss'] for line in map(json.loads, log(name)) if 'loss' in line]
     assert losses('side_by_side') == losses('two')
+
+
+def test_the_widest_model_says_whether_runs_go_side_by_side(tmp_path, monkeypatch):
+    widths, found = {'narrow': 128, 'wide': 768, 'middle': 256}, []
+    sizes = lambda base: types.SimpleNamespace(architecture=types.SimpleNamespace(sizes={'width': widths[base]}))
+    monkeypatch.setattr(store, 'open_model', sizes)
+    monkeypatch.setattr(side_by_side, 'number', lambda workers, runs, width: found.append((workers, runs, width())))
+    monkeypatch.setattr(side_by_side, 'each', lambda *arguments: [])
+    sweep._run_all({base: types.SimpleNamespace(init_from=base) for base in widths}, tmp_path, 0)
+    assert found == [(0, 3, 768)]
 
 
 def test_a_suite_of_an_earlier_version_is_evaluated_again_but_not_trained(folder, two_seeds):
