@@ -257,6 +257,7 @@ def test_parameters_and_flops_of_the_paper_s_size_by_hand():
     assert products == 24_641_536
     assert count == 40_003 * 768 + products + 4 * 2048 + 768 == 55_372_800
     assert built().flops_per_token() == 3 * 2 * (products + 40_003 * 768) == 332_183_040
+    assert built().flops_per_token(lm_head=False) == 3 * 2 * products
 
 
 def test_new_models_remember_at_first():
