@@ -1,11 +1,13 @@
 """The generate task on a small random model: files, streams, prompts of any length, and a user's mistakes."""
 
+import functools
 import io
 import json
 import os
 import random
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -164,6 +166,18 @@ def test_the_context_cuts_max_tokens(saved, tmp_path):
     assert cut['text'].startswith(row['text'])
 
 
+@pytest.mark.parametrize(
+    ('tokens', 'limit', 'end'), [(10, 30, 'max_tokens'), (12, 32, 'max_tokens'), (31, 32, 'context')]
+)
+def test_a_prompt_leaves_room_for_one_token_at_least(tokens, limit, end):
+    of = types.SimpleNamespace(encode_batch=lambda texts: [np.arange(int(text)) for text in texts])
+    rows_of = functools.partial(generate.make_rows, name='prompt', tokenizer=of, context=32, samples=1, max_tokens=20)
+    [row] = rows_of(str(tokens))
+    assert (row.limit, row.end) == (limit, end)
+    with pytest.raises(UserError, match='^prompt: It has 32 tokens, but the model has 32 positions'):
+        rows_of('32')
+
+
 def test_interactive_answers_lines_and_outlives_a_mistake(saved, tmp_path, monkeypatch, capsys):
     lines = ['ship wave\n', ' '.join(WORDS * 9) + '\n', 'barn']
     typed = io.BytesIO(''.join(lines[:2]).encode() + b'\xff\n' + lines[2].encode())
@@ -229,6 +243,9 @@ def test_mistakes_in_files(saved, tmp_path):
     for path, message in ((empty, 'is empty'), (broken, 'not UTF-8 at byte 5'), (long, r'lon\{g\}, line 2: ')):
         with pytest.raises(UserError, match=message):
             generate.run(config_for(saved, prompts=str(path)), tmp_path / 'out')
+    long.write_text('ship\nwave')
+    with pytest.raises(UserError, match='samples: 500,001 of each prompt are too many for one run'):
+        generate.run(config_for(saved, prompts=str(long), samples=500_001), tmp_path / 'out')
     (tmp_path / 'bare').mkdir()
     for name in ('model.json', 'tokenizer'):
         os.symlink(saved[0] / name, tmp_path / 'bare' / name)
