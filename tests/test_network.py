@@ -44,6 +44,23 @@ def test_any_status_is_an_answer():
         assert network.unreachable(server.url) == ''
 
 
+def test_what_is_no_http_is_an_answer_too():
+    """A library that asks next may understand it: it has proxies and certificates of its own."""
+    with running(Server()) as server:
+        assert network.unreachable(server.url.replace('http', 'https')) == ''
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+
+        def answer():
+            with listener.accept()[0] as connection:
+                connection.recv(2**16)
+                connection.sendall(b'220 ready\r\n')
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert network.unreachable(f'http://127.0.0.1:{listener.getsockname()[1]}') == ''
+        thread.join()
+
+
 def test_one_that_refuses_or_is_silent(silent):
     refused, late = network.unreachable(closed()), network.unreachable(silent)
     assert 'http://127.0.0.1:' in refused and 'Connection refused' in refused
@@ -68,6 +85,7 @@ def test_a_name_that_nobody_knows():
 
 def test_within():
     assert network.within(5, lambda: 3) == 3
+    assert network.within(5, lambda: threading.current_thread().daemon)  # else the program would wait for it
     with pytest.raises(KeyError, match='a'):
         network.within(5, lambda: {}['a'])
     release = threading.Event()
@@ -80,4 +98,4 @@ def test_within():
 
 def test_what_is_no_url():
     for url in ('', 'localhost', '://', 'http://'):
-        assert 'cannot be reached' in network.unreachable(url)
+        assert 'cannot be reached' in network.unreachable(url) and 'None' not in network.unreachable(url)
