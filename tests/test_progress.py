@@ -48,6 +48,24 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     assert 'loss 1.2500, 1,234 tokens/s, MFU 50.0%' in shown
 
 
+def test_a_pace_that_is_not_known_yet_is_not_told(clock, capsys):
+    progress = Progress(3, 0, 'pretrain')
+    for step in (1, 1, 2, 3):  # it waits long for the second step, and no time goes by between the last two
+        progress.update(step)
+        clock.now += 20 * (step == 1)
+    quick = Progress(2, 0, 'quick')
+    for step in (1, 2):
+        quick.update(step)
+    assert capsys.readouterr().err.splitlines() == [
+        'pretrain: step 1/3',
+        'pretrain: step 1/3',
+        'pretrain: step 2/3, 0:00:40 left',
+        'pretrain: step 3/3, 0:00:00 left',
+        'quick: step 1/2',
+        'quick: step 2/2',
+    ]
+
+
 def test_progress_in_bytes(clock, capsys):
     progress = Progress(40_000_000, 10_000_000, 'encoding', unit='B')
     for done in (12_000_000, 14_000_000, 36_000_000, 38_000_000, 44_000_000):  # the size was only about right
@@ -106,6 +124,7 @@ def test_a_part_that_resumes_on_a_terminal_vanishes_at_its_end(monkeypatch, caps
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     progress = Progress(100, 0, 'evaluating', unit='example', part=True)
     progress.resume(60)
+    assert progress._bar.format_dict['initial'] == 60  # from where it counts the pace
     progress.update(100)
     progress.close()
     shown = capsys.readouterr().err
@@ -119,6 +138,8 @@ def test_waiting_says_how_long_it_has_been(monkeypatch, capsys):
             time.sleep(0.1 * show)
     lines = capsys.readouterr().err.splitlines()
     assert lines and set(lines) == {'compiling the step: 0:00:00 so far'}
+    time.sleep(0.2)
+    assert len(capsys.readouterr().err.splitlines()) <= 1  # no more, when it is over, than was under way
 
 
 def test_that_nobody_reads_it_any_more_does_not_end_the_work(clock, monkeypatch):
@@ -135,9 +156,14 @@ def test_that_nobody_reads_it_any_more_does_not_end_the_work(clock, monkeypatch)
 
 
 @pytest.mark.parametrize('terminal', [False, True])
-def test_other_processes_show_nothing(monkeypatch, capsys, terminal):
+@pytest.mark.parametrize('quiet', [False, True])
+def test_other_processes_show_nothing(monkeypatch, capsys, terminal, quiet):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: terminal, raising=False)
-    progress = Progress(10, 0, 'pretrain', show=False)
+    monkeypatch.setattr(progress_module, 'quiet', quiet)
+    monkeypatch.setattr(progress_module, '_LINE_SECONDS', 0.01)
+    progress = Progress(10, 0, 'pretrain', show=quiet)
     progress.update(1, loss=1.0)
     progress.close()
+    with progress_module.waiting('compiling the step', show=quiet):
+        time.sleep(0.05)
     assert capsys.readouterr().err == ''
