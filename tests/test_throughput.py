@@ -65,6 +65,7 @@ def test_mfu_of_gpt1_by_hand():
         ('NVIDIA H100 PCIe', 756),
         ('NVIDIA H100 NVL', 835),
         ('NVIDIA H200', 989),
+        ('NVIDIA H200 NVL', 835),
         ('NVIDIA L4', 121),
     ],
 )
