@@ -14,7 +14,8 @@ PAIRS = {'train': [(15, 25), (30, 50)], 'dev': [(10, 10)]}  # characters
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """mrpc; story_cloze, two examples with two endings, one of them for dev; rte without labels in train."""
+    """mrpc; story_cloze, two examples with two endings, one of them for dev; rte without labels in train; cola that
+    cannot be read."""
     folder = tmp_path_factory.mktemp('cost')
     pair = lambda first, second, label=1: {'sentence1': 'a' * first, 'sentence2': 'b' * second, 'label': label}
     story = lambda *sizes: {'context': 'a' * sizes[0], 'endings': ['b' * sizes[1], 'c' * sizes[2]], 'label': 1}
@@ -24,6 +25,8 @@ def source(tmp_path_factory):
         ('mrpc', 'test', 3 * [pair(99, 99, -1)]),
         ('rte', 'train', [pair(4, 4, -1)]),
         ('rte', 'dev', [pair(4, 4), pair(5, 5)]),
+        ('cola', 'train', [{'text': 'of another set'}]),
+        ('cola', 'dev', [{'text': 'of another set'}]),
         ('story_cloze', 'validation', [story(8, 4, 4), story(16, 4, 8)]),
     ):
         (folder / name).mkdir(exist_ok=True)
@@ -46,6 +49,7 @@ def test_a_story_is_read_once_or_with_each_ending(source):
     assert cost.labelled_set('story_cloze', source, 512) == LabelledSet({'train': 1, 'dev': 1}, once / 2, each / 2, '')
     cut = cost.labelled_set('story_cloze', source, 6)
     assert (cut.tokens, cut.separate) == (once / 2, 4 * 6 / 2)
+    assert cost.labelled_set('story_cloze', source, 3).tokens == ((2 + 3 + 3) + (3 + 3 + 3)) / 2
 
 
 def test_a_set_that_is_not_there_or_has_no_labels_is_named(source):
@@ -53,6 +57,8 @@ def test_a_set_that_is_not_there_or_has_no_labels_is_named(source):
     assert gone.examples == {} and gone.problem == f'{source} has no folder for it'
     assert unlabelled.examples == {'dev': 2}  # which is enough for zero-shot scores
     assert 'train' in unlabelled.problem
+    unread = cost.labelled_set('cola', source, 512)
+    assert unread == LabelledSet({}, 0.0, 0.0, unread.problem) and '/train.jsonl' in unread.problem
 
 
 def test_the_work_of_runs():
@@ -77,6 +83,9 @@ def test_zero_shot_scores_are_of_all_examples_where_nothing_is_held_out():
     assert cost.zero_shot_tokens('dpr', of_set, None) == pytest.approx(30 * 1871 / 3)
     of_set.examples['test'] = 564
     assert cost.zero_shot_tokens('dpr', of_set, None) == pytest.approx(30 * 564 / 3)
+    assert cost.zero_shot_tokens('dpr', of_set, 100) == pytest.approx(30 * 100 / 3)
+    del of_set.examples['train']  # which cannot be read
+    assert cost.zero_shot_tokens('story_cloze', of_set, None) == pytest.approx(30 * 374 / 3)
 
 
 @pytest.mark.parametrize(('log', 'every'), [(0, 0), (1, 0), (5, 0), (0, 300), (3, 500)])
@@ -112,7 +121,10 @@ def test_the_steps_of_a_run_fit_their_counter():
 
 @pytest.mark.parametrize(
     ('share', 'limit', 'number', 'expected'),
-    [(1.0, None, 9, 9), (0.07, None, 100, 7), (0.29, None, 100, 29), (0.01, None, 101, 2), (0.5, 30, 40, 15)],
+    [
+        *((1.0, None, 9, 9), (0.07, None, 100, 7), (0.29, None, 100, 29), (0.01, None, 101, 2), (0.5, 30, 40, 15)),
+        *((1.0, 50, 40, 40), (1.0, None, 32, 32), (1.0, None, 31, 31)),
+    ],
 )
 def test_a_share_of_the_training_examples_is_rounded_up(share, limit, number, expected):
     """Of these, 0.07 * 100 and 0.29 * 100 are not exact in floating point."""
