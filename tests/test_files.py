@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import sys
+import types
 
 import pytest
 from etils import epath
@@ -32,6 +34,9 @@ def test_json(tmp_path):
     path.write_text('{"a": [1')
     with pytest.raises(UserError, match='file.json: The file is damaged'):
         files.read_json(path)
+    for encoding in ('utf-8', 'utf-8-sig', 'utf-16'):
+        path.write_bytes('{"a": "ä", "a": "ä"}'.encode(encoding))  # one value, though it is there twice
+        assert files.read_json(path) == {'a': 'ä'}
 
 
 @pytest.mark.parametrize(
@@ -122,10 +127,26 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         files.make_directory(epath.Path(tmp_path / 'file' / 'c'))
 
 
-def test_a_missing_package_is_named():
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     assert files.import_package('json', 'nothing works') is json
     with pytest.raises(UserError, match='no_such_package: This package is not installed, and no wheel turns without'):
         files.import_package('no_such_package', 'no wheel turns')
+    (tmp_path / 'of_two.py').write_text('import no_such_part')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match='^no_such_part: This package is not installed'):
+        files.import_package('of_two', 'no wheel turns')
+
+
+def test_tensorflow_leaves_an_accelerator_to_jax(monkeypatch):
+    hidden = []
+
+    def hide(devices, kind):
+        hidden.append((devices, kind))
+        raise RuntimeError('Visible devices cannot be modified after being initialized')
+
+    tensorflow = types.SimpleNamespace(config=types.SimpleNamespace(set_visible_devices=hide))
+    monkeypatch.setitem(sys.modules, 'tensorflow', tensorflow)
+    assert files.import_tensorflow() is tensorflow and hidden == [([], 'GPU')]
 
 
 def test_package_versions():
@@ -199,6 +220,7 @@ def test_a_file_of_an_owner_without_a_name_has_a_size(tmp_path):
             OSError(errno.EIO, 'Input/output error', '/a'),
             '/a: It cannot be read or written (Input/output error). Check the path and its disk.',
         ),
+        (OSError(errno.EBADF, 'Bad file descriptor', 7), 'file: It cannot be read or written (Bad file descriptor). '),
         (OSError(errno.ENOSPC, 'No space left'), 'file: It cannot be read or written (No space left). Make room, or'),
         (OSError('of a library'), ''),
         (ValueError('of the program'), ''),
