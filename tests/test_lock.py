@@ -1,5 +1,6 @@
 """One holder of a folder: on a local disk by the kernel, elsewhere by a heartbeat; what a crash leaves behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -70,7 +71,8 @@ def test_a_second_process_is_told_of_the_first_until_that_is_killed(tmp_path, wh
     with lock.hold(folder):  # at once: nobody has to delete anything
         lock.check(folder)
         assert json.loads((tmp_path / 'run' / lock.NAME).read_text())['pid'] == os.getpid()
-    assert not (tmp_path / 'run').exists() or os.listdir(tmp_path / 'run') == []
+    left = os.listdir(tmp_path / 'run') if (tmp_path / 'run').exists() else []
+    assert all(name.startswith(f'{lock.NAME}.') for name in left)  # of a beat in which the first was killed
 
 
 def test_what_is_held_is_held_once_and_left_as_it_was(tmp_path, where):
@@ -80,7 +82,12 @@ def test_what_is_held_is_held_once_and_left_as_it_was(tmp_path, where):
             assert (folder / lock.NAME).exists() and (folder / 'c' / lock.NAME).exists()
         assert os.listdir(folder) == [lock.NAME]
         (tmp_path / 'a' / 'kept').write_text('')
+        with lock.hold(tmp_path / 'not' / 'made', write=False):
+            assert os.listdir(tmp_path) == ['a']
     assert os.listdir(tmp_path / 'a') == ['kept']  # empty folders that it made go again
+    with lock.hold(tmp_path / 'c' / 'd'):
+        pass
+    assert os.listdir(tmp_path) == ['a']
     with pytest.raises(ZeroDivisionError), lock.hold(folder):
         raise ZeroDivisionError
     assert os.listdir(tmp_path / 'a') == ['kept']
@@ -103,6 +110,26 @@ def test_a_folder_that_is_removed_or_taken_over_is_noticed(tmp_path, where):
     lock.check(tmp_path)  # nobody holds it
 
 
+def test_a_lock_that_another_has_taken_is_left_to_it(tmp_path, where, monkeypatch):
+    monkeypatch.setattr(lock, 'BEAT_SECONDS', 60.0)
+    path = tmp_path / lock.NAME
+    path.write_text('longer than what comes in its place' * 100)
+    with lock.hold(tmp_path):
+        assert json.loads(path.read_text())['pid'] == os.getpid()
+        path.unlink()
+        path.write_text(json.dumps(other()))
+    assert json.loads(path.read_text()) == other()
+
+
+def test_a_folder_that_cannot_be_seen_for_a_moment_is_not_gone(tmp_path, monkeypatch):
+    def stat(path, **options):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    with lock.hold(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(lock.os, 'stat', stat)
+        lock.check(tmp_path)
+
+
 def test_processes_that_do_not_see_the_folder_of_the_first_say_so(tmp_path, monkeypatch):
     lock.check_shared(tmp_path / 'nowhere')  # alone
     monkeypatch.setattr(lock.time, 'sleep', pytest.fail)  # on one machine a file that is not seen never will be
@@ -118,6 +145,13 @@ def test_processes_that_do_not_see_the_folder_of_the_first_say_so(tmp_path, monk
         monkeypatch.setattr(lock, '_machine', lambda: next(machines))
         monkeypatch.setattr(lock.time, 'sleep', lambda seconds: shutil.copytree(tmp_path / 'a', tmp_path / 'd'))
         lock.check_shared(tmp_path / 'd')  # soon, as on a network file system
+        shutil.rmtree(tmp_path / 'd')
+        monkeypatch.setattr(lock, '_machine', lambda: '')  # unknown: it need not be the same one
+        said[0] = [said[0][0], '']
+        lock.check_shared(tmp_path / 'd')
+
+
+NOBODY = 2**22 + 1  # beyond the ids of processes
 
 
 def other(**changes):
@@ -138,8 +172,9 @@ def test_a_heartbeat_that_stops_is_stale_and_one_that_goes_on_is_not(tmp_path, m
             path.write_text(then)
 
     of_no_process = json.dumps(other(machine=lock._machine(), pid=2**70))
-    # Of another machine, which may live; and damaged ones.
-    for written in (json.dumps(other()), of_no_process, '{"host": 7}', '[' * 100_000, '', '\xff'):
+    # Of another machine, where they may live; and damaged ones.
+    elsewhere = json.dumps(other()), json.dumps(other(pid=NOBODY))
+    for written in (*elsewhere, of_no_process, '{"host": 7}', '[' * 100_000, '', '\xff'):
         for then, lives in (('', False), (None, False), (json.dumps(other(beats=2, pid=8)), True)):  # noqa: B007
             path.write_text(written, 'latin-1')
             beats.clear()
@@ -151,12 +186,18 @@ def test_a_heartbeat_that_stops_is_stale_and_one_that_goes_on_is_not(tmp_path, m
                     with lock.hold(tmp_path):
                         assert len(beats) > 1
             path.unlink(missing_ok=True)
-    for dead in (other(machine=lock._machine(), pid=os.getpid()), other(machine=lock._machine(), pid=2**22 + 1)):
+    for dead in (other(machine=lock._machine(), pid=os.getpid()), other(machine=lock._machine(), pid=NOBODY)):
         path.write_text(json.dumps(dead))
         beats.clear()
         monkeypatch.setattr(lock.time, 'sleep', beats.append)
         with lock.hold(tmp_path):  # no wait for what cannot live
             assert beats == [0.0]
+    foreign = lambda pid, signal: (_ for _ in ()).throw(PermissionError(errno.EPERM, 'Operation not permitted'))
+    monkeypatch.setattr(lock.os, 'kill', foreign)  # a process of another user
+    assert not lock._is_dead(dead)
+    monkeypatch.undo()
+    monkeypatch.setattr(lock, '_machine', lambda: '')
+    assert not lock._is_dead(other(machine='', pid=NOBODY))
 
 
 def test_of_two_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
@@ -172,7 +213,7 @@ def test_where_the_kernel_keeps_locks(tmp_path, monkeypatch):
     assert not lock._is_of_this_machine(epath.Path('gs://bucket/run/lock.json'))
     mounts = tmp_path / 'mounts'
     mounts.write_text(
-        '/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n'
+        '/dev/sda / ext4 rw 0 0\n/dev/sdc /home ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n'  # the later one is seen
         '/dev/sdb /home/me/with\\040space xfs rw 0 0\nbooks /bucket fuse.gcsfuse rw 0 0\n'
         'server:/b /b\udcff\xfc nfs4 rw 0 0\n',  # bytes that are no UTF-8 too
         errors='surrogateescape',
@@ -183,6 +224,8 @@ def test_where_the_kernel_keeps_locks(tmp_path, monkeypatch):
         for folder in ('/', '/homely', '/home', '/home/me', '/home/me/with space/run', '/bucket/a', '/b\udcff\xfc/a')
     }
     assert list(found.values()) == [True, True, False, False, True, False, False]
+    (tmp_path / 'link').symlink_to('/home')
+    assert not lock._is_of_this_machine(epath.Path(tmp_path / 'link') / lock.NAME)
 
 
 def test_a_file_system_without_locks_has_heartbeats(tmp_path, monkeypatch):
