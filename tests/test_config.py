@@ -13,12 +13,14 @@ from configs import (
     ablation,
     benchmark,
     compile as compile_config,
+    convert,
     evaluate,
     finetune,
     generate,
     layer_transfer,
     pretrain,
     quickstart,
+    report,
 )
 from gpt1_jax import config as common, peers
 from gpt1_jax.errors import UserError
@@ -102,6 +104,12 @@ def test_variants_have_any_names():
         ('data.share', 0.0, 'more than 0 and at most 1'),
         ('data.share', 1.5, 'more than 0 and at most 1'),
         ('data.score_train', -1, '0 or more'),
+        ('checkpoint.keep_every', -1, '0 or more'),
+        ('model.init_std', 0.0, 'more than 0'),
+        ('optimizer.warmup_fraction', 1.0, 'from 0 to below 1'),
+        ('log.zero_shot.limit', 0, 'at least 1'),
+        ('mesh.shape', (0.5, 1, 1), 'Each must be a whole number'),
+        ('mesh.shape', (float('inf'), 1, 1), 'Each must be a whole number'),
     ],
 )
 def test_senseless_values_are_named(key, value, words):
@@ -193,6 +201,10 @@ def test_values_of_the_parts_are_checked_too():
         (compile_config, 'data.finetune_batch_size', 10**12),
         (compile_config, 'entries', -1),
         (benchmark, 'minutes', 1e308),
+        (benchmark, 'minutes', 0.0),
+        (generate, 'temperature', 1e-31),
+        (generate, 'top_p', 1e-31),
+        *((generate, 'prompts', 'http://x/y'), (report, 'runs', 's3://x'), (convert, 'target', 'hf:http://x')),
     ],
 )
 def test_keys_of_a_single_task_are_checked_too(of, key, value):

@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 from etils import epath
 
-from configs import evaluate, finetune, pretrain
+from configs import evaluate, finetune, pretrain, zero_shot
 from gpt1_jax.config import _BEFORE, MAY_CHANGE, as_json
 from gpt1_jax.errors import UserError
 from gpt1_jax.workdir import check_workdir, keep_content, open_workdir
@@ -21,6 +21,7 @@ def test_a_run_goes_on_with_other_workers_but_not_other_data(tmp_path):
     open_workdir(config, workdir, write=True)
     (workdir / 'checkpoints').mkdir()
     config.data.workers, config.mesh.strategy, config.log.every = 3, 'fsdp', 7
+    config.optimizer.on_divergence = 'rollback'
     open_workdir(config, workdir, write=True)
     config.data.batch_size = 32
     with pytest.raises(UserError, match=r'another config \(data.batch_size: 64 there, 32 now\)'):
@@ -110,6 +111,12 @@ def test_a_key_of_one_side_alone_is_a_difference(tmp_path, there, now, differenc
         open_workdir(ml_collections.ConfigDict(now), unfinished(tmp_path, there), write=True)
 
 
+def test_a_source_that_is_none_is_a_difference(tmp_path):
+    workdir = unfinished(tmp_path, {'task': 'pretrain', 'data': {'source': 3}})
+    with pytest.raises(UserError, match='data.source: 3 there'):
+        open_workdir(pretrain.get_config(), workdir, write=True, fingerprint=lambda uri: uri.upper())
+
+
 def test_a_run_without_its_config_is_refused(tmp_path):
     workdir = unfinished(tmp_path, {})
     (workdir / 'config.json').unlink()
@@ -163,6 +170,26 @@ def test_a_path_may_be_written_in_another_way(tmp_path, monkeypatch, task):
     refused(config, workdir)
 
 
+def test_the_folder_of_the_shards_may_be_written_in_another_way(tmp_path, monkeypatch):
+    config = of_source('text:/books')
+    config.data.output = str(tmp_path / 'shards')
+    workdir = begun(tmp_path, config)
+    monkeypatch.chdir(tmp_path)
+    config.data.output = 'shards'
+    open_workdir(config, workdir, write=True)  # it raises otherwise
+    config.data.output = 'others'
+    refused(config, workdir)
+
+
+def test_findings_of_zero_shot_scores_belong_to_their_config(tmp_path):
+    config, workdir = zero_shot.get_config(), epath.Path(tmp_path)
+    open_workdir(config, workdir, write=True)
+    (workdir / 'zero_shot.json').write_text('[]')
+    open_workdir(config, workdir, write=True)  # it raises otherwise
+    config.init_from = '/another'
+    refused(config, workdir)
+
+
 @pytest.mark.parametrize('path', ['a\0b', '\ud800'])
 def test_what_is_no_path_is_a_difference(tmp_path, path):
     message = refused(of_source('text:/a'), begun(tmp_path, of_source(f'text:{path}')))
@@ -184,7 +211,7 @@ def test_a_source_that_moved_goes_on_where_its_content_is_the_same(tmp_path):
     assert 'ln -s' not in refused(of_source('shards:/nowhere'), workdir, **known)
 
 
-def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_path):
+def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_path, monkeypatch):
     tmp_path /= 'a b'
     tmp_path.mkdir()
     workdir = begun(tmp_path, of_source('shards:/a'))
@@ -194,6 +221,10 @@ def test_a_run_that_kept_no_fingerprint_goes_on_where_both_places_are_there(tmp_
     known = dict(fingerprint=lambda uri: content.get(uri, ''))
     message = refused(of_source(moved), workdir, **known)
     assert message.endswith(f"make a link at the old one (ln -s '{tmp_path}' /a) and give the old value.")
+    monkeypatch.chdir(tmp_path.parent)
+    assert f"(ln -s '{tmp_path}' /a)" in refused(of_source('shards:a b'), workdir)
+    assert 'ln -s' not in refused(of_source(f'text:{tmp_path}'), workdir)
+    assert 'ln -s' not in refused(of_source(str(tmp_path)), begun(tmp_path / 'of_none', of_source('')))
     content['shards:/a'] = 'one'  # the link
     for _ in range(2):
         open_workdir(of_source(moved), workdir, write=True, **known)
@@ -236,6 +267,10 @@ def test_the_refusal_of_a_longer_run_says_how_to_train_on(tmp_path):
     longer = of_source('text:/books')
     longer.data.epochs = 200.0
     assert f'--config.init_from={text} --config.data.source=shards:{text}/shards ' in refused(longer, text)
+    longer.data.output = '/shards'
+    apart = begun(tmp_path / 'apart', longer)
+    longer.data.epochs = 300.0
+    assert f'--config.init_from={apart} --config.data.source=shards:/shards ' in refused(longer, apart)
     tuned = begun(tmp_path / 'tuned', of_source('files:/a', 'finetune'))
     longer = of_source('files:/a', 'finetune')
     longer.data.epochs = 9.0
