@@ -131,16 +131,36 @@ def test_one_that_is_killed_is_named_by_all(processes, sockets, ended, killed, m
 def test_one_that_is_silent_is_named_by_all(ended, sockets):
     first, others = sockets
     there = [Peers(NAMES, process, first if process == 0 else {0: others[process]}) for process in (0, 1, 2)]
-    there[2].wait_until_all_are_heard()  # 0 tells 2 that 3 is silent
+    wait_for(lambda: there[2]._others_silent > 5 * peers._PULSE)  # 0 tells 2 that 3 is silent
+    there[2].wait_until_all_are_heard()
+    assert there[2]._ended
     wait_for(lambda: len(ended) >= 3)
     words = 'process 3 (host-3): It has not answered for 0 s. Run the same command again on all hosts to resume.'
     assert set(ended) == {(75, words)}
+
+
+def test_that_all_live_is_certain_after_three_pulses(processes, ended):
+    began = time.monotonic()
+    processes[1].wait_until_all_are_heard()
+    assert time.monotonic() - began >= 3 * peers._PULSE and not ended
 
 
 def test_what_ends_one_ends_all_with_its_status_and_words(processes, ended):
     processes[3]._say_end(2, 'error: data.source: There is none. Name one.')
     wait_for(lambda: len(ended) >= 3)
     assert set(ended) == {(2, 'process 3 (host-3): error: data.source: There is none. Name one.')}
+
+
+def test_one_whose_connection_is_reset_is_lost(ended, sockets):
+    """As by a host that is gone, before it has read all."""
+    process = Peers(NAMES[:2], 0, {1: sockets[0][1]})
+    sockets[1][1].recv(1)
+    sockets[1][1].close()
+    wait_for(lambda: ended)
+    assert [message for _, message in ended] == [
+        'process 1 (host-1): It was killed, or its host is gone. Run the same command again on all hosts to resume.'
+    ]
+    assert process._ended
 
 
 def test_those_that_have_taken_leave_are_not_missed(processes, sockets, ended):
