@@ -170,7 +170,6 @@ class Peers:
             self._end(**message)
         if 'left' in message:
             self._left.add(peer)
-            self._silent[peer] = 0.0
         if 'silent' in message and self.process:
             self._others_silent = message['silent']
         if 'value' in message:
