@@ -40,6 +40,13 @@ def test_jit_needs_no_context_for_constraints_to_act(strategy, shape, spec):
     assert function.__name__ == 'constrained'
 
 
+@pytest.mark.parametrize(
+    ('strategy', 'shape'), [('dp', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('tp', (1, 1, 8)), ('fsdp+tp', (1, 4, 2))]
+)
+def test_the_mesh_of_a_strategy_that_is_given_no_shape(strategy, shape):
+    assert tuple(Partitioner(strategy).mesh.shape.values()) == (1, *shape)
+
+
 def test_jit_takes_the_options_of_jax():
     partitioner = Partitioner('fsdp')
     x = jax.device_put(jnp.ones((8, 2)), partitioner.sharding('batch'))
@@ -107,6 +114,8 @@ def test_local_shards_come_to_their_places_in_any_order(mesh, local):
     [
         (('fdsp',), ['fdsp', 'dp, fsdp, tp, fsdp+tp']),
         (('dp', (3, 1, 1)), ['(3, 1, 1)', '8 devices']),
+        (('dp', (2, 1, 1)), ['(2, 1, 1)', '8 devices']),
+        (('dp', (0, -1, 1)), ['(0, -1, 1) is not valid']),
         (('dp', (-1, -1, 1)), ['-1']),
         (('dp', (8, 1)), ['(8, 1)']),
     ],
