@@ -124,7 +124,7 @@ def test_what_the_hub_refuses(server, status, code, match):
 
 def test_an_unknown_name(server):
     refused('no such folder here, and the hub has no model no-one/nothing', 'no-one/nothing')
-    refused('no such folder here', 'some--one/nothing')  # which the hub allows nobody
+    refused('the hub has no model some--one/nothing', 'some--one/nothing')  # which it allows nobody
 
 
 def test_no_network(server, caplog):
@@ -154,7 +154,9 @@ def test_offline_and_forbidden(server, monkeypatch):
     assert contents(again().get(WANTED)) == {name: FILES[name] for name in WANTED}
     refused('HF_HUB_OFFLINE is set', f'{NAME}@v2')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
-    assert contents(again(download=False).get(WANTED)) == {name: FILES[name] for name in WANTED}
+    commit = again(download=False).commit
+    for text in (NAME, f'{NAME}@{commit}'):
+        assert contents(again(text, download=False).get(WANTED)) == {name: FILES[name] for name in WANTED}
     assert server.asked == []
 
 
