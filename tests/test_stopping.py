@@ -42,6 +42,7 @@ def start(program, **options):
     return subprocess.Popen(
         [sys.executable, '-c', f'{PROGRAM}try:\n{body}\nexcept BaseException:\n    stopping.end_if_asked()\n'],
         cwd=ROOT,
+        env=os.environ | {'PYTHONUNBUFFERED': ''},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,6 +101,29 @@ def test_a_second_signal_does_not_wait():
     assert process.stdout.readline() == 'closing\n'
     process.send_signal(signal.SIGTERM)
     assert end(process) == (130, '', SENTENCE[130])
+
+
+def test_a_second_signal_does_not_wait_for_what_takes_no_notice_of_the_first():
+    process = start("""
+        stopping.GRACE = 60
+        stopping.unwind()
+        while True:
+            try:
+                wait()
+            except BaseException:
+                pass
+    """)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert process.stdout.readline() == 'ready\n'
+        process.send_signal(number)
+    assert end(process) == (130, '', SENTENCE[130])
+
+
+def test_a_process_whose_parent_speaks_for_it_says_nothing():
+    process = start('from gpt1_jax import progress\nprogress.quiet = True\nwait()')
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (75, '', '')
 
 
 def test_ctrl_c_in_training_is_a_request_and_ends_the_program_the_second_time():
