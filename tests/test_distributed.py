@@ -53,6 +53,7 @@ SRUN = {'SLURM_JOB_ID': '5000', 'SLURM_NTASKS': '16', 'SLURM_PROCID': '9', 'SLUR
         (SRUN | {'SLURM_STEP_NODELIST': 'alpha,beta'}, ('alpha', 16, 9)),
         (SRUN | {'SLURM_STEP_NODELIST': 'gpu-[1,3]'}, ('gpu-1', 16, 9)),
         ({'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}, None),
+        ({'TPU_WORKER_HOSTNAMES': 'a,', 'TPU_WORKER_ID': '0'}, None),
         ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, ('a', 2, 1)),
         ({'TPU_WORKER_HOSTNAMES': 'a,b'}, None),
         ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1', 'MEGASCALE_NUM_SLICES': '2'}, None),
