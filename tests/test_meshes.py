@@ -102,8 +102,8 @@ def made_on(work, mesh, settings):
     """(program, step -> its batch)"""
     partitioner = mesh.partitioner()
     if work in SIZES:
-        config = configured(pretrain.get_config('tiny'), settings)
-        config.model.update(kind=work, **SIZES[work])
+        config = configured(pretrain.get_config({'transformer': 'tiny', 'lstm': 'tiny_lstm'}[work]), settings)
+        config.model.update(SIZES[work])
         options = dict(batch_size=16, length=16, seed=0, accumulation=settings.accumulation)
         batches = PretrainingBatches(Split(), **options, placement=partitioner.placement)
         return program.pretraining(config, settings.vocab, 10, partitioner), batches.batch_at
