@@ -1,6 +1,7 @@
 """Eight host devices for every test. Must be set before JAX starts its backend."""
 
 import gc
+import importlib.metadata
 import logging as standard_logging
 import os
 import pathlib
@@ -15,8 +16,10 @@ os.environ['TRITON_INTERPRET'] = '1'  # runs the kernels for a GPU without one
 # through MLIR half of the rest.
 os.environ['XLA_FLAGS'] = (
     '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false'
+    '--xla_llvm_disable_expensive_passes=true'
 )
+if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 12):  # a later one knows no such flag
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'  # a missing axis is a mistake more often than not
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ['GCS_RETRY_CONFIG_INIT_DELAY_TIME_US'] = '10000'  # TensorFlow, which reads it first, would wait for a second
