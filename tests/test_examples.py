@@ -117,8 +117,8 @@ def test_ids_that_repeat_or_are_missing_become_numbers(tmp_path, caplog, column,
 
 
 def test_the_column_of_the_labels_has_no_ids(tmp_path, caplog):
-    dataset = custom_dataset(kind='classification', fields=['text'], labels=['x', 'y'], label_field='Index')
-    write_lines(tmp_path / 'train.jsonl', [{'text': 'a', 'Index': one, 'ID': f'n{one}'} for one in 'yx'])
+    dataset = custom_dataset(kind='classification', fields=['text'], labels=['x', 'y'], label_field='ID')
+    write_lines(tmp_path / 'train.jsonl', [{'text': 'a', 'ID': one, 'Index': f'n{one}'} for one in 'yx'])
     examples = load_files(dataset, tmp_path)
     assert examples.ids == ['ny', 'nx'] and examples.labels.tolist() == [1, 0] and not caplog.records
 
